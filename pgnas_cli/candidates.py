@@ -1,0 +1,122 @@
+"""Sub-networks as rows of bits: drawing them, packing them, and counting what they cost.
+
+Nothing is built to count. Two sizes are given everywhere:
+
+    paper   kept input slices of every gated layer, plus all that has no gate (Tables 3, 4, 7)
+    file    the tensors of the slim network, where channels that nobody reads are gone as well
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .concrete import hard_keep
+from .randomness import generator
+from .supernet import gates
+from .wiring import Wiring, is_fixed, wire
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What candidates cost; each a tensor (candidates,) of whole numbers."""
+
+    params: Tensor  # of the file: parameters of the slim network
+    paper_params: Tensor  # the paper's count
+    macs: Tensor  # multiply-adds of convolutions and linear layers, one image
+
+
+def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, seed: int) -> Tensor:
+    """Draw `count` candidates, bool (count, gates); the i-th is the same for every `count`."""
+    per_gate = drop_probability.cpu()[gates(network).group.cpu()]
+    rows = [
+        hard_keep(per_gate, generator=generator(seed, "candidate", index))
+        for index in range(count)
+    ]
+    return torch.stack(rows)
+
+
+def pack(keep: Tensor) -> Tensor:
+    """Eight gates in a byte: bool (candidates, gates) -> uint8 (candidates, ceil(gates / 8))."""
+    return torch.from_numpy(np.packbits(keep.cpu().numpy(), axis=1))
+
+
+def unpack(packed: Tensor, count: int) -> Tensor:
+    """The inverse of `pack`, for `count` gates."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=count)).bool()
+
+
+def slice_sizes(network: nn.Module) -> Tensor:
+    """Weights behind each gate, int64 (gates,): outputs x kernel area."""
+    modules = dict(network.named_modules())
+    sizes = []
+    for name, (first, last) in gates(network).spans.items():
+        weight = cast(Tensor, modules[name].weight)
+        sizes.append(torch.full((last - first,), weight.numel() // weight.shape[1]))
+    return torch.cat(sizes)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Parameters of the whole network, gates not counted."""
+    own = sum(parameter.numel() for parameter in network.parameters())
+    return own - (gates(network).drop_logit.numel() if hasattr(network, "gates") else 0)
+
+
+def expected_paper_params(network: nn.Module, drop_probability: Tensor) -> float:
+    """Mean of the paper's count over the posterior with these probabilities, (groups,)."""
+    per_gate = drop_probability.double().cpu()[gates(network).group.cpu()]
+    return parameter_count(network) - float((per_gate * slice_sizes(network)).sum())
+
+
+def count(network: nn.Module, keep: Tensor, *, rows: int = 256) -> Sizes:
+    """Sizes of the candidates `keep`, bool (candidates, gates), `rows` at a time."""
+    parts = [_count(network, wire(network, block)) for block in keep.split(rows)]
+    paper = parameter_count(network) - (~keep.cpu()).long() @ slice_sizes(network)
+    return Sizes(torch.cat([p for p, _ in parts]), paper, torch.cat([m for _, m in parts]))
+
+
+def whole_macs(network: nn.Module) -> int:
+    """Multiply-adds of the whole network for one image."""
+    everything = torch.ones(1, gates(network).count, dtype=torch.bool)
+    return int(count(network, everything).macs)
+
+
+def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
+    modules = dict(network.named_modules())
+    counted = set()
+    params = torch.zeros(len(wiring.live[0]), dtype=torch.int64)
+    macs = torch.zeros_like(params)
+    for position, node in enumerate(wiring.graph.nodes):
+        if node.kind not in ("mix", "norm", "channelwise") or not node.layer:
+            continue
+        module = modules[node.layer]
+        out = wiring.live[position].sum(1)
+        needed, constant = wiring.needed[position], wiring.constant[position]
+        varies = ~is_fixed(needed, constant)
+        pixels = int(np.prod(node.size, dtype=np.int64))
+        if node.kind == "mix":
+            weight = cast(Tensor, module.weight)
+            folds = wiring.folds[node.layer].any(1)
+            inputs = wiring.reads[node.layer].sum(1) + (folds if node.borders else 0)
+            area = weight[0, 0].numel()
+            weights = out * inputs * area * varies
+            bias = out * varies * (module.bias is not None or (folds & (not node.borders)))
+            own = weights + bias + out * (needed.any(1) & ~varies)
+            macs += weights * pixels
+        elif node.kind == "norm":
+            per_channel = sum(p.numel() for p in module.parameters()) // node.channels
+            own = out * torch.where(varies, per_channel, needed.any(1).long())
+        else:
+            per_channel = sum(p.numel() for p in module.parameters()) // node.channels
+            own = out * per_channel
+            if isinstance(module, nn.Conv2d):
+                macs += out * module.weight[0].numel() * pixels
+        if node.layer not in counted:
+            params += own
+            counted.add(node.layer)
+    untouched = parameter_count(network) - sum(
+        p.numel() for layer in counted for p in modules[layer].parameters(recurse=False)
+    )
+    return params + untouched, macs

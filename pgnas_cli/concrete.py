@@ -1,0 +1,126 @@
+"""The gate: its draw, its prior, and the layers that carry it.
+
+A gate sits on one input channel of a convolution or linear layer and multiplies it by a number in
+[0, 1]. Gates of a group share one drop probability, and **drop probability means the probability
+that a channel is removed**. The paper writes Bernoulli(p) for the mask in Eq. 11 and 13 and (1-p)
+for what is kept in Eq. 15; Table 4 (a larger prior strength gives fewer parameters) settles it.
+
+Masking the k-th input slice of a kernel is the same as zeroing its k-th input channel (Eq. 12-13),
+so the gate acts on the input. What stays is not rescaled by 1/(1-p): the weights are used as drawn.
+
+Training draws a relaxed gate (Eq. 16, where the printed log(log r) can only mean log(-log r)):
+
+    z = sigmoid((logit(p) + g1 - g2) / temperature),   g1, g2 ~ Gumbel,   g1 - g2 ~ Logistic
+    kept = 1 - z
+
+and a candidate a hard one: kept ~ Bernoulli(1 - p), the same for every image.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def logistic_noise(shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
+    """Standard logistic numbers: the difference of two Gumbel variables in Eq. 16."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float32)
+    # rand() is in [0, 1) on a grid of 2^-24: the clamp keeps the ends finite.
+    return uniform.clamp_(2.0**-25, 1 - 2.0**-24).logit_()
+
+
+def relaxed_keep(
+    drop_logit: Tensor,  # (gates,), log-odds of being dropped
+    noise: Tensor,  # (batch, gates), standard logistic
+    *,
+    temperature: float,  # > 0; towards 0 the draw becomes hard
+) -> Tensor:  # (batch, gates), in (0, 1): the share that is kept
+    """Eq. 16, differentiable in `drop_logit`; 1 - z written without the subtraction."""
+    return torch.sigmoid(-(drop_logit + noise) / temperature)
+
+
+def hard_keep(
+    drop_probability: Tensor,  # (gates,), in [0, 1]
+    *,
+    generator: torch.Generator,
+    rows: tuple[int, ...] = (),
+) -> Tensor:  # bool (*rows, gates), True stays
+    """Bernoulli draws of whole channels; probability 0 always keeps and 1 always drops."""
+    uniform = torch.rand(*rows, *drop_probability.shape, generator=generator)
+    return uniform.to(drop_probability.device) >= drop_probability
+
+
+def bernoulli_entropy(drop_logit: Tensor) -> Tensor:
+    """-p ln p - (1-p) ln(1-p) in nats, elementwise, from the log-odds of p.
+
+    Eq. 15 prints p log p alone; the full entropy is what Gal, Hron and Kendall (2017) derive.
+    The form used here stays exact where p is so near 0 or 1 that 1 - p rounds.
+    """
+    return F.softplus(drop_logit) - drop_logit * torch.sigmoid(drop_logit)
+
+
+def weight_cost(
+    squared_norm: Tensor,  # (groups,), sum of the squared weights behind the group's gates
+    drop_logit: Tensor,  # (groups,)
+    *,
+    l2: float,  # the paper's prior strength (Table 4)
+    constant: bool = False,
+) -> Tensor:  # (groups,), nats
+    """The weight term of Eq. 15: kept weights pay, dropped ones do not.
+
+    The printed factor 1/2 is absent: the published values of l2 belong to the released code, which
+    has none. `constant` is the ablation of Table 2, an ordinary l2 term that does not know p.
+    """
+    if constant:
+        return l2 * squared_norm
+    return l2 * torch.sigmoid(-drop_logit) * squared_norm
+
+
+def kl_divergence(
+    squared_norm: Tensor,  # (groups,)
+    drop_logit: Tensor,  # (groups,)
+    channels: Tensor,  # (groups,), gates in each group: K of Eq. 15
+    *,
+    l2: float,
+    images: float,  # N: training images times the augmentation factor
+    constant: bool = False,
+) -> Tensor:  # (), nats per image, up to a constant
+    """Divergence of the posterior from the prior, per image: what Eq. 15 adds to the loss."""
+    cost = weight_cost(squared_norm, drop_logit, l2=l2, constant=constant)
+    return (cost - channels * bernoulli_entropy(drop_logit)).sum() / images
+
+
+class Gated:
+    """Mixed into a layer's own class: multiplies the layer's input before its own forward.
+
+    `keep` says how the gates act, and nothing else does (not `training`): None is open, a vector
+    (channels,) is one mask for every image, a matrix (batch, channels) has a row per image.
+    """
+
+    keep: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Conv2d gives it
+        if self.keep is not None:
+            input = input * _shaped_like(self.keep, input, last=isinstance(self, nn.Linear))
+        return super().forward(input)  # type: ignore[misc,no-any-return]
+
+
+def _shaped_like(keep: Tensor, features: Tensor, *, last: bool) -> Tensor:
+    """`keep` with singleton axes, ready to multiply (batch, channels, ...) or (..., channels)."""
+    shape = [1] * features.dim()
+    shape[-1 if last else 1] = keep.shape[-1]
+    if keep.dim() == 2:
+        shape[0] = keep.shape[0]
+    return keep.view(shape).to(features.dtype)
+
+
+@lru_cache(maxsize=None)
+def gated_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """`layer_class` with gates, named Concrete + its name; one class for each layer class.
+
+    The layer keeps its own forward (timm's Conv2dSame pads, ScaledStdConv2d standardises), its
+    state-dict keys and its hooks, because the object stays and only its class changes.
+    """
+    name = f"Concrete{layer_class.__name__}"
+    return type(name, (Gated, layer_class), {"__module__": __name__, "ungated": layer_class})

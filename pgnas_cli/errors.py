@@ -1,0 +1,9 @@
+"""The one exception whose text is meant for the user."""
+
+
+class PgnasError(Exception):
+    """Something the user can put right: what was found, what is possible, what to do next.
+
+    The command line prints the text as one line and ends with status 1; nothing else in the
+    package is caught and reworded. What would be our own mistake is an `assert` instead.
+    """

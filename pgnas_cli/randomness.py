@@ -1,0 +1,41 @@
+"""Randomness without hidden state.
+
+Every draw is a pure function of the run's seed, of what the draw is for, and of whole numbers that
+say which one it is (epoch and image, step and rank, candidate). Nothing is read from or left in the
+global generators, so a run can stop between any two draws and go on, and the number of loader
+workers changes nothing.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derived_seed(seed: int, purpose: str, *coordinates: int) -> int:
+    """A 63-bit seed that depends on every argument; equal arguments give equal seeds."""
+    text = ":".join([purpose, str(seed), *map(str, coordinates)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, purpose: str, *coordinates: int) -> torch.Generator:
+    """A fresh CPU generator for one draw; see the module's text for what the arguments are."""
+    return torch.Generator().manual_seed(derived_seed(seed, purpose, *coordinates))
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed the global generators for a library that draws from them, and restore them after.
+
+    timm's image transforms draw from Python's and torch's global generators.
+    """
+    python_state, torch_state = random.getstate(), torch.random.get_rng_state()
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        torch.random.set_rng_state(torch_state)

@@ -1,0 +1,108 @@
+"""Find super-networks by name.
+
+A backbone is one function, named by an entry point of the group `pgnas.backbones`, that returns a
+`Backbone` record. Those of this package come through the same door as anybody else's. Listing them
+imports none of them.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from .errors import PgnasError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+GROUP = "pgnas.backbones"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a super-network is fitted; every field can be overridden on the command line."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "nesterov"  # a name of timm.optim
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    schedule: str = "cosine"  # a name of timm.scheduler
+    weight_decay: float = 5e-4  # of weights without gates; sets l2 where that is None
+    warmup_epochs: float = 1.0  # in which only the weights learn
+    initial_drop: float = 0.1  # drop probability at the start
+    drop_learning_rate: float = 0.05  # Adam on the drop logits
+    temperature: float = 0.2  # of the relaxed draw (Table 5)
+    l2: float | None = None  # prior strength, released convention; None: from weight_decay
+    kl_images: float | None = None  # N of Eq. 15; None: 10 x the images fitted, >= 500,000
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network, not yet gated, and what belongs to it."""
+
+    network: "nn.Module"
+    input_shape: tuple[int, int, int]  # channels, height, width of an image
+    recipe: Recipe = Recipe()
+    ungated: tuple[str, ...] = ()  # layers that the author wants without gates
+    options: dict[str, Any] = field(default_factory=dict)  # what else rebuilds the same network
+
+
+Builder = Callable[..., Backbone]
+
+
+def backbone_names() -> dict[str, str]:
+    """Registered names and the packages that they come from, without importing any."""
+    return {name: _package(entry) for name, entry in sorted(_entries().items())}
+
+
+def load_backbone(
+    name: str,
+    *,
+    classes: int,
+    input_shape: tuple[int, int, int],
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Build the backbone called `name` for `classes` and images of `input_shape`.
+
+    The initial weights are a function of `seed`.
+
+    Raises PgnasError for an unknown name (with the nearest known one) and for a backbone whose
+    package does not import.
+    """
+    entries = _entries()
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(entries))}"
+        raise PgnasError(f"no backbone named '{name}'; {hint}")
+    entry = entries[name]
+    try:
+        build: Builder = entry.load()
+    except Exception as error:  # a stranger's module may fail in any way
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}, {entry.value}) does not load: {error};"
+            " reinstall or remove that package"
+        ) from None
+    from .randomness import derived_seed, seeded_globals  # imports torch, as `build` just did
+
+    with seeded_globals(derived_seed(seed, "initial weights")):
+        return build(classes=classes, input_shape=input_shape, **(options or {}))
+
+
+def _entries() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+        other = found.get(entry.name)
+        if other is not None and other.value != entry.value:
+            raise PgnasError(
+                f"two packages offer a backbone named '{entry.name}': {_package(other)} and"
+                f" {_package(entry)}; remove one of them"
+            )
+        found[entry.name] = entry
+    return found
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "an unknown package"

@@ -1,0 +1,349 @@
+"""Cut a network down to a candidate: smaller tensors, same outputs.
+
+The work is done on the modules of a copy; the network's own forward stays. A `Cut` says what shape
+a module gets, and `reshape_` makes it so; both serve a network in memory and one that is rebuilt
+from a file. Three kinds of module come out:
+
+    narrow     the layer's own class with smaller tensors, picking its inputs from a wider one
+    constant   an operation whose inputs are all dropped: what it contributed, and nothing else
+    idle       an operation that nobody reads: zeros of the right size
+
+A constant input of a convolution is folded into it. Without padding it is a bias. Behind zero
+padding it is not (near the border fewer taps see it): there one plane of ones becomes an extra
+input channel whose weights are the sum over channels of constant times kernel, which is exact.
+
+Constants are read off the masked network itself, running its traced program once: they carry the
+very rounding that they replace.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .concrete import Gated
+from .errors import PgnasError
+from .graph import Graph, Node
+from .supernet import gates, masked
+from .wiring import Wiring, is_fixed, wire
+
+Layout = Literal["small", "fast"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The shape that one module gets."""
+
+    kind: Literal["mix", "norm", "channelwise", "constant", "idle"]
+    outputs: int  # channels that it writes
+    inputs: int = 0  # channels that it multiplies, a plane of ones included (mix)
+    picks: int = 0  # channels of the tensor that it picks its inputs from; 0: takes all as they come
+    plane: bool = False  # its last input is a plane of ones
+    bias: bool = False  # it has a bias (mix)
+
+
+class Narrow:
+    """Mixed into a layer's own class: picks the channels that the layer reads."""
+
+    read: Tensor | None  # int64 (inputs,), positions in the incoming tensor; None: all
+    plane: bool
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Conv2d gives it
+        axis = input.dim() - 1 if isinstance(self, nn.Linear) else 1
+        chosen = input if self.read is None else input.index_select(axis, self.read)
+        if self.plane:
+            chosen = torch.cat([chosen, torch.ones_like(input.narrow(axis, 0, 1))], axis)
+        return super().forward(chosen)  # type: ignore[misc,no-any-return]
+
+
+@lru_cache(maxsize=None)
+def narrow_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """`layer_class` that picks its inputs; one class for each layer class."""
+    return type(f"Narrow{layer_class.__name__}", (Narrow, layer_class), {"__module__": __name__})
+
+
+class Constant(nn.Module):
+    """Takes the place of an operation whose outputs do not depend on the image."""
+
+    def __init__(self, channels: int, module: nn.Module, *, value: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.value = nn.Parameter(torch.zeros(channels)) if value else None
+        self.window = _window(module) if isinstance(module, nn.Conv2d) else None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the layer that it replaces
+        value = input.new_zeros(self.channels) if self.value is None else self.value
+        if input.dim() == 2:
+            return value.expand(len(input), -1).clone()
+        grid = input[:, :1]
+        if self.window is not None:
+            pads, (down, right) = self.window
+            grid = F.pad(grid, pads)[:, :, ::down, ::right]
+        shape = (len(input), self.channels, *grid.shape[2:])
+        return value.view(1, -1, 1, 1).expand(shape).clone()  # in-place steps may follow
+
+
+def _window(module: nn.Conv2d) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """Padding less kernel overhang (left, right, top, bottom), and strides, of a convolution."""
+    reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    own_forward = type(module).forward is not nn.Conv2d.forward
+    if own_forward or module.padding == "same":  # pads to ceil(size / stride)
+        pads = (0, 0, 0, 0)
+    else:
+        before = (0, 0) if module.padding == "valid" else cast("tuple[int, int]", module.padding)
+        (top, left), (tall, wide) = before, reach
+        pads = (left, left - wide, top, top - tall)
+    return pads, cast("tuple[int, int]", tuple(module.stride))
+
+
+def slim(network: nn.Module, keep: Tensor, layout: Layout = "small") -> nn.Module:
+    """The candidate `keep`, bool (gates,), as a network of its own, in evaluation mode.
+
+    Same logits as `masked(network, keep)` in evaluation mode. Layout "small" stores and multiplies
+    only what is kept; "fast" has zero weights for dropped inputs where picking the kept ones out of
+    a shared tensor would cost more time than it saves.
+    """
+    wiring = wire(network, keep[None])
+    cuts = plan(network, wiring)
+    tensors = _tensors(network, keep, wiring, cuts)
+    smaller = reshape_(ungated_copy(network), cuts)
+    smaller.load_state_dict(tensors)
+    return arranged(smaller.eval(), layout)
+
+
+def ungated_copy(network: nn.Module) -> nn.Module:
+    """A copy of a super-network without its gates: the classes it had before."""
+    twin = copy.deepcopy(network, {id(gates(network)): None})
+    del twin.gates
+    for module in twin.modules():
+        if isinstance(module, Gated):
+            module.__dict__.pop("keep", None)
+            module.__class__ = cast(Any, type(module)).ungated
+    return twin
+
+
+# --- from wiring to shapes ---------------------------------------------------------------------
+
+
+def plan(network: nn.Module, wiring: Wiring) -> dict[str, Cut]:
+    """What becomes of each module of the first candidate in `wiring`."""
+    modules = dict(network.named_modules())
+    cuts: dict[str, Cut] = {}
+    for position, node in enumerate(wiring.graph.nodes):
+        if node.layer and node.layer not in cuts:
+            cut = _cut(modules[node.layer], node, position, wiring)
+            if cut is not None:
+                cuts[node.layer] = cut
+    return cuts
+
+
+def _cut(module: nn.Module, node: Node, position: int, wiring: Wiring) -> Cut | None:
+    live, needed = wiring.live[position][0], wiring.needed[position][0]
+    outputs = int(live.sum())
+    if node.kind == "channelwise":
+        return Cut("channelwise", outputs) if isinstance(module, nn.Conv2d) else None
+    if node.kind not in ("mix", "norm"):
+        return None
+    if bool(is_fixed(needed[None], wiring.constant[position])):
+        return Cut("constant" if bool(needed.any()) else "idle", outputs)
+    source = wiring.live[node.inputs[0]][0]
+    wanted = wiring.reads[node.layer][0] if node.kind == "mix" else live
+    picks = 0 if torch.equal(wanted, source) else int(source.sum())
+    if node.kind == "norm":
+        return Cut("norm", outputs, outputs, picks)
+    folds = bool(wiring.folds[node.layer].any())
+    plane = folds and node.borders
+    bias = cast(Any, module).bias is not None or (folds and not plane)
+    return Cut("mix", outputs, int(wanted.sum()) + plane, picks, plane, bias)
+
+
+def reshape_(network: nn.Module, cuts: dict[str, Cut]) -> nn.Module:
+    """Give the modules of `network` the shapes in `cuts`; the tensors' values are not set."""
+    for path, cut in cuts.items():
+        try:
+            module = network.get_submodule(path)
+        except AttributeError:
+            raise PgnasError(
+                f"the network has no layer '{path}' that the file describes; it was written by"
+                " another version of the backbone"
+            ) from None
+        if cut.kind in ("constant", "idle"):
+            replacement = Constant(cut.outputs, module, value=cut.kind == "constant")
+            _replace_(network, path, module, replacement)
+        else:
+            _shrink_(module, cut)
+    return network
+
+
+def _replace_(network: nn.Module, path: str, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` is registered."""
+    for parent in network.modules():
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def _shrink_(module: nn.Module, cut: Cut) -> None:
+    layer: Any = module
+    if cut.kind == "mix":
+        _resize_(layer, "weight", (cut.outputs, cut.inputs, *layer.weight.shape[2:]))
+        layer.bias = nn.Parameter(layer.weight.new_empty(cut.outputs)) if cut.bias else None
+        if isinstance(module, nn.Conv2d):
+            layer.in_channels, layer.out_channels = cut.inputs, cut.outputs
+        else:
+            layer.in_features, layer.out_features = cut.inputs, cut.outputs
+    elif cut.kind == "norm":
+        layer.num_features = cut.outputs
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            if getattr(layer, name) is not None:
+                _resize_(layer, name, (cut.outputs,))
+    else:  # depthwise convolution
+        _resize_(layer, "weight", (cut.outputs, *layer.weight.shape[1:]))
+        if layer.bias is not None:
+            _resize_(layer, "bias", (cut.outputs,))
+        layer.in_channels = layer.out_channels = layer.groups = cut.outputs
+    if cut.picks or cut.plane:
+        layer.__class__ = narrow_class(type(module))
+        layer.plane = cut.plane
+        read = torch.empty(cut.inputs - cut.plane, dtype=torch.int64) if cut.picks else None
+        layer.register_buffer("read", read)
+        layer.picks = cut.picks
+
+
+def _resize_(module: nn.Module, name: str, shape: Iterable[int]) -> None:
+    old = getattr(module, name)
+    new = old.detach().new_empty(tuple(shape))
+    parameter = isinstance(old, nn.Parameter)
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if parameter else new)
+
+
+# --- from wiring to tensors --------------------------------------------------------------------
+
+
+def _tensors(
+    network: nn.Module, keep: Tensor, wiring: Wiring, cuts: dict[str, Cut]
+) -> dict[str, Tensor]:
+    """The state dict of the slim network."""
+    state = {k: v for k, v in network.state_dict().items() if not k.startswith("gates.")}
+    calls = wiring.graph.calls()
+    fixed = any(cut.kind == "constant" or cut.plane for cut in cuts.values()) or any(
+        bool(folds.any()) for folds in wiring.folds.values()
+    )
+    values = _constants(network, keep, wiring) if fixed else []
+    for path, cut in cuts.items():
+        own = {k[len(path) + 1 :]: state.pop(k) for k in list(state) if k.startswith(f"{path}.")}
+        position = calls[path][0]
+        node = wiring.graph.nodes[position]
+        rows = wiring.live[position][0]
+        if cut.kind == "constant":
+            own = {"value": values[position][rows.to(values[position].device)]}
+        elif cut.kind == "idle":
+            own = {}
+        else:
+            rows = rows.to(next(iter(own.values())).device)
+            if cut.kind == "mix":
+                given = values[node.inputs[0]] if values else None
+                own = _mix_tensors(own, rows, wiring, node, cut, given)
+            else:
+                own = {k: v[rows] if v.dim() else v for k, v in own.items()}
+            if cut.picks:
+                wanted = wiring.reads[path][0] if cut.kind == "mix" else wiring.live[position][0]
+                source = wiring.live[node.inputs[0]][0]
+                own["read"] = wanted[source].nonzero().flatten().to(rows.device)
+        state.update({f"{path}.{k}": v.contiguous() for k, v in own.items()})
+    return state
+
+
+def _mix_tensors(
+    own: dict[str, Tensor],
+    rows: Tensor,  # bool (outputs,)
+    wiring: Wiring,
+    node: Node,
+    cut: Cut,
+    given: Tensor | None,  # (inputs,), values of the inputs where they are constant
+) -> dict[str, Tensor]:
+    weight = own["weight"][rows]
+    reads = wiring.reads[node.layer][0].to(weight.device)
+    folds = wiring.folds[node.layer][0].to(weight.device)
+    smaller = {"weight": weight[:, reads]}
+    if cut.bias:
+        smaller["bias"] = own["bias"][rows] if "bias" in own else weight.new_zeros(len(weight))
+    if bool(folds.any()):
+        assert given is not None
+        level = given[folds].view(1, -1, *[1] * (weight.dim() - 2))
+        extra = (weight[:, folds].double() * level.double()).sum(1, keepdim=True)
+        if cut.plane:
+            smaller["weight"] = torch.cat([smaller["weight"], extra.to(weight.dtype)], 1)
+        else:
+            smaller["bias"] = smaller["bias"] + extra.flatten(1).sum(1).to(weight.dtype)
+    return smaller
+
+
+class _Values(fx.Interpreter):
+    """Runs the program on one image and notes the level of every constant channel."""
+
+    def __init__(self, network: nn.Module, graph: Graph, constant: tuple[Tensor, ...]) -> None:
+        super().__init__(network, graph=graph.program, garbage_collect_values=True)
+        self.positions = {node.name: at for at, node in enumerate(graph.nodes)}
+        self.constant = constant
+        self.levels: list[Tensor] = [torch.empty(0)] * len(graph.nodes)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        at = self.positions[n.name]
+        if isinstance(value, Tensor) and bool(self.constant[at][0].any()):
+            flat = value.flatten(2) if value.dim() > 2 else value[:, :, None]
+            level = flat[0, :, 0].clone()
+            fixed = self.constant[at][0].to(flat.device)
+            assert torch.equal(flat[0, fixed], level[fixed, None].expand_as(flat[0, fixed])), n.name
+            self.levels[at] = level
+        return value
+
+
+def _constants(network: nn.Module, keep: Tensor, wiring: Wiring) -> list[Tensor]:
+    """Per node (channels,): the value of each channel that is constant; others are meaningless."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    run = _Values(network, wiring.graph, wiring.constant)
+    device = next(network.parameters()).device
+    with torch.no_grad(), masked(network, keep):
+        run.run(torch.ones(1, *wiring.graph.input_shape, device=device))
+    for module, training in modes.items():
+        module.training = training
+    return run.levels
+
+
+# --- layouts -----------------------------------------------------------------------------------
+
+
+def arranged(network: nn.Module, layout: Layout) -> nn.Module:
+    """A network in layout "small", changed to `layout` in place."""
+    if layout not in ("small", "fast"):
+        raise PgnasError(f"layout '{layout}' is not known; possible: small, fast")
+    if layout == "fast":
+        for module in network.modules():
+            if isinstance(module, Narrow) and isinstance(module, nn.Conv2d | nn.Linear):
+                _widen_(module)
+    return network
+
+
+def _widen_(layer: Any) -> None:
+    """Give back zero weights to inputs that are there anyway, unless most of them are dropped."""
+    if layer.read is None or 2 * len(layer.read) < layer.picks:
+        return
+    old = layer.weight.detach()
+    weight = old.new_zeros(old.shape[0], layer.picks + layer.plane, *old.shape[2:])
+    weight[:, layer.read] = old[:, : len(layer.read)]
+    if layer.plane:
+        weight[:, -1] = old[:, -1]
+    layer.weight = nn.Parameter(weight)
+    layer.read = None
+    if isinstance(layer, nn.Conv2d):
+        layer.in_channels = weight.shape[1]
+    else:
+        layer.in_features = weight.shape[1]

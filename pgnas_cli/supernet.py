@@ -1,0 +1,242 @@
+"""A network with gates in place.
+
+`make_concrete_` turns chosen layers of an ordinary network into gated ones. All gates of a network
+live in one `Gates` module, registered as `network.gates`: one vector of drop logits, so that a
+training step draws all its gates in one call. Three contexts say how the gates act:
+
+    with relaxed(network, batch=64, generator=g, temperature=0.2): ...   one draw per image
+    with masked(network, keep): ...                                      one candidate
+    with opened(network): ...                                            the whole network
+
+Outside of them the gates are open.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .concrete import Gated, gated_class, hard_keep, kl_divergence, logistic_noise, relaxed_keep
+from .errors import PgnasError
+from .graph import Graph, gateable, reads_hidden_channels, segments, trace
+from .registry import load_backbone
+
+
+@dataclass(frozen=True)
+class GateGroup:
+    """Gates with a common drop probability: input channels [start, stop) of one layer."""
+
+    layer: str
+    start: int
+    stop: int
+
+
+class Gates(nn.Module):
+    """All gates of a network, layer after layer, and the drop logit of each group."""
+
+    drop_logit: nn.Parameter  # (groups,), log-odds of being dropped
+    group: Tensor  # int64 (gates,), the group of each gate
+
+    def __init__(self, groups: Iterable[GateGroup], graph: Graph, initial_drop: float) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        self.graph = graph
+        sizes = torch.tensor([group.stop - group.start for group in self.groups])
+        self.register_buffer("channels", sizes.float(), persistent=False)
+        self.register_buffer(
+            "group", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False
+        )
+        start = torch.full((len(sizes),), initial_drop).logit()
+        self.drop_logit = nn.Parameter(start)
+        spans: dict[str, tuple[int, int]] = {}
+        at = 0
+        for group, size in zip(self.groups, sizes.tolist(), strict=True):
+            spans[group.layer] = (spans.get(group.layer, (at, at))[0], at + size)
+            at += size
+        self.spans = spans  # layer -> its gates [first, last)
+
+    @property
+    def count(self) -> int:
+        """Number of gates."""
+        return self.group.numel()
+
+
+def gates(network: nn.Module) -> Gates:
+    """The gates of a super-network."""
+    return cast(Gates, network.gates)
+
+
+def make_concrete_(
+    network: nn.Module,
+    input_shape: tuple[int, int, int],  # channels, height, width
+    *,
+    layers: str = "all",  # "all", or "hidden": only channels that die with their one reader
+    groups: str = "layer",  # "layer", "channel", or a number of consecutive channels
+    initial_drop: float = 0.1,
+    ungated: Iterable[str] = (),
+) -> nn.Module:
+    """Put gates on the inputs of convolutions and linear layers; changes and returns `network`.
+
+    A group is one concatenated segment of a layer's input (the whole input as a rule), or pieces of
+    it where `groups` says so. Weights are shared, not copied; state-dict keys stay.
+    """
+    if layers not in ("all", "hidden"):
+        raise PgnasError(f"gates '{layers}' are not known; possible: all, hidden")
+    size = _group_size(groups)
+    if hasattr(network, "gates"):
+        raise PgnasError(
+            f"{type(network).__name__} already has an attribute 'gates'; a network can be gated once"
+        )
+    graph = trace(network, input_shape)
+    chosen = [
+        name
+        for name, reason in gateable(network, graph).items()
+        if not reason
+        and name not in set(ungated)
+        and (layers == "all" or reads_hidden_channels(graph, name))
+    ]
+    if not chosen:
+        raise PgnasError(
+            f"{type(network).__name__} has no layer that can carry a gate; gates go on the inputs"
+            " of convolutions and linear layers behind the first one"
+        )
+    modules = dict(network.named_modules())
+    found = []
+    for name in chosen:
+        modules[name].__class__ = gated_class(type(modules[name]))
+        start = 0
+        for piece in segments(graph, name):
+            step = size or piece
+            bounds = [*range(start, start + piece, step), start + piece]
+            found += [GateGroup(name, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+            start += piece
+    network.gates = Gates(found, graph, initial_drop)
+    return network
+
+
+def _group_size(groups: str) -> int:
+    """Channels in a group; 0 for a whole segment."""
+    names = {"layer": 0, "channel": 1}
+    if groups in names:
+        return names[groups]
+    if groups.isdecimal() and int(groups) > 0:
+        return int(groups)
+    raise PgnasError(f"groups '{groups}' are not known; possible: layer, channel, or a number")
+
+
+def create_supernet(
+    name: str,
+    num_classes: int,
+    *,
+    input_shape: tuple[int, int, int] = (3, 32, 32),
+    layers: str = "all",
+    groups: str = "layer",
+    initial_drop: float | None = None,  # None: as the backbone's recipe has it
+    options: dict[str, Any] | None = None,  # of the backbone
+    seed: int = 0,  # of the initial weights
+) -> nn.Module:
+    """Build the backbone called `name` and put its gates in place."""
+    backbone = load_backbone(
+        name, classes=num_classes, input_shape=input_shape, options=options, seed=seed
+    )
+    return make_concrete_(
+        backbone.network,
+        backbone.input_shape,
+        layers=layers,
+        groups=groups,
+        initial_drop=backbone.recipe.initial_drop if initial_drop is None else initial_drop,
+        ungated=backbone.ungated,
+    )
+
+
+# --- how the gates act -----------------------------------------------------------------------
+
+
+@contextmanager
+def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
+    """Hand each gated layer its part of `keep` (..., gates); restore the former state after."""
+    modules = dict(network.named_modules())
+    layers = {name: cast(Gated, modules[name]) for name in gates(network).spans}
+    before = {name: layer.keep for name, layer in layers.items()}
+    for name, (first, last) in gates(network).spans.items():
+        layers[name].keep = None if keep is None else keep[..., first:last]
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.keep = before[name]
+
+
+def opened(network: nn.Module) -> Any:
+    """Context: all gates open, the whole network."""
+    return _kept(network, None)
+
+
+def masked(network: nn.Module, keep: Tensor) -> Any:
+    """Context: hard gates; `keep` is bool (gates,), or (batch, gates) with a row per image."""
+    count = gates(network).count
+    if keep.shape[-1] != count:
+        raise PgnasError(f"keep has {keep.shape[-1]} gates, the network has {count}")
+    return _kept(network, keep.to(gates(network).group.device))
+
+
+def relaxed(
+    network: nn.Module, *, batch: int, generator: torch.Generator, temperature: float
+) -> Any:
+    """Context: relaxed gates, one draw per image and gate (Eq. 16), differentiable in p."""
+    bank = gates(network)
+    noise = logistic_noise((batch, bank.count), generator=generator)
+    noise = noise.to(bank.drop_logit.device, non_blocking=True)
+    logits = bank.drop_logit[bank.group]
+    return _kept(network, relaxed_keep(logits, noise, temperature=temperature))
+
+
+# --- reading the gates -----------------------------------------------------------------------
+
+
+def drop_probabilities(network: nn.Module) -> Tensor:
+    """Learned drop probability of each group, float (groups,)."""
+    return torch.sigmoid(gates(network).drop_logit.detach())
+
+
+def draw(
+    network: nn.Module,
+    *,
+    generator: torch.Generator,
+    drop_probability: Tensor | None = None,  # (groups,); None: the learned ones
+) -> Tensor:  # bool (gates,), True stays
+    """One candidate of the posterior."""
+    if drop_probability is None:
+        drop_probability = drop_probabilities(network)
+    return hard_keep(drop_probability.cpu()[gates(network).group.cpu()], generator=generator)
+
+
+def squared_norms(network: nn.Module) -> Tensor:
+    """Sum of the squared weights behind each gate, (gates,), differentiable."""
+    modules = dict(network.named_modules())
+    weights = [cast(Tensor, modules[name].weight) for name in gates(network).spans]
+    return torch.cat(
+        [w.square().sum([axis for axis in range(w.dim()) if axis != 1]) for w in weights]
+    )
+
+
+def per_group(values: Tensor, network: nn.Module) -> Tensor:
+    """Sum of `values` (gates,) over each group, (groups,)."""
+    bank = gates(network)
+    return torch.zeros_like(bank.channels).index_add(0, bank.group, values)
+
+
+def kl(network: nn.Module, *, l2: float, images: float, constant: bool = False) -> Tensor:
+    """The divergence term of the loss for this network, (), nats per image (Eq. 15, c = 1)."""
+    bank = gates(network)
+    return kl_divergence(
+        per_group(squared_norms(network), network),
+        bank.drop_logit,
+        cast(Tensor, bank.channels),
+        l2=l2,
+        images=images,
+        constant=constant,
+    )

@@ -1,0 +1,186 @@
+"""Which channels a candidate still needs, for many candidates at once.
+
+Three passes over the graph, all on bool tensors with a row per candidate:
+
+1. forward, what is **constant**: a layer whose inputs are all dropped yields its bias, whatever the
+   image; batch-norm and activation make another constant of it. A layer that keeps a constant input
+   need not read it (its contribution is folded into the layer, see slimming.py).
+2. backward, what is **needed**: a gated layer asks for its kept inputs that are not constant, if any
+   of its own outputs is needed. Constants that a sum or an opaque step needs are made by the
+   batch-norm or the layer itself, which then reads nothing.
+3. until nothing changes, what is **live**: operands of a sum must agree in width, a concatenation is
+   as wide as its parts, an activation as its input. Convolutions, linear layers and batch-norms are
+   free: each picks its inputs from a wider tensor. One channel stays where none is needed.
+
+There are no coupling groups: what one reader drops stays for the others.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .graph import Graph, Node
+from .supernet import gates
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The three answers for every node, and what each convolution and linear layer reads."""
+
+    graph: Graph
+    constant: tuple[Tensor, ...]  # per node, bool (candidates, channels)
+    needed: tuple[Tensor, ...]  # per node, bool (candidates, channels)
+    live: tuple[Tensor, ...]  # per node, bool (candidates, channels)
+    reads: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): what it multiplies
+    folds: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): kept, but constant
+
+
+def wire(network: nn.Module, keep: Tensor) -> Wiring:
+    """Trace the candidates `keep`, bool (candidates, gates), through the network's graph."""
+    bank = gates(network)
+    graph = bank.graph
+    keep = keep.cpu()
+    kept = {name: keep[:, first:last] for name, (first, last) in bank.spans.items()}
+    for node in graph.nodes:
+        if node.kind == "mix" and node.layer not in kept:
+            kept[node.layer] = keep.new_ones(len(keep), graph.nodes[node.inputs[0]].channels)
+    shared = {layer for layer, calls in graph.calls().items() if len(calls) > 1}
+    constant = _constant(graph, kept, shared, len(keep))
+    needed, reads, folds = _needed(graph, kept, constant, shared)
+    live = _live(graph, constant, needed, shared)
+    return Wiring(graph, tuple(constant), tuple(needed), tuple(live), reads, folds)
+
+
+def is_fixed(needed: Tensor, constant: Tensor) -> Tensor:
+    """Whether no output is needed that depends on the image, bool (candidates,)."""
+    return ~(needed & ~constant).any(1)
+
+
+def _constant(
+    graph: Graph, kept: dict[str, Tensor], shared: set[str], candidates: int
+) -> list[Tensor]:
+    aliased = _aliased(graph)
+    constant: list[Tensor] = []
+    for position, node in enumerate(graph.nodes):
+        operands = [constant[source] for source in node.inputs]
+        value = torch.zeros(candidates, node.channels, dtype=torch.bool)
+        if node.kind == "mix":
+            varying = kept[node.layer]
+            if not node.borders and node.layer not in shared:
+                varying = varying & ~operands[0]
+            value = (~varying.any(1, keepdim=True)).expand(-1, node.channels)
+        elif node.kind in ("norm", "channelwise", "elementwise") and not node.borders:
+            value = torch.stack(operands).all(0)
+        elif node.kind == "concatenate":
+            value = torch.cat(operands, 1)
+        elif node.kind == "flatten":
+            value = _repeat(operands[0], node.channels)
+        constant.append(torch.zeros_like(value) if position in aliased else value)
+    return constant
+
+
+def _aliased(graph: Graph) -> set[int]:
+    """Nodes that an in-place step overwrites under the eyes of another reader."""
+    readers = graph.consumers()
+    written = {source for node in graph.nodes if node.in_place for source in node.inputs}
+    return {source for source in written if len(readers[source]) > 1}
+
+
+def _needed(
+    graph: Graph, kept: dict[str, Tensor], constant: list[Tensor], shared: set[str]
+) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    needed = [torch.zeros_like(value) for value in constant]
+    reads = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
+    folds = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
+    for position in range(len(graph.nodes) - 1, -1, -1):
+        node, wanted = graph.nodes[position], needed[position]
+        if node.kind == "input":
+            continue
+        if node.kind == "output":
+            needed[node.inputs[0]][:] = True
+            continue
+        source = node.inputs[0] if node.inputs else -1
+        varies = ~is_fixed(wanted, constant[position])[:, None]
+        if node.kind == "mix":
+            fold = torch.zeros_like(kept[node.layer])
+            if node.layer not in shared:
+                fold = kept[node.layer] & constant[source]
+            reads[node.layer] |= kept[node.layer] & ~fold & varies
+            folds[node.layer] |= fold & varies
+            needed[source] |= kept[node.layer] & ~fold & varies
+        elif node.kind == "norm":
+            needed[source] |= wanted & (varies if node.layer not in shared else True)
+        elif node.kind == "concatenate":
+            widths = [graph.nodes[i].channels for i in node.inputs]
+            for operand, part in zip(node.inputs, wanted.split(widths, 1), strict=True):
+                needed[operand] |= part
+        elif node.kind == "flatten":
+            needed[source] |= _any_pixel(wanted, graph.nodes[source].channels)
+        elif node.kind == "opaque":
+            for operand in node.inputs:
+                needed[operand] |= wanted.any(1, keepdim=True)
+        else:
+            for operand in node.inputs:
+                needed[operand] |= wanted
+    return needed, reads, folds
+
+
+def _live(
+    graph: Graph, constant: list[Tensor], needed: list[Tensor], shared: set[str]
+) -> list[Tensor]:
+    live = [mask.clone() for mask in needed]
+    for position, node in enumerate(graph.nodes):
+        if node.kind in ("input", "output", "opaque"):
+            live[position][:] = True
+        if node.kind in ("output", "opaque"):
+            for source in node.inputs:
+                live[source][:] = True
+        if node.channels:
+            live[position][~live[position].any(1), 0] = True
+    order = [*range(len(graph.nodes)), *range(len(graph.nodes) - 1, -1, -1)]
+    while True:
+        before = sum(int(mask.sum()) for mask in live)
+        for position in order:
+            _agree(graph.nodes[position], position, live, needed, constant)
+        for layer in shared:
+            calls = graph.calls()[layer]
+            _unite(live, [graph.nodes[call].inputs[0] for call in calls])
+            _unite(live, calls)
+        if sum(int(mask.sum()) for mask in live) == before:
+            return live
+
+
+def _agree(
+    node: Node, position: int, live: list[Tensor], needed: list[Tensor], constant: list[Tensor]
+) -> None:
+    """Make the operands of one node as wide as its forward demands."""
+    out = live[position]
+    if node.kind == "norm":
+        varies = ~is_fixed(needed[position], constant[position])[:, None]
+        live[node.inputs[0]] |= out & varies
+    elif node.kind in ("channelwise", "elementwise"):
+        _unite(live, [position, *node.inputs])
+    elif node.kind == "concatenate":
+        out |= torch.cat([live[source] for source in node.inputs], 1)
+        widths = [live[source].shape[1] for source in node.inputs]
+        for source, part in zip(node.inputs, out.split(widths, 1), strict=True):
+            live[source] |= part
+    elif node.kind == "flatten":
+        source = live[node.inputs[0]]
+        source |= _any_pixel(out, source.shape[1])
+        out |= _repeat(source, node.channels)
+
+
+def _unite(live: list[Tensor], positions: list[int]) -> None:
+    union = torch.stack([live[position] for position in positions]).any(0)
+    for position in positions:
+        live[position] |= union
+
+
+def _repeat(mask: Tensor, features: int) -> Tensor:
+    return mask.repeat_interleave(features // mask.shape[1], 1)
+
+
+def _any_pixel(mask: Tensor, channels: int) -> Tensor:
+    return mask.view(len(mask), channels, -1).any(2)
