@@ -1,0 +1,373 @@
+"""Fit a super-network: weights and drop probabilities together, in one training run.
+
+Per step (Eq. 14-15): mean cross-entropy under one relaxed draw per image and gate, plus the
+divergence from the prior. The gradient of the loss with respect to a drop logit is of the order of
+1 / N, so the optimizer of the weights would hardly move it; the drop logits have Adam, whose steps
+do not depend on the gradient's scale.
+
+`fit` is a generator with one record per epoch. It writes nothing and prints nothing: between two
+steps it calls `between`, which may save the state that it offers, show progress, or raise.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from .candidates import expected_paper_params, parameter_count
+from .concrete import hard_keep
+from .data import ImageData, Preprocessing, steps_per_epoch, training_batches
+from .errors import PgnasError
+from .randomness import generator
+from .registry import Recipe
+from .supernet import drop_probabilities, gates, kl, masked, opened, relaxed
+
+SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch did. Errors are shares of images; p stands for the drop probabilities."""
+
+    epoch: int  # counted from 1
+    epochs: int
+    loss: float  # mean cross-entropy under relaxed gates, nats per image
+    kl: float  # divergence term of the loss at the epoch's end, nats per image
+    train_error: float
+    soft_error: float  # held-out, relaxed gates
+    hard_error: float  # held-out, hard gates drawn anew for every image: the mean candidate
+    expected_params: float  # the paper's count, mean over the posterior
+    expected_share: float  # the same as a share of the whole network
+    mean_drop: float  # mean of p over gates
+    settled: float  # share of gates whose p is below 0.05 or above 0.95
+    drift: float  # how far p moves in 100 steps at the full rate of its optimizer, mean over gates
+    drop_histogram: tuple[int, ...]  # gates in ten equal bins of p
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a fit needs to go on from between two steps; randomness has none (randomness.py)."""
+
+    step: int  # steps done
+    tensors: dict[str, Tensor]  # network.*, weights.*, drops.*, epoch.*
+    numbers: dict[str, float]
+
+
+def auto_l2(recipe: Recipe, kl_images: float) -> float:
+    """The prior strength whose pull on a weight at the start equals the recipe's weight decay.
+
+    The gradient of l2 (1-p) w^2 / N is 2 l2 (1-p) w / N.
+    """
+    return recipe.weight_decay * kl_images / (2 * (1 - recipe.initial_drop))
+
+
+def objective_images(recipe: Recipe, images: int) -> float:
+    """N of Eq. 15: as the recipe has it, else 10 x the images fitted, at least the paper's least."""
+    return recipe.kl_images or max(10 * images, SMALLEST_N)
+
+
+def fit(
+    network: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    workers: int = 0,
+    device: torch.device | None = None,
+    fixed_drop: float | None = None,
+    constant_l2: bool = False,
+    bfloat16: bool = False,
+    state: State | None = None,
+    between: Callable[[int, int, Callable[[], State]], None] | None = None,
+) -> Iterator[EpochRecord]:
+    """Train `network` in place; yields a record after each epoch.
+
+    `fixed_drop` holds every drop probability at one value, reached over the warm-up.
+    `between(step, steps, state)` is called after each step.
+    Raises PgnasError when the fit collapses, with what to change.
+    """
+    device = device or torch.device("cpu")
+    network.to(device=device, memory_format=torch.channels_last)
+    run = _Run(network, data, recipe, seed, fixed_drop, constant_l2, device)
+    if state is not None:
+        run.restore(state)
+    network.train()
+    batches = training_batches(
+        data, batch=run.batch, seed=seed, first_step=run.step, steps=run.steps, workers=workers
+    )
+    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    started, images_seen = time.perf_counter(), 0
+    for images, labels in batches:
+        with autocast:
+            run.advance(images, labels)
+        images_seen += len(images)
+        if run.step % run.per_epoch == 0:
+            seconds = time.perf_counter() - started
+            yield run.epoch_record(seconds, images_seen / seconds)
+            network.train()
+            started, images_seen = time.perf_counter(), 0
+        if between is not None:
+            between(run.step, run.steps, run.state)
+
+
+class _Run:
+    """The moving parts of a fit, kept together so that they can be saved together."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: ImageData,
+        recipe: Recipe,
+        seed: int,
+        fixed_drop: float | None,
+        constant_l2: bool,
+        device: torch.device,
+    ) -> None:
+        self.network, self.data, self.recipe, self.seed = network, data, recipe, seed
+        self.fixed_drop, self.constant_l2, self.device = fixed_drop, constant_l2, device
+        self.batch = min(recipe.batch_size, len(data.fit))
+        self.per_epoch = steps_per_epoch(len(data.fit), self.batch)
+        self.steps = recipe.epochs * self.per_epoch
+        self.warmup = round(recipe.warmup_epochs * self.per_epoch)
+        self.step = 0
+        self.kl_images = objective_images(recipe, len(data.fit))
+        self.l2 = auto_l2(recipe, self.kl_images) if recipe.l2 is None else recipe.l2
+        self.drop_logit = gates(network).drop_logit
+        self.drop_logit.requires_grad_(fixed_drop is None)
+        self.weights = create_optimizer_v2(
+            self._parameter_groups(),
+            opt=recipe.optimizer,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+        )
+        self.drops = torch.optim.Adam(
+            [self.drop_logit], lr=recipe.drop_learning_rate, betas=(0.9, 0.99)
+        )
+        self.schedules = [self._schedule(self.weights), self._schedule(self.drops)]
+        self._start_epoch()
+        self.best_loss = math.inf
+        self._set_rates()
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Weights behind gates pay the divergence; other weights decay alike; vectors do neither."""
+        gated = set(gates(self.network).spans)
+        plain: list[nn.Parameter] = []
+        decayed: list[nn.Parameter] = []
+        for name, parameter in self.network.named_parameters():
+            if parameter is self.drop_logit or not parameter.requires_grad:
+                continue
+            layer, _, leaf = name.rpartition(".")
+            ungated_weight = parameter.dim() > 1 and not (layer in gated and leaf == "weight")
+            (decayed if ungated_weight else plain).append(parameter)
+        decay = 2 * self.l2 / self.kl_images
+        groups = [(plain, 0.0), (decayed, decay)]
+        return [{"params": p, "weight_decay": d} for p, d in groups if p]
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=self.recipe.schedule,
+            num_epochs=self.recipe.epochs,
+            step_on_epochs=False,
+            updates_per_epoch=self.per_epoch,
+        )
+        return schedule
+
+    def _set_rates(self) -> None:
+        for schedule in self.schedules:
+            schedule.step_update(self.step)
+        if self.fixed_drop is not None:
+            share = min(1.0, (self.step + 1) / self.warmup) if self.warmup else 1.0
+            # Below the grid of the draws: a fixed rate of 0 keeps every channel.
+            level = torch.tensor(max(self.fixed_drop * share, 1e-12), dtype=torch.float64).logit()
+            self.drop_logit.data.fill_(float(level))
+
+    def _start_epoch(self) -> None:
+        self.before = drop_probabilities(self.network)
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.wrong = torch.zeros((), device=self.device)
+        self.seen = 0
+        self.full_rate_steps = 0.0
+
+    def advance(self, images: Tensor, labels: Tensor) -> None:
+        """One step of both optimizers."""
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        inputs = self.data.preprocessing.normalised(images)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with self._gates(len(inputs)):
+            logits = self.network(inputs)
+            loss = F.cross_entropy(logits, labels)
+            divergence = kl(
+                self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2
+            )
+            (loss + divergence).backward()
+        learning_drops = self.fixed_drop is None and self.step >= self.warmup
+        self.weights.step()
+        if learning_drops:
+            self.drops.step()
+            self.full_rate_steps += self.drops.param_groups[0]["lr"] / (
+                self.recipe.drop_learning_rate or 1.0
+            )
+        self.weights.zero_grad()
+        self.drops.zero_grad()
+        self.loss_sum += loss.detach() * len(inputs)
+        self.wrong += (logits.detach().argmax(1) != labels).sum()
+        self.seen += len(inputs)
+        self.step += 1
+        self._set_rates()
+
+    def _gates(self, batch: int) -> Any:
+        if self.fixed_drop == 0:
+            return opened(self.network)
+        return relaxed(
+            self.network,
+            batch=batch,
+            generator=generator(self.seed, "gates", self.step, 0),
+            temperature=self.recipe.temperature,
+        )
+
+    def epoch_record(self, seconds: float, images_per_second: float) -> EpochRecord:
+        """Measure, judge and close the epoch."""
+        epoch = self.step // self.per_epoch
+        loss = float(self.loss_sum) / self.seen
+        probability = drop_probabilities(self.network)
+        per_gate = probability[gates(self.network).group].cpu()
+        self._refuse_collapse(loss, float(1 - per_gate.mean()), epoch)
+        self.best_loss = min(self.best_loss, loss)
+        moved = (probability - self.before).abs()[gates(self.network).group].mean()
+        with torch.no_grad():
+            divergence = kl(self.network, l2=self.l2, images=self.kl_images)
+        expected = expected_paper_params(self.network, probability)
+        soft, hard = self._held_out_errors(epoch)
+        record = EpochRecord(
+            epoch=epoch,
+            epochs=self.recipe.epochs,
+            loss=loss,
+            kl=float(divergence),
+            train_error=float(self.wrong) / self.seen,
+            soft_error=soft,
+            hard_error=hard,
+            expected_params=expected,
+            expected_share=expected / parameter_count(self.network),
+            mean_drop=float(per_gate.mean()),
+            settled=float(((per_gate < 0.05) | (per_gate > 0.95)).float().mean()),
+            drift=100 * float(moved) / self.full_rate_steps if self.full_rate_steps else 0.0,
+            drop_histogram=tuple(int(n) for n in torch.histc(per_gate, 10, 0, 1)),
+            learning_rate=float(self.weights.param_groups[0]["lr"]),
+            seconds=seconds,
+            images_per_second=images_per_second,
+        )
+        self._start_epoch()
+        return record
+
+    def _refuse_collapse(self, loss: float, kept: float, epoch: int) -> None:
+        chance = math.log(len(self.data.classes))
+        advice = "lower --l2 or --initial-drop, or lengthen --warmup-epochs"
+        if not math.isfinite(loss):
+            raise PgnasError(
+                f"the loss is {loss} in epoch {epoch}; lower --lr (now {self.recipe.learning_rate})"
+            )
+        if self.best_loss < 0.9 * chance and loss > 0.98 * chance:
+            raise PgnasError(
+                f"the fit collapsed in epoch {epoch}: the loss is back at chance ({loss:.2f} of"
+                f" {chance:.2f} nats, {100 * kept:.0f} % of the channels kept); {advice}"
+            )
+        if kept < 0.02 and self.fixed_drop is None:
+            raise PgnasError(
+                f"the fit collapsed in epoch {epoch}: every gate is closing"
+                f" ({100 * kept:.1f} % of the channels kept); {advice}"
+            )
+
+    @torch.no_grad()
+    def _held_out_errors(self, epoch: int) -> tuple[float, float]:
+        """Relaxed gates, and hard gates drawn anew for each image."""
+        self.network.eval()
+        part = self.data.held_out
+        per_gate = drop_probabilities(self.network)[gates(self.network).group].cpu()
+        wrong = [0, 0]
+        for place, (images, labels) in enumerate(self._held_out_batches()):
+            soft = relaxed(
+                self.network,
+                batch=len(images),
+                generator=generator(self.seed, "soft", epoch, place),
+                temperature=self.recipe.temperature,
+            )
+            draws = generator(self.seed, "hard", epoch, place)
+            keep = hard_keep(per_gate, generator=draws, rows=(len(images),))
+            for which, context in enumerate((soft, masked(self.network, keep))):
+                with context:
+                    wrong[which] += int((self.network(images).argmax(1) != labels).sum())
+        return wrong[0] / len(part), wrong[1] / len(part)
+
+    def _held_out_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        pixels = self.data.held_out.pixels
+        assert pixels is not None, "the caller decodes the held-out images once"
+        preprocessing: Preprocessing = self.data.preprocessing
+        for images, labels in zip(
+            pixels.split(self.batch), self.data.held_out.labels.split(self.batch), strict=True
+        ):
+            inputs = preprocessing.normalised(images.to(self.device))
+            yield inputs.contiguous(memory_format=torch.channels_last), labels.to(self.device)
+
+    # --- saving and restoring ----------------------------------------------------------------
+
+    def state(self) -> State:
+        """A copy of everything that the next step depends on."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        numbers: dict[str, float] = {}
+        for name, optimizer in (("weights", self.weights), ("drops", self.drops)):
+            for index, slots in optimizer.state_dict()["state"].items():
+                for slot, value in slots.items():
+                    key = f"{name}.{index}.{slot}"
+                    if isinstance(value, Tensor):
+                        tensors[key] = value
+                    elif value is not None:
+                        numbers[key] = value
+        tensors |= {
+            "epoch.before": self.before,
+            "epoch.loss_sum": self.loss_sum,
+            "epoch.wrong": self.wrong,
+        }
+        numbers |= {
+            "seen": self.seen,
+            "full_rate_steps": self.full_rate_steps,
+            "best_loss": min(self.best_loss, 1e30),
+        }
+        return State(self.step, {k: v.detach().clone() for k, v in tensors.items()}, numbers)
+
+    def restore(self, state: State) -> None:
+        """Continue from `state`; the recipe and the data must be the same."""
+        network = {
+            k.removeprefix("network."): v
+            for k, v in state.tensors.items()
+            if k.startswith("network.")
+        }
+        self.network.load_state_dict(network)
+        for name, optimizer in (("weights", self.weights), ("drops", self.drops)):
+            slots: dict[int, dict[str, Any]] = {}
+            for key, value in [*state.tensors.items(), *state.numbers.items()]:
+                if key.startswith(f"{name}."):
+                    _, index, slot = key.split(".", 2)
+                    slots.setdefault(int(index), {})[slot] = value
+            whole = optimizer.state_dict()
+            optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+        self.step = state.step
+        self.before = state.tensors["epoch.before"].to(self.device)
+        self.loss_sum = state.tensors["epoch.loss_sum"].to(self.device)
+        self.wrong = state.tensors["epoch.wrong"].to(self.device)
+        self.seen = int(state.numbers["seen"])
+        self.full_rate_steps = state.numbers["full_rate_steps"]
+        self.best_loss = state.numbers["best_loss"]
+        self._set_rates()
