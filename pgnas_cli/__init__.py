@@ -1,2 +1,56 @@
-"""x"""
+"""Posterior-guided neural architecture search, from a folder of images to a smaller network.
+
+The modules, in the order in which data flows; each imports only from those above it:
+
+    errors        the one exception whose text is meant for the user
+    randomness    generators as functions of seed and purpose
+    registry      super-networks by name, through entry points
+    graph         what a network computes, as channel-wise facts
+    concrete      the gate: its draw, its prior, the layers that carry it
+    supernet      a network with gates in place
+    wiring        which channels a candidate still needs
+    candidates    sub-networks as rows of bits, and what they cost
+    slimming      cut a network down to a candidate
+    data          image data sets, cut into fit, held-out and test
+    training      fit weights and drop probabilities together
+    ranking       errors of candidates on the held-out images
+    evaluation    error on the test split, time per image
+    files         the files of a run
+    export        a slim network on disk, verified
+    stages        the stages of a search, from files to files
+    console       what people see
+    cli           the commands
+
+Importing the package imports none of them: the functions below load theirs when first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .export import load as load
+    from .slimming import slim as slim
+    from .supernet import create_supernet as create_supernet
+    from .supernet import draw as draw
+    from .supernet import drop_probabilities as drop_probabilities
+    from .supernet import kl as kl
+    from .supernet import masked as masked
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "create_supernet": "supernet",
+    "draw": "supernet",
+    "drop_probabilities": "supernet",
+    "kl": "supernet",
+    "masked": "supernet",
+    "slim": "slimming",
+    "load": "export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -120,3 +120,43 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
         p.numel() for layer in counted for p in modules[layer].parameters(recurse=False)
     )
     return params + untouched, macs
+
+
+def permuted_probabilities(
+    network: nn.Module, drop_probability: Tensor, *, generator: torch.Generator
+) -> Tensor:
+    """The learned probabilities dealt out among groups at random, at equal mean size.
+
+    If candidates drawn from these do as well, the posterior taught nothing but how much to drop.
+    Groups differ in size, so the dealt logits are shifted together until the mean candidate is as
+    large (the file's count) as with the learned ones.
+    """
+    learned = drop_probability.cpu()
+    noise = torch.rand(64, gates(network).count, generator=generator)
+    target = _mean_params(network, learned, noise)
+    return shifted_to_size(
+        network, learned[torch.randperm(len(learned), generator=generator)], target, noise
+    )
+
+
+def shifted_to_size(
+    network: nn.Module,
+    drop_probability: Tensor,  # (groups,)
+    params: float,  # wanted mean of the file's count
+    noise: Tensor,  # uniform (candidates, gates); the mean is over these draws
+) -> Tensor:  # (groups,)
+    """Add one number to all drop logits so that the mean candidate has `params` parameters."""
+    logits = drop_probability.double().cpu().clamp(1e-9, 1 - 1e-9).logit()
+    low, high = -40.0, 40.0
+    for _ in range(24):  # bisection; a larger shift drops more
+        middle = (low + high) / 2
+        if _mean_params(network, torch.sigmoid(logits + middle), noise) > params:
+            low = middle
+        else:
+            high = middle
+    return torch.sigmoid(logits + (low + high) / 2).float()
+
+
+def _mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> float:
+    keep = noise >= drop_probability[gates(network).group.cpu()]
+    return float(count(network, keep).params.double().mean())

@@ -342,6 +342,7 @@ class _Run:
         }
         numbers |= {
             "seen": self.seen,
+            "epochs_done": self.step // self.per_epoch,
             "full_rate_steps": self.full_rate_steps,
             "best_loss": min(self.best_loss, 1e30),
         }

@@ -1,0 +1,5 @@
+"""`python -m pgnas_cli`."""
+
+from .cli import main
+
+main()

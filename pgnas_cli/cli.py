@@ -1,0 +1,434 @@
+"""The commands: parse, call a stage, print. The only user of typer.
+
+Nothing here imports torch before a command runs, so that `--help` is quick.
+"""
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import PgnasError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .console import Terminal
+    from .files import Run
+    from .stages import FitSettings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Smaller, better image networks: fit a gated super-network, draw candidates from its"
+    " posterior, rank them on held-out images, export the best as it is.",
+)
+
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Run directory; default: the newest in runs/.")
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", "-j", help="Processes that decode photos.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+
+
+@app.command()
+def fit(
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", "--model", help="Super-network; see backbones.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits, a folder with train/ and val/, or a timm name (torch/cifar10)."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory; default: runs/<backbone>-<date>-<time>.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", "-b")] = None,
+    img_size: Annotated[int | None, typer.Option(help="Pixels; default: as is, photos 224.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the weights.")] = None,
+    opt: Annotated[str | None, typer.Option(help="Optimizer of the weights, a timm name.")] = None,
+    sched: Annotated[str | None, typer.Option(help="Schedule, a timm name.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="What --l2 auto amounts to at the start.")
+    ] = None,
+    l2: Annotated[str | None, typer.Option(help="Prior strength (Table 4), or auto.")] = None,
+    kl_images: Annotated[
+        float | None, typer.Option(help="N of Eq. 15; default: 10 x images, at least 500000.")
+    ] = None,
+    initial_drop: Annotated[float | None, typer.Option(help="Drop probability at the start.")] = None,
+    drop_lr: Annotated[float | None, typer.Option(help="Adam's rate on the drop logits.")] = None,
+    warmup_epochs: Annotated[
+        float | None, typer.Option(help="Epochs in which only the weights learn.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the relaxed gates.")] = None,
+    gates: Annotated[
+        str, typer.Option(help="all, or hidden: only channels that die with their one reader.")
+    ] = "all",
+    groups: Annotated[
+        str, typer.Option(help="Gates with a common p: layer, channel, or a number of channels.")
+    ] = "layer",
+    fixed_drop: Annotated[
+        float | None, typer.Option(help="One fixed drop probability, reached over the warm-up.")
+    ] = None,
+    constant_l2: Annotated[
+        bool, typer.Option("--constant-l2", help="l2 without its factor 1-p (Table 2).")
+    ] = False,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the training images kept for ranking.")
+    ] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out files that do not decode.")
+    ] = False,
+    data_root: Annotated[str | None, typer.Option(help="Where timm's data sets live.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every draw.")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    save_minutes: Annotated[float, typer.Option(help="Between two checkpoints.")] = 5.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished fit.")] = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit a super-network: weights and drop probabilities in one training run."""
+    recipe = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": opt,
+        "schedule": sched, "weight_decay": weight_decay, "l2": _l2(l2), "kl_images": kl_images,
+        "initial_drop": initial_drop, "drop_learning_rate": drop_lr,
+        "warmup_epochs": warmup_epochs, "temperature": temperature,
+    }  # fmt: skip
+    given: dict[str, Any] = {
+        "backbone": backbone, "data": data, "data_root": data_root, "img_size": img_size,
+        "held_out": held_out, "skip_corrupt": skip_corrupt or None,
+        "layers": None if gates == "all" else gates,
+        "groups": None if groups == "layer" else groups, "fixed_drop": fixed_drop,
+        "constant_l2": constant_l2 or None, "seed": seed,
+        "precision": None if precision == "float32" else precision,
+    }  # fmt: skip
+    given = {k: v for k, v in given.items() if v is not None}
+    given["recipe"] = {k: v for k, v in recipe.items() if v is not None}
+    terminal = _terminal(quiet)
+    where, settings = _run_to_fit(run, given, resume=resume)
+    if settings.precision not in ("float32", "bfloat16"):
+        raise PgnasError(f"no precision '{precision}'; possible: float32, bfloat16")
+    terminal.notice(f"run: {where.folder}")
+    summary = _fitted(
+        where, settings, terminal, device=_device(device), workers=_workers(workers),
+        resume=resume, force=force, save_seconds=60 * save_minutes,
+    )  # fmt: skip
+    if as_json:
+        terminal.json({**dataclasses.asdict(summary), "run": str(summary.run)})
+    else:
+        from .console import fit_summary_lines
+
+        for line in fit_summary_lines(summary):
+            terminal.result(line)
+    terminal.notice(f"next: pgnas sample --run {where.folder}")
+
+
+def _fitted(where: "Run", settings: "FitSettings", terminal: "Terminal", **options: Any) -> Any:
+    """Drive the fit: progress, interrupts, messages; the summary at its end."""
+    from . import console
+    from .stages import FitSummary, Started, fit_stage
+
+    asked = [False]
+    began = time.monotonic()
+    summary: FitSummary | None = None
+    done_first: list[int] = []
+    with terminal.progress() as bar:
+        task = bar.add_task("fitting", total=None)
+
+        def step(done: int, steps: int) -> None:
+            done_first.append(done) if not done_first else None
+            bar.update(task, completed=done, total=steps)
+
+        stage = fit_stage(
+            where, settings, stop=lambda: asked[0], track=terminal.track, step=step, **options
+        )
+        for event in stage:
+            if isinstance(event, Started):
+                for line in console.started_lines(event):
+                    terminal.notice(line)
+                restore = _stop_between_steps(asked)
+                began, steps = time.monotonic(), event.steps
+            elif isinstance(event, FitSummary):
+                summary = event
+            else:
+                whole = event.epoch * steps // event.epochs
+                progress = max(1, whole - done_first[0] + 1) if done_first else whole
+                left = (time.monotonic() - began) / progress * (steps - whole)
+                terminal.notice(console.epoch_line(event, left))
+    restore()
+    assert summary is not None
+    return summary
+
+
+def _stop_between_steps(asked: list[bool]) -> Any:
+    """From now on Ctrl-C and SIGTERM ask for a stop at the next step; a second one insists."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        if asked[0]:
+            raise KeyboardInterrupt
+        asked[0] = True
+
+    for number in before:
+        signal.signal(number, handle)
+    return lambda: [signal.signal(number, old) for number, old in before.items()]
+
+
+def _run_to_fit(
+    folder: Path | None, given: dict[str, Any], *, resume: bool
+) -> "tuple[Run, FitSettings]":
+    """The run directory and the settings; a run that goes on keeps those it was started with."""
+    from .files import Run, newest_run
+    from .stages import FitSettings, read_settings
+
+    if folder is None and resume:
+        run = newest_run()
+    elif folder is None:
+        name = given.get("backbone", FitSettings.backbone).replace("/", "-")
+        run = Run(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    else:
+        run = Run(folder)
+    if resume and run.settings.exists():
+        stored = read_settings(run)
+        for key, value in [*given.items(), *given["recipe"].items()]:
+            now = stored.recipe.get(key) if key in given["recipe"] else getattr(stored, key)
+            if key != "recipe" and now != value:
+                raise PgnasError(
+                    f"'{run.folder}' was started with {key} {now}, not {value}; leave the option"
+                    " out to go on, or start another run"
+                )
+        return run, stored
+    return run, FitSettings(**given)
+
+
+def _l2(text: str | None) -> float | None:
+    if text is None or text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise PgnasError(f"--l2 '{text}' is not a number; possible: a number, or auto") from None
+
+
+@app.command()
+def sample(
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 1500,
+    baseline: Annotated[
+        str, typer.Option(help="permuted: the learned probabilities dealt out by chance.")
+    ] = "",
+    run: RunOption = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the seed of the fit.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw candidates from the posterior."""
+    terminal = _terminal(quiet)
+    where = _run(run, terminal)
+    from .candidates import parameter_count, whole_macs
+    from .console import size_table
+    from .stages import posterior_of, sample_stage
+
+    drawn = sample_stage(where, n, baseline, seed)
+    network, _ = posterior_of(where)
+    whole = parameter_count(network), whole_macs(network)
+    if as_json:
+        means = {k: float(v.double().mean()) for k, v in vars(drawn.sizes).items()}
+        terminal.json(
+            {"run": str(where.folder), "candidates": n, "baseline": baseline, "mean": means,
+             "whole": {"params": whole[0], "macs": whole[1]}}
+        )  # fmt: skip
+    else:
+        terminal.out.print(size_table(drawn.sizes, *whole))
+    terminal.notice(f"next: pgnas rank --run {where.folder}")
+
+
+@app.command()
+def rank(
+    top: Annotated[int, typer.Option(help="Candidates to show.")] = 10,
+    run: RunOption = None,
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Rank the candidates by their errors on the held-out images."""
+    terminal = _terminal(quiet)
+    where = _run(run, terminal)
+    from .console import ranking_table
+    from .stages import rank_stage
+
+    ranking, seconds = rank_stage(
+        where, device=_device(device), workers=_workers(workers), track=terminal.track
+    )
+    if as_json:
+        count, images = len(ranking.errors), ranking.images
+        rows = [
+            {
+                "id": index, "errors": int(ranking.errors[index]), "images": images,
+                "error": int(ranking.errors[index]) / images,
+                "params": int(ranking.sizes.params[index]),
+                "macs": int(ranking.sizes.macs[index]),
+            }
+            for index in ranking.order[: max(0, top)].tolist()
+        ]  # fmt: skip
+        terminal.json(
+            {
+                "top": rows, "candidates": count, "seconds": seconds,
+                "mean_error": float(ranking.errors.double().mean()) / images,
+                "mean_params": float(ranking.sizes.params.double().mean()),
+                "pairs_evaluated": count * images, "pairs_total": count * images,
+            }
+        )  # fmt: skip
+    else:
+        terminal.out.print(ranking_table(ranking, max(0, top)))
+    terminal.notice(f"next: pgnas export best.safetensors --run {where.folder}")
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="File to write, FILE.safetensors.")],
+    candidate: Annotated[
+        str, typer.Option(help="An id, whole, or twin (random, as large); default: the winner.")
+    ] = "",
+    run: RunOption = None,
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write one candidate as a slim network, checked against the masked one."""
+    terminal = _terminal(quiet)
+    where = _run(run, terminal)
+    from .console import export_lines
+    from .stages import export_stage
+
+    about = export_stage(
+        where, path, candidate=candidate, force=force, device=_device(device),
+        workers=_workers(workers), track=terminal.track, notice=terminal.notice,
+    )  # fmt: skip
+    if as_json:
+        fields = dataclasses.asdict(about)
+        terminal.json({"file": str(path), **{k: fields[k] for k in fields if k not in
+                       ("subject", "cuts")}})  # fmt: skip
+    else:
+        for line in export_lines(path, about):
+            terminal.result(line)
+    terminal.notice(f"next: pgnas evaluate {path}")
+
+
+@app.command()
+def evaluate(
+    files: Annotated[list[Path], typer.Argument(help="Exported networks.")],
+    data: Annotated[str | None, typer.Option(help="Default: the data set named in the file.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Of the latency.")] = 64,
+    data_root: Annotated[Path, typer.Option(help="Where timm's data sets live.")] = Path("data"),
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Test error, parameters, multiply-adds and latency of exported networks."""
+    terminal = _terminal(quiet)
+    if batch_size < 1:
+        raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 or more")
+    from .console import evaluation_table
+    from .stages import evaluate_stage
+
+    found = evaluate_stage(
+        files, data, data_root=data_root, batch=batch_size, device=_device(device),
+        workers=_workers(workers), track=terminal.track,
+    )  # fmt: skip
+    if not as_json:
+        terminal.out.print(evaluation_table(found))
+        return
+    rows = [
+        {
+            "file": str(row.path), "errors": row.score.errors, "images": row.score.images,
+            "error": row.score.error, "interval": row.score.interval, "params": row.about.params,
+            "macs": row.about.macs, "latency_ms": row.latency_ms,
+            "batch_latency_ms": row.batch_latency_ms, "batch": row.batch,
+        }
+        for row in found
+    ]  # fmt: skip
+    terminal.json(rows[0] if len(rows) == 1 else {"networks": rows})
+
+
+@app.command()
+def backbones(as_json: JsonOption = False) -> None:
+    """List the registered super-networks and the packages that they come from."""
+    from .registry import backbone_names
+
+    names = backbone_names()
+    if as_json:
+        sys.stdout.write(json.dumps({"backbones": names}) + "\n")
+        return
+    for name, package in names.items():
+        sys.stdout.write(f"{name}  (from {package})\n")
+
+
+def _run(folder: Path | None, terminal: "Terminal") -> "Run":
+    from .files import Run, newest_run
+
+    if folder is not None:
+        return Run(folder)
+    run = newest_run()
+    terminal.notice(f"run: {run.folder} (the newest; --run names another)")
+    return run
+
+
+def _terminal(quiet: bool) -> "Terminal":
+    from .console import Terminal
+
+    return Terminal(quiet=quiet)
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise PgnasError(f"no device '{name}' here; possible: cpu, or auto") from None
+    return device
+
+
+def _workers(count: int | None) -> int:
+    import os
+
+    if count is not None and count < 0:
+        raise PgnasError(f"--workers {count} is out of range; possible: 0 or more")
+    return min(8, os.cpu_count() or 1) if count is None else count
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a PgnasError becomes one line on stderr and exit status 1."""
+    from .console import failure
+
+    try:
+        app(arguments)
+    except PgnasError as error:
+        failure(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        failure("interrupted; an unfinished fit goes on with pgnas fit --resume")
+        sys.exit(130)

@@ -1,0 +1,212 @@
+"""What people see: progress and messages on stderr, tables on stdout, the error line.
+
+The only user of rich. Text of ours is never parsed as markup: names and paths may hold brackets.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from .candidates import Sizes
+    from .export import Slim
+    from .ranking import Ranking
+    from .stages import Evaluation, FitSummary, Started
+    from .training import EpochRecord
+
+
+class Terminal:
+    """Where the conversation goes; `quiet` leaves only results and errors."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.out = Console(soft_wrap=True, highlight=False)
+        self.err = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.bar: Progress | None = None
+        self.started = time.monotonic()
+
+    def notice(self, text: str) -> None:
+        """A remark on stderr."""
+        if not self.quiet:
+            (self.bar.console if self.bar else self.err).print(Text(text))
+
+    def result(self, text: str) -> None:
+        """A line on stdout."""
+        self.out.print(Text(text))
+
+    def json(self, value: dict[str, Any]) -> None:
+        """The one JSON object of a `--json` command."""
+        sys.stdout.write(json.dumps(value) + "\n")
+
+    def track(self, items: Sequence[int], what: str) -> Iterable[int]:
+        """Pass `items` on, showing how many are done and the time left once it takes a second."""
+        if self.quiet:
+            return items
+        return self._tracked(items, what)
+
+    def _tracked(self, items: Sequence[int], what: str) -> Iterator[int]:
+        start = last = time.monotonic()
+        if self.err.is_terminal:
+            with self.progress() as bar:
+                task = bar.add_task(what, total=len(items))
+                for item in items:
+                    yield item
+                    bar.advance(task)
+            return
+        for done, item in enumerate(items):
+            now = time.monotonic()
+            if now - last > 10:
+                last = now
+                left = (now - start) / done * (len(items) - done) if done else 0
+                self.notice(f"{what}: {done} of {len(items)}, {_clock(left)} left")
+            yield item
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A bar at the foot of the terminal."""
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+            disable=self.quiet or not self.err.is_terminal,
+        )
+        with bar:
+            self.bar = bar
+            try:
+                yield bar
+            finally:
+                self.bar = None
+
+
+def failure(text: str) -> None:
+    """The error line."""
+    Console(stderr=True).print(
+        f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _large(number: float) -> str:
+    """Three or four digits with K, M or G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if number >= limit:
+            return f"{number / limit:.4g} {unit}"
+    return f"{number:.4g}"
+
+
+# --- what each command says ----------------------------------------------------------------------
+
+
+def started_lines(started: "Started") -> list[str]:
+    """What is about to be fitted, and whether the prior is within reason."""
+    lines = [
+        f"network: {_large(started.params)} parameters; {started.gates} gates in {started.groups}"
+        f" groups on {started.gated_layers} layers",
+        f"images: {started.fit_images} to fit on, {started.held_out_images} held out for ranking",
+        f"objective: l2 {started.l2:.4g} at N {started.kl_images:.4g}, a weight decay of"
+        f" {started.weight_decay:.2g} at the start; {started.epochs} epochs,"
+        f" {started.steps} steps",
+    ]
+    if not 1e-5 <= started.weight_decay <= 1e-2:
+        lines.append(
+            "warning: that is an unusual weight decay (usual: 1e-5 to 1e-2); change --l2 or"
+            " --kl-images"
+        )
+    return lines
+
+
+def epoch_line(record: "EpochRecord", seconds_left: float) -> str:
+    """One line per epoch, within 80 columns."""
+    return (
+        f"{record.epoch:>4}/{record.epochs} loss {record.loss:.3f} held-out"
+        f" {100 * record.hard_error:.1f} % (soft {100 * record.soft_error:.1f}) size"
+        f" {100 * record.expected_share:.0f} % p moves {record.drift:.3f}"
+        f" left {_clock(seconds_left)}"
+    )
+
+
+def fit_summary_lines(summary: "FitSummary") -> list[str]:
+    return [
+        f"fitted {summary.epochs} epochs in {_clock(summary.seconds)}; a candidate's mean held-out"
+        f" error is {_percent(summary.held_out_error)}",
+        f"posterior: {summary.run / 'posterior.safetensors'}",
+    ]
+
+
+def size_table(sizes: "Sizes", whole_params: int, whole_macs: int) -> Table:
+    """Smallest, mean and largest of the drawn candidates."""
+    table = Table(title="candidates", title_justify="left")
+    for heading in ("", "smallest", "mean", "largest", "whole"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, values, whole in (
+        ("parameters, file", sizes.params, whole_params),
+        ("parameters, paper's count", sizes.paper_params, whole_params),
+        ("multiply-adds", sizes.macs, whole_macs),
+    ):
+        found = values.double()
+        row = [float(found.min()), float(found.mean()), float(found.max()), whole]
+        table.add_row(name, *map(_large, row))
+    return table
+
+
+def ranking_table(ranking: "Ranking", top: int) -> Table:
+    """The first `top` candidates."""
+    table = Table(title=f"best of {len(ranking.errors)} candidates", title_justify="left")
+    for heading in ("rank", "id", "held-out error", "wrong", "parameters", "multiply-adds"):
+        table.add_column(heading, justify="right")
+    for place, index in enumerate(ranking.order[:top].tolist()):
+        errors = int(ranking.errors[index])
+        table.add_row(
+            str(place + 1), str(index), _percent(errors / ranking.images),
+            f"{errors} of {ranking.images}", _large(int(ranking.sizes.params[index])),
+            _large(int(ranking.sizes.macs[index])),
+        )  # fmt: skip
+    return table
+
+
+def export_lines(path: Path, about: "Slim") -> list[str]:
+    share, macs = about.params / about.whole_params, about.macs / about.whole_macs
+    return [
+        f"parameters  {_large(about.whole_params)} -> {_large(about.params)} ({_percent(share)})",
+        f"multiply-adds  {_large(about.whole_macs)} -> {_large(about.macs)} ({_percent(macs)})",
+        f"held-out error  {_percent(about.held_out_errors / about.held_out_images)}"
+        f" ({about.held_out_errors} of {about.held_out_images})",
+        f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)",
+    ]
+
+
+def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
+    """A row per exported network."""
+    table = Table(title="test split", title_justify="left")
+    table.add_column("network", overflow="fold")
+    for heading in ("error", "95 %", "params", "MACs", "ms at 1", f"ms at {evaluations[0].batch}"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in evaluations:
+        low, high = row.score.interval
+        table.add_row(
+            Text(row.path.stem), _percent(row.score.error), f"{100 * low:.1f}-{100 * high:.1f}",
+            _large(row.about.params), _large(row.about.macs), f"{row.latency_ms:.2f}",
+            f"{row.batch_latency_ms:.1f}",
+        )  # fmt: skip
+    return table

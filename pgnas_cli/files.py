@@ -1,0 +1,329 @@
+"""The files of a run: their schema, their checks, and writing them so that a crash loses nothing.
+
+Tensors are in safetensors, with one metadata key `pgnas` that holds JSON (one key, sorted, so that
+equal content gives equal bytes). Readers check schema, types and shapes before anything is built;
+nothing in a file is imported or evaluated. No time, path or host name enters a tensor file; where
+the data lies is in run.json, which stays with the run.
+
+    RUN/run.json                  the options of the fit
+    RUN/metrics.jsonl             one line per epoch
+    RUN/checkpoint.safetensors    an unfinished fit
+    RUN/posterior.safetensors     network.<key>, drop_logit
+    RUN/candidates.safetensors    keep, params, paper_params, macs
+    RUN/ranking.safetensors       order, errors and the sizes again; RUN/ranking.csv for people
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import __version__
+from .data import Preprocessing
+from .errors import PgnasError
+from .registry import Recipe
+from .supernet import create_supernet, gates
+from .training import State
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What rebuilds a super-network, and what its images and classes are."""
+
+    backbone: str
+    options: dict[str, Any]
+    layers: str  # which layers carry gates: "all" or "hidden"
+    groups: str  # "layer", "channel", or a number of channels
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    data: str  # name of the data set
+
+    def network(self) -> nn.Module:
+        """The super-network with gates in place; weights are to be loaded."""
+        return create_supernet(
+            self.backbone,
+            len(self.classes),
+            input_shape=self.preprocessing.input_shape,
+            layers=self.layers,
+            groups=self.groups,
+            options=self.options,
+        )
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How the data were cut for a fit; enough to cut them the same way again."""
+
+    seed: int
+    held_out: float  # share
+    fit_images: int
+    held_out_images: int
+    digest: str  # of the held-out images' names and labels
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a fit minimised."""
+
+    l2: float
+    kl_images: float
+    fixed_drop: float | None
+    constant_l2: bool
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A fitted super-network and where it comes from."""
+
+    subject: Subject
+    cutting: Cutting
+    objective: Objective
+    recipe: Recipe
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def posterior(self) -> Path:
+        return self.folder / "posterior.safetensors"
+
+    @property
+    def candidates(self) -> Path:
+        return self.folder / "candidates.safetensors"
+
+    @property
+    def ranking(self) -> Path:
+        return self.folder / "ranking.safetensors"
+
+    @property
+    def ranking_table(self) -> Path:
+        return self.folder / "ranking.csv"
+
+
+def newest_run(root: Path = Path("runs")) -> Run:
+    """The run below `root` that was started last."""
+    found = sorted(root.glob("*/run.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+    if not found:
+        raise PgnasError(f"no run below '{root}'; start one with pgnas fit, or name one with --run")
+    return Run(found[-1].parent)
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write_tensors(
+    path: Path, schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> None:
+    """Write a tensor file atomically; `content` becomes the metadata beside schema and versions."""
+    text = json.dumps(
+        {"schema": schema, "pgnas": __version__, "torch": torch.__version__, **content},
+        sort_keys=True,
+        allow_nan=False,
+    )
+    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    _atomically(path, lambda part: save_file(whole, part, metadata={"pgnas": text}))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    _atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _atomically(path: Path, write: Any) -> None:
+    """Write beside the target, flush to disk, rename: a crash leaves the old file or the new."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        with part.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise PgnasError(
+            f"'{path}' cannot be written: {error}; what was there before is untouched"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that must be of `schema`, "pgnas.<kind>/<version>".
+
+    Raises PgnasError for a file that is missing, damaged, of another kind, or newer than this
+    version of pgnas.
+    """
+    kind, version = schema.split("/")
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            text = (handle.metadata() or {}).get("pgnas")
+            content = _parsed(path, text, kind, int(version))
+            return {name: handle.get_tensor(name) for name in handle.keys()}, content  # noqa: SIM118
+    except FileNotFoundError:
+        raise PgnasError(f"no file '{path}'") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
+
+
+def _parsed(path: Path, text: str | None, kind: str, version: int) -> dict[str, Any]:
+    try:
+        content = json.loads(text or "")
+        found_kind, found_version = content["schema"].split("/")
+        number = int(found_version)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise PgnasError(
+            f"'{path}' was not written by pgnas: it has no readable metadata"
+        ) from None
+    if found_kind != kind:
+        raise PgnasError(f"'{path}' holds {found_kind}, wanted is {kind}")
+    if number > version:
+        raise PgnasError(
+            f"'{path}' has format {number} of {kind}, this pgnas ({__version__}) reads up to"
+            f" {version}; install a newer pgnas"
+        )
+    assert isinstance(content, dict)
+    return content
+
+
+Record = TypeVar("Record")
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A frozen record as plain JSON values."""
+    return dataclasses.asdict(record)
+
+
+def from_json(record: type[Record], value: Any, path: Path) -> Record:
+    """The record that `to_json` was made from; every field's type is checked.
+
+    Raises PgnasError that names the field.
+    """
+    return _typed(record, value, record.__name__.lower(), path)  # type: ignore[no-any-return]
+
+
+def _typed(kind: Any, value: Any, name: str, path: Path) -> Any:
+    arguments = get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        if set(value) == set(hints):
+            return kind(**{k: _typed(hints[k], v, f"{name}.{k}", path) for k, v in value.items()})  # type: ignore[operator]
+    elif kind is Any:
+        return value
+    elif get_origin(kind) is tuple and isinstance(value, list):
+        if arguments[-1] is ...:
+            return tuple(_typed(arguments[0], v, name, path) for v in value)
+    elif get_origin(kind) is dict and isinstance(value, dict):
+        return {k: _typed(arguments[1], v, f"{name}.{k}", path) for k, v in value.items()}
+    elif type(None) in arguments:
+        if value is None:
+            return None
+        return _typed(arguments[0], value, name, path)
+    elif arguments and value in arguments:  # Literal
+        return value
+    elif kind is float and type(value) in (int, float):
+        return float(value)
+    elif kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise PgnasError(f"'{path}' is damaged: its field {name} is not what this pgnas writes")
+
+
+def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, Any], path: Path) -> None:
+    """Compare names, shapes and types with what they must be: {name: tensor or (shape, dtype)}."""
+    missing, extra = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
+    if missing or extra:
+        raise PgnasError(
+            f"'{path}' does not fit: missing {', '.join(missing[:3]) or 'none'}; unexpected"
+            f" {', '.join(extra[:3]) or 'none'}; it was written by another version of the backbone"
+        )
+    for name, like in shapes.items():
+        shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
+        found = tensors[name]
+        if tuple(found.shape) != tuple(shape) or found.dtype != dtype:
+            raise PgnasError(
+                f"'{path}' does not fit: {name} is {found.dtype} {tuple(found.shape)}, wanted"
+                f" {dtype} {tuple(shape)}"
+            )
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- posterior and checkpoint ----------------------------------------------------------------
+
+POSTERIOR, CHECKPOINT = "pgnas.posterior/1", "pgnas.checkpoint/1"
+
+
+def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> None:
+    """Store a fitted super-network."""
+    state = network.state_dict()
+    tensors = {f"network.{k}": v for k, v in state.items() if not k.startswith("gates.")}
+    tensors["drop_logit"] = gates(network).drop_logit
+    groups = [to_json(group) for group in gates(network).groups]
+    write_tensors(path, POSTERIOR, tensors, {**to_json(posterior), "groups": groups})
+
+
+def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
+    """The fitted super-network, gates open, in evaluation mode, and its record."""
+    tensors, content = read_tensors(path, POSTERIOR)
+    fields = {f.name for f in dataclasses.fields(Posterior)}
+    posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
+    network = posterior.subject.network()
+    if content.get("groups") != [to_json(group) for group in gates(network).groups]:
+        raise PgnasError(
+            f"'{path}' has other gate groups than the backbone gives now; it was written by another"
+            " version of the backbone"
+        )
+    state = {
+        ("gates.drop_logit" if k == "drop_logit" else k.removeprefix("network.")): v
+        for k, v in tensors.items()
+    }
+    checked(state, network.state_dict(), path)
+    network.load_state_dict(state)
+    return network.eval(), posterior
+
+
+def write_checkpoint(path: Path, state: State) -> None:
+    """Store an unfinished fit."""
+    write_tensors(path, CHECKPOINT, state.tensors, {"step": state.step, "numbers": state.numbers})
+
+
+def read_checkpoint(path: Path) -> State:
+    """The unfinished fit in `path`."""
+    tensors, content = read_tensors(path, CHECKPOINT)
+    step = _typed(int, content.get("step"), "step", path)
+    numbers = _typed(dict[str, float], content.get("numbers"), "numbers", path)
+    return State(step, tensors, numbers)
