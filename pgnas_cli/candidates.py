@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .concrete import hard_keep
 from .randomness import generator
 from .supernet import gates
-from .wiring import Wiring, is_fixed, wire
+from .wiring import Wiring, wire
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, se
     """Draw `count` candidates, bool (count, gates); the i-th is the same for every `count`."""
     per_gate = drop_probability.cpu()[gates(network).group.cpu()]
     rows = [
-        hard_keep(per_gate, generator=generator(seed, "candidate", index))
-        for index in range(count)
+        hard_keep(per_gate, generator=generator(seed, "candidate", index)) for index in range(count)
     ]
     return torch.stack(rows)
 
@@ -93,8 +92,7 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
             continue
         module = modules[node.layer]
         out = wiring.live[position].sum(1)
-        needed, constant = wiring.needed[position], wiring.constant[position]
-        varies = ~is_fixed(needed, constant)
+        varies, wanted = wiring.varies(node.layer), wiring.wanted(node.layer)
         pixels = int(np.prod(node.size, dtype=np.int64))
         if node.kind == "mix":
             weight = cast(Tensor, module.weight)
@@ -103,11 +101,11 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
             area = weight[0, 0].numel()
             weights = out * inputs * area * varies
             bias = out * varies * (module.bias is not None or (folds & (not node.borders)))
-            own = weights + bias + out * (needed.any(1) & ~varies)
+            own = weights + bias + out * (wanted & ~varies)
             macs += weights * pixels
         elif node.kind == "norm":
             per_channel = sum(p.numel() for p in module.parameters()) // node.channels
-            own = out * torch.where(varies, per_channel, needed.any(1).long())
+            own = out * torch.where(varies, per_channel, wanted.long())
         else:
             per_channel = sum(p.numel() for p in module.parameters()) // node.channels
             own = out * per_channel

@@ -57,7 +57,9 @@ def fit(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", "-b")] = None,
-    img_size: Annotated[int | None, typer.Option(help="Pixels; default: as is, photos 224.")] = None,
+    img_size: Annotated[
+        int | None, typer.Option(help="Pixels; default: as is, photos 224.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the weights.")] = None,
     opt: Annotated[str | None, typer.Option(help="Optimizer of the weights, a timm name.")] = None,
     sched: Annotated[str | None, typer.Option(help="Schedule, a timm name.")] = None,
@@ -68,7 +70,9 @@ def fit(
     kl_images: Annotated[
         float | None, typer.Option(help="N of Eq. 15; default: 10 x images, at least 500000.")
     ] = None,
-    initial_drop: Annotated[float | None, typer.Option(help="Drop probability at the start.")] = None,
+    initial_drop: Annotated[
+        float | None, typer.Option(help="Drop probability at the start.")
+    ] = None,
     drop_lr: Annotated[float | None, typer.Option(help="Adam's rate on the drop logits.")] = None,
     warmup_epochs: Annotated[
         float | None, typer.Option(help="Epochs in which only the weights learn.")
@@ -336,7 +340,9 @@ def export(
 @app.command()
 def evaluate(
     files: Annotated[list[Path], typer.Argument(help="Exported networks.")],
-    data: Annotated[str | None, typer.Option(help="Default: the data set named in the file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Default: the data set named in the file.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Of the latency.")] = 64,
     data_root: Annotated[Path, typer.Option(help="Where timm's data sets live.")] = Path("data"),
     device: DeviceOption = "auto",

@@ -16,7 +16,7 @@ Training draws a relaxed gate (Eq. 16, where the printed log(log r) can only mea
 and a candidate a hard one: kept ~ Bernoulli(1 - p), the same for every image.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,7 @@ class Gated:
 
     keep: Tensor | None = None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Conv2d gives it
+    def forward(self, input: Tensor) -> Tensor:
         if self.keep is not None:
             input = input * _shaped_like(self.keep, input, last=isinstance(self, nn.Linear))
         return super().forward(input)  # type: ignore[misc,no-any-return]
@@ -115,7 +115,7 @@ def _shaped_like(keep: Tensor, features: Tensor, *, last: bool) -> Tensor:
     return keep.view(shape).to(features.dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def gated_class(layer_class: type[nn.Module]) -> type[nn.Module]:
     """`layer_class` with gates, named Concrete + its name; one class for each layer class.
 

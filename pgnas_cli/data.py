@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_dataset, create_transform
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -52,9 +52,10 @@ class Preprocessing:
         return self.channels, self.size, self.size
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 (batch, channels, height, width) -> float32, zero mean and unit deviation."""
+        """uint8 (batch, channels, height, width) -> float32, channels last, normalised."""
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1) * 255
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1) * 255
+        images = images.contiguous(memory_format=torch.channels_last)
         return (images.float() - mean) / std
 
 
@@ -94,6 +95,11 @@ class ImageData:
     mirror: bool = True  # whether a mirrored image is of the same class
 
 
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """`network` on `device`, its kernels in the memory layout of the images; changed in place."""
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
 # --- opening a data set ------------------------------------------------------------------------
 
 
@@ -116,7 +122,7 @@ def open_data(
     """
     if not 0 < held_out < 1:
         raise PgnasError(f"held-out share {held_out} is not between 0 and 1; usual: 0.2")
-    title = name
+    title, test = name, None
     if name == "digits":
         classes, train, test = _digits()
     elif Path(name).is_dir():
@@ -126,8 +132,8 @@ def open_data(
         classes, train, test = _timm_named(name, root)
     else:
         raise PgnasError(
-            f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/,"
-            " or a timm name such as torch/cifar10"
+            f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
+            ", or a timm name such as torch/cifar10"
         )
     if len(classes) < 2:
         raise PgnasError(f"'{name}' has one class ('{classes[0]}'); at least two are needed")
@@ -150,7 +156,9 @@ def open_data(
 
 def digest(part: Part) -> str:
     """Changes when an image comes, goes, or changes its class; not when its pixels change."""
-    lines = sorted(f"{key}\t{label}" for key, label in zip(part.keys, part.labels.tolist(), strict=True))
+    lines = sorted(
+        f"{key}\t{label}" for key, label in zip(part.keys, part.labels.tolist(), strict=True)
+    )
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
@@ -161,8 +169,8 @@ def _cut(train: Part, seed: int, share: float, classes: Sequence[str]) -> tuple[
         members = (train.labels == label).nonzero().flatten().tolist()
         if len(members) < 2:
             raise PgnasError(
-                f"class '{name}' has {len(members)} training image(s); at least 2 are needed, one to"
-                " fit on and one to rank on"
+                f"class '{name}' has {len(members)} training image(s); at least 2 are needed, one"
+                " to fit on and one to rank on"
             )
         members.sort(key=lambda i: derived_seed(seed, f"held-out {train.keys[i]}"))
         held += members[: min(max(1, round(share * len(members))), len(members) - 1)]
@@ -195,7 +203,9 @@ def _folder(folder: Path) -> tuple[tuple[str, ...], Part, Part | None]:
         )
     classes = tuple(sorted(p.name for p in train_folder.iterdir() if p.is_dir()))
     if not classes:
-        raise PgnasError(f"'{train_folder}' has no class folders; expected {train_folder}/<class>/*.jpg")
+        raise PgnasError(
+            f"'{train_folder}' has no class folders; expected {train_folder}/<class>/*.jpg"
+        )
     test_folder = next((folder / n for n in TEST_FOLDERS if (folder / n).is_dir()), None)
     test = None
     if test_folder is not None:
@@ -214,9 +224,7 @@ def _files(folder: Path, classes: Sequence[str]) -> Part:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            p for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS
-        )
+        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
         if not found:
             raise PgnasError(
                 f"no images in '{folder / name}'; read are {', '.join(IMG_EXTENSIONS)}"
@@ -255,7 +263,9 @@ def _timm_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part]:
     parts = []
     for split, training in (("train", True), ("validation", False)):
         try:
-            source = create_dataset(name, root, split=split, is_training=training, download=True)
+            source = create_dataset(
+                name, str(root), split=split, is_training=training, download=True
+            )
             labels = _labels(source)
         except Exception as error:  # timm and the sources behind it raise many kinds
             raise PgnasError(
@@ -266,7 +276,7 @@ def _timm_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part]:
         parts.append(Part(torch.tensor(labels), keys, open=partial(_open_item, source)))
     train, test = parts
     found = sorted({*train.labels.tolist()})
-    names = getattr(create_dataset(name, root, split="train"), "classes", None)
+    names = getattr(create_dataset(name, str(root), split="train"), "classes", None)
     classes = tuple(str(names[i]) if names else str(i) for i in range(found[-1] + 1))
     return classes, train, test
 
@@ -276,8 +286,9 @@ def _labels(source: Any) -> list[int]:
         for attribute in ("targets", "labels", "_labels"):
             if hasattr(holder, attribute):
                 return [int(label) for label in getattr(holder, attribute)]
-        if hasattr(holder, "samples"):
-            return [int(label) for _, label in holder.samples]
+        samples = getattr(holder, "samples", None)
+        if samples is not None:
+            return [int(label) for _, label in samples]
     return [int(source[i][1]) for i in range(len(source))]
 
 
@@ -401,7 +412,9 @@ def training_batches(
             if draws_of[0] != epoch:
                 draws = torch.rand(len(part), 3, generator=generator(seed, "augment", epoch))
                 draws_of = (epoch, draws)
-            images = augmented(part.pixels[indices], draws_of[1][indices], pad=pad, mirror=data.mirror)
+            images = augmented(
+                part.pixels[indices], draws_of[1][indices], pad=pad, mirror=data.mirror
+            )
             yield images, part.labels[indices]
         return
     transform = create_transform(
@@ -489,7 +502,7 @@ def _loaded(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     loader: Iterable[Any] = DataLoader(
         source,
-        batch_sampler=plan,  # type: ignore[arg-type]
+        batch_sampler=plan,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),

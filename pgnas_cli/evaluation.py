@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .data import ImageData, Preprocessing, evaluation_images
+from .data import ImageData, Preprocessing, evaluation_images, placed
 from .ranking import BATCH, predictions, prepared
 
 
@@ -46,7 +46,7 @@ def test_score(
 ) -> Score:
     """Errors of `network` on the test split of `data`."""
     assert data.test is not None
-    network.to(device=device, memory_format=torch.channels_last).eval()
+    placed(network, device).eval()
     images = evaluation_images(data.test, preprocessing, batch=BATCH, workers=workers)
     labels = data.test.labels.split(BATCH)
     errors = 0
@@ -74,7 +74,7 @@ def latencies(
     inputs = torch.randn(batch, *input_shape, generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(device).contiguous(memory_format=torch.channels_last)
     for network in networks:
-        network.to(device=device, memory_format=torch.channels_last).eval()
+        placed(network, device).eval()
         for _ in range(3):
             _timed(network, inputs)
     times: list[list[float]] = [[] for _ in networks]

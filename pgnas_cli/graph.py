@@ -50,6 +50,7 @@ class Node:
     layer: str = ""  # dotted path of the module called, "" for a function
     borders: bool = False  # zero padding makes a constant input vary near the border
     in_place: bool = False  # writes into its operand
+    cuttable: bool = False  # its module has tensors with a row per channel
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ class Graph:
             for source in node.inputs:
                 readers[source].append(position)
         return readers
+
+    def shared(self) -> dict[str, list[int]]:
+        """The cuttable modules that are called more than once: all calls are cut alike."""
+        return {
+            layer: calls
+            for layer, calls in self.calls().items()
+            if len(calls) > 1 and self.nodes[calls[0]].cuttable
+        }
 
     def calls(self) -> dict[str, list[int]]:
         """For each module, the positions of its calls (two where it is used twice)."""
@@ -161,9 +170,9 @@ def _nodes(
 ) -> Iterator[Node]:
     position: dict[fx.Node, int] = {}
     channels: dict[fx.Node, int] = {}
-    canonical = {}  # one name for a module that is registered under several
-    for path, module in modules.items():
-        canonical.setdefault(id(module), path)
+    canonical: dict[int, str] = {}  # one name for a module that is registered under several
+    for path, registered in modules.items():
+        canonical.setdefault(id(registered), path)
     for step in program.nodes:
         shape = shapes.get(step.name, torch.Size((2, 0)))
         operands = [source for source in step.all_input_nodes if source.name in shapes]
@@ -181,7 +190,12 @@ def _nodes(
             layer=canonical[id(module)] if module is not None else "",
             borders=borders,
             in_place=in_place or step.target in _IN_PLACE,
+            cuttable=kind in ("mix", "norm") or (kind == "channelwise" and _has_weights(module)),
         )
+
+
+def _has_weights(module: nn.Module | None) -> bool:
+    return module is not None and next(module.parameters(), None) is not None
 
 
 def _operands_in_order(step: fx.Node, operands: list[fx.Node]) -> list[fx.Node]:
@@ -243,7 +257,8 @@ def _argument(step: fx.Node, position: int, name: str, default: Any) -> Any:
 
 
 def _function_pads(step: fx.Node) -> bool:
-    return step.target is F.avg_pool2d and _argument(step, 3, "padding", 0) not in (0, (0, 0))
+    padding = _argument(step, 3, "padding", 0)
+    return step.target is F.avg_pool2d and padding not in (0, (0, 0))
 
 
 def _flattens(step: fx.Node, operand_channels: list[int], shape: torch.Size) -> bool:
@@ -251,7 +266,7 @@ def _flattens(step: fx.Node, operand_channels: list[int], shape: torch.Size) -> 
     if len(operand_channels) != 1 or len(shape) < 2:
         return False
     if step.target in (torch.flatten, "flatten"):
-        return _argument(step, 1, "start_dim", 0) == 1
+        return bool(_argument(step, 1, "start_dim", 0) == 1)
     if step.target in (torch.mean, "mean"):
         axes = _argument(step, 1, "dim", ())
         return shape[1] == operand_channels[0] and set(axes) <= {2, 3, -1, -2}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .candidates import Sizes
-from .data import Preprocessing
+from .data import Preprocessing, placed
 from .supernet import masked
 
 BATCH = 64  # images in each forward of the canonical evaluation
@@ -37,8 +37,7 @@ def prepared(pixels: Tensor, preprocessing: Preprocessing, device: torch.device)
     batches = []
     for part in pixels.split(BATCH):
         padded = torch.cat([part, part[:1].expand(BATCH - len(part), -1, -1, -1)])
-        inputs = preprocessing.normalised(padded.to(device))
-        batches.append(inputs.contiguous(memory_format=torch.channels_last))
+        batches.append(preprocessing.normalised(padded.to(device)))
     return batches
 
 
@@ -61,7 +60,7 @@ def rank(
     track: Callable[[Sequence[int], str], Iterable[int]] = lambda items, _: items,
 ) -> Ranking:
     """Evaluate every candidate on every held-out image."""
-    network.to(device=device, memory_format=torch.channels_last).eval()
+    placed(network, device).eval()
     batches = prepared(pixels, preprocessing, device)
     errors = torch.zeros(len(keep), dtype=torch.int64)
     for index in track(range(len(keep)), "ranking candidates"):
@@ -73,7 +72,5 @@ def rank(
 
 def ordered(errors: Tensor, params: Tensor) -> Tensor:
     """Ids by (errors, parameters, id)."""
-    rows = sorted(
-        range(len(errors)), key=lambda i: (int(errors[i]), int(params[i]), i)
-    )
+    rows = sorted(range(len(errors)), key=lambda i: (int(errors[i]), int(params[i]), i))
     return torch.tensor(rows)

@@ -19,7 +19,7 @@ very rounding that they replace.
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -30,7 +30,7 @@ from .concrete import Gated
 from .errors import PgnasError
 from .graph import Graph, Node
 from .supernet import gates, masked
-from .wiring import Wiring, is_fixed, wire
+from .wiring import Wiring, wire
 
 Layout = Literal["small", "fast"]
 
@@ -42,7 +42,7 @@ class Cut:
     kind: Literal["mix", "norm", "channelwise", "constant", "idle"]
     outputs: int  # channels that it writes
     inputs: int = 0  # channels that it multiplies, a plane of ones included (mix)
-    picks: int = 0  # channels of the tensor that it picks its inputs from; 0: takes all as they come
+    picks: int = 0  # channels of the tensor it picks its inputs from; 0: takes all as they come
     plane: bool = False  # its last input is a plane of ones
     bias: bool = False  # it has a bias (mix)
 
@@ -53,7 +53,7 @@ class Narrow:
     read: Tensor | None  # int64 (inputs,), positions in the incoming tensor; None: all
     plane: bool
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Conv2d gives it
+    def forward(self, input: Tensor) -> Tensor:
         axis = input.dim() - 1 if isinstance(self, nn.Linear) else 1
         chosen = input if self.read is None else input.index_select(axis, self.read)
         if self.plane:
@@ -61,7 +61,7 @@ class Narrow:
         return super().forward(chosen)  # type: ignore[misc,no-any-return]
 
 
-@lru_cache(maxsize=None)
+@cache
 def narrow_class(layer_class: type[nn.Module]) -> type[nn.Module]:
     """`layer_class` that picks its inputs; one class for each layer class."""
     return type(f"Narrow{layer_class.__name__}", (Narrow, layer_class), {"__module__": __name__})
@@ -76,7 +76,7 @@ class Constant(nn.Module):
         self.value = nn.Parameter(torch.zeros(channels)) if value else None
         self.window = _window(module) if isinstance(module, nn.Conv2d) else None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the layer that it replaces
+    def forward(self, input: Tensor) -> Tensor:
         value = input.new_zeros(self.channels) if self.value is None else self.value
         if input.dim() == 2:
             return value.expand(len(input), -1).clone()
@@ -143,14 +143,14 @@ def plan(network: nn.Module, wiring: Wiring) -> dict[str, Cut]:
 
 
 def _cut(module: nn.Module, node: Node, position: int, wiring: Wiring) -> Cut | None:
-    live, needed = wiring.live[position][0], wiring.needed[position][0]
+    live = wiring.live[position][0]
     outputs = int(live.sum())
     if node.kind == "channelwise":
         return Cut("channelwise", outputs) if isinstance(module, nn.Conv2d) else None
     if node.kind not in ("mix", "norm"):
         return None
-    if bool(is_fixed(needed[None], wiring.constant[position])):
-        return Cut("constant" if bool(needed.any()) else "idle", outputs)
+    if not bool(wiring.varies(node.layer)):
+        return Cut("constant" if bool(wiring.wanted(node.layer)) else "idle", outputs)
     source = wiring.live[node.inputs[0]][0]
     wanted = wiring.reads[node.layer][0] if node.kind == "mix" else live
     picks = 0 if torch.equal(wanted, source) else int(source.sum())
@@ -208,7 +208,7 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
             _resize_(layer, "bias", (cut.outputs,))
         layer.in_channels = layer.out_channels = layer.groups = cut.outputs
     if cut.picks or cut.plane:
-        layer.__class__ = narrow_class(type(module))
+        layer.__class__ = narrow_class(type(module))  # type: ignore[arg-type]
         layer.plane = cut.plane
         read = torch.empty(cut.inputs - cut.plane, dtype=torch.int64) if cut.picks else None
         layer.register_buffer("read", read)

@@ -231,8 +231,8 @@ def _claim(run: Run, settings: FitSettings, resume: bool, force: bool) -> State 
     if run.checkpoint.exists() and not force:
         if not resume:
             raise PgnasError(
-                f"'{run.folder}' holds an unfinished fit; add --resume to go on, or --force to start"
-                " again"
+                f"'{run.folder}' holds an unfinished fit; add --resume to go on, or --force to"
+                " start again"
             )
         return read_checkpoint(run.checkpoint)
     for path in (run.posterior, run.checkpoint, run.metrics, run.candidates, run.ranking,
@@ -348,7 +348,9 @@ def read_candidates(run: Run, network: nn.Module) -> Drawn:
     if not isinstance(rows, int) or rows < 1 or content.get("gates") != width:
         raise PgnasError(f"'{run.candidates}' does not fit the posterior; draw again: pgnas sample")
     if content.get("made_from") != file_digest(run.posterior):
-        raise PgnasError(f"'{run.candidates}' is older than the posterior; draw again: pgnas sample")
+        raise PgnasError(
+            f"'{run.candidates}' is older than the posterior; draw again: pgnas sample"
+        )
     sizes = {field.name: ((rows,), torch.int64) for field in dataclasses.fields(Sizes)}
     checked(tensors, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, run.candidates)
     keep = unpack(tensors.pop("keep"), width)

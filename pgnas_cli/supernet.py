@@ -14,6 +14,7 @@ Outside of them the gates are open.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -88,7 +89,7 @@ def make_concrete_(
     size = _group_size(groups)
     if hasattr(network, "gates"):
         raise PgnasError(
-            f"{type(network).__name__} already has an attribute 'gates'; a network can be gated once"
+            f"{type(network).__name__} already has an attribute 'gates'; a network is gated once"
         )
     graph = trace(network, input_shape)
     chosen = [
@@ -106,12 +107,12 @@ def make_concrete_(
     modules = dict(network.named_modules())
     found = []
     for name in chosen:
-        modules[name].__class__ = gated_class(type(modules[name]))
+        modules[name].__class__ = gated_class(type(modules[name]))  # type: ignore[arg-type]
         start = 0
         for piece in segments(graph, name):
             step = size or piece
             bounds = [*range(start, start + piece, step), start + piece]
-            found += [GateGroup(name, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+            found += [GateGroup(name, a, b) for a, b in pairwise(bounds)]
             start += piece
     network.gates = Gates(found, graph, initial_drop)
     return network
@@ -226,7 +227,7 @@ def squared_norms(network: nn.Module) -> Tensor:
 def per_group(values: Tensor, network: nn.Module) -> Tensor:
     """Sum of `values` (gates,) over each group, (groups,)."""
     bank = gates(network)
-    return torch.zeros_like(bank.channels).index_add(0, bank.group, values)
+    return torch.zeros_like(cast(Tensor, bank.channels)).index_add(0, bank.group, values)
 
 
 def kl(network: nn.Module, *, l2: float, images: float, constant: bool = False) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .candidates import expected_paper_params, parameter_count
 from .concrete import hard_keep
-from .data import ImageData, Preprocessing, steps_per_epoch, training_batches
+from .data import ImageData, Preprocessing, placed, steps_per_epoch, training_batches
 from .errors import PgnasError
 from .randomness import generator
 from .registry import Recipe
@@ -73,7 +73,7 @@ def auto_l2(recipe: Recipe, kl_images: float) -> float:
 
 
 def objective_images(recipe: Recipe, images: int) -> float:
-    """N of Eq. 15: as the recipe has it, else 10 x the images fitted, at least the paper's least."""
+    """N of Eq. 15: as the recipe has it, else 10 x the images fitted, but not below the paper's."""
     return recipe.kl_images or max(10 * images, SMALLEST_N)
 
 
@@ -98,7 +98,7 @@ def fit(
     Raises PgnasError when the fit collapses, with what to change.
     """
     device = device or torch.device("cpu")
-    network.to(device=device, memory_format=torch.channels_last)
+    placed(network, device)
     run = _Run(network, data, recipe, seed, fixed_drop, constant_l2, device)
     if state is not None:
         run.restore(state)
@@ -160,7 +160,7 @@ class _Run:
         self._set_rates()
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Weights behind gates pay the divergence; other weights decay alike; vectors do neither."""
+        """Weights behind gates pay the divergence, others decay alike, vectors do neither."""
         gated = set(gates(self.network).spans)
         plain: list[nn.Parameter] = []
         decayed: list[nn.Parameter] = []
@@ -205,7 +205,6 @@ class _Run:
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         inputs = self.data.preprocessing.normalised(images)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self._gates(len(inputs)):
             logits = self.network(inputs)
             loss = F.cross_entropy(logits, labels)
@@ -318,8 +317,7 @@ class _Run:
         for images, labels in zip(
             pixels.split(self.batch), self.data.held_out.labels.split(self.batch), strict=True
         ):
-            inputs = preprocessing.normalised(images.to(self.device))
-            yield inputs.contiguous(memory_format=torch.channels_last), labels.to(self.device)
+            yield preprocessing.normalised(images.to(self.device)), labels.to(self.device)
 
     # --- saving and restoring ----------------------------------------------------------------
 

@@ -5,12 +5,12 @@ Three passes over the graph, all on bool tensors with a row per candidate:
 1. forward, what is **constant**: a layer whose inputs are all dropped yields its bias, whatever the
    image; batch-norm and activation make another constant of it. A layer that keeps a constant input
    need not read it (its contribution is folded into the layer, see slimming.py).
-2. backward, what is **needed**: a gated layer asks for its kept inputs that are not constant, if any
-   of its own outputs is needed. Constants that a sum or an opaque step needs are made by the
+2. backward, what is **needed**: a gated layer asks for its kept inputs that are not constant, if
+   any of its own outputs is needed. Constants that a sum or an opaque step needs are made by the
    batch-norm or the layer itself, which then reads nothing.
-3. until nothing changes, what is **live**: operands of a sum must agree in width, a concatenation is
-   as wide as its parts, an activation as its input. Convolutions, linear layers and batch-norms are
-   free: each picks its inputs from a wider tensor. One channel stays where none is needed.
+3. until nothing changes, what is **live**: operands of a sum must agree in width, a concatenation
+   is as wide as its parts, an activation as its input. Convolutions, linear layers and batch-norms
+   are free: each picks its inputs from a wider tensor. One channel stays where none is needed.
 
 There are no coupling groups: what one reader drops stays for the others.
 """
@@ -35,6 +35,15 @@ class Wiring:
     reads: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): what it multiplies
     folds: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): kept, but constant
 
+    def varies(self, layer: str) -> Tensor:
+        """Whether an output of `layer` is needed that depends on the image, bool (candidates,)."""
+        calls = self.graph.calls()[layer]
+        return ~torch.stack([is_fixed(self.needed[c], self.constant[c]) for c in calls]).all(0)
+
+    def wanted(self, layer: str) -> Tensor:
+        """Whether any output of `layer` is needed, bool (candidates,)."""
+        return torch.stack([self.needed[c].any(1) for c in self.graph.calls()[layer]]).any(0)
+
 
 def wire(network: nn.Module, keep: Tensor) -> Wiring:
     """Trace the candidates `keep`, bool (candidates, gates), through the network's graph."""
@@ -45,7 +54,7 @@ def wire(network: nn.Module, keep: Tensor) -> Wiring:
     for node in graph.nodes:
         if node.kind == "mix" and node.layer not in kept:
             kept[node.layer] = keep.new_ones(len(keep), graph.nodes[node.inputs[0]].channels)
-    shared = {layer for layer, calls in graph.calls().items() if len(calls) > 1}
+    shared = graph.shared()
     constant = _constant(graph, kept, shared, len(keep))
     needed, reads, folds = _needed(graph, kept, constant, shared)
     live = _live(graph, constant, needed, shared)
@@ -58,7 +67,7 @@ def is_fixed(needed: Tensor, constant: Tensor) -> Tensor:
 
 
 def _constant(
-    graph: Graph, kept: dict[str, Tensor], shared: set[str], candidates: int
+    graph: Graph, kept: dict[str, Tensor], shared: dict[str, list[int]], candidates: int
 ) -> list[Tensor]:
     aliased = _aliased(graph)
     constant: list[Tensor] = []
@@ -71,7 +80,8 @@ def _constant(
                 varying = varying & ~operands[0]
             value = (~varying.any(1, keepdim=True)).expand(-1, node.channels)
         elif node.kind in ("norm", "channelwise", "elementwise") and not node.borders:
-            value = torch.stack(operands).all(0)
+            if node.kind != "norm" or node.layer not in shared:  # one value for all calls
+                value = torch.stack(operands).all(0)
         elif node.kind == "concatenate":
             value = torch.cat(operands, 1)
         elif node.kind == "flatten":
@@ -88,7 +98,7 @@ def _aliased(graph: Graph) -> set[int]:
 
 
 def _needed(
-    graph: Graph, kept: dict[str, Tensor], constant: list[Tensor], shared: set[str]
+    graph: Graph, kept: dict[str, Tensor], constant: list[Tensor], shared: dict[str, list[int]]
 ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     needed = [torch.zeros_like(value) for value in constant]
     reads = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
@@ -110,7 +120,7 @@ def _needed(
             folds[node.layer] |= fold & varies
             needed[source] |= kept[node.layer] & ~fold & varies
         elif node.kind == "norm":
-            needed[source] |= wanted & (varies if node.layer not in shared else True)
+            needed[source] |= wanted & varies
         elif node.kind == "concatenate":
             widths = [graph.nodes[i].channels for i in node.inputs]
             for operand, part in zip(node.inputs, wanted.split(widths, 1), strict=True):
@@ -127,7 +137,7 @@ def _needed(
 
 
 def _live(
-    graph: Graph, constant: list[Tensor], needed: list[Tensor], shared: set[str]
+    graph: Graph, constant: list[Tensor], needed: list[Tensor], shared: dict[str, list[int]]
 ) -> list[Tensor]:
     live = [mask.clone() for mask in needed]
     for position, node in enumerate(graph.nodes):
@@ -143,8 +153,7 @@ def _live(
         before = sum(int(mask.sum()) for mask in live)
         for position in order:
             _agree(graph.nodes[position], position, live, needed, constant)
-        for layer in shared:
-            calls = graph.calls()[layer]
+        for calls in shared.values():
             _unite(live, [graph.nodes[call].inputs[0] for call in calls])
             _unite(live, calls)
         if sum(int(mask.sum()) for mask in live) == before:
@@ -167,9 +176,9 @@ def _agree(
         for source, part in zip(node.inputs, out.split(widths, 1), strict=True):
             live[source] |= part
     elif node.kind == "flatten":
-        source = live[node.inputs[0]]
-        source |= _any_pixel(out, source.shape[1])
-        out |= _repeat(source, node.channels)
+        features = live[node.inputs[0]]
+        features |= _any_pixel(out, features.shape[1])
+        out |= _repeat(features, node.channels)
 
 
 def _unite(live: list[Tensor], positions: list[int]) -> None:

@@ -1,0 +1,59 @@
+"""Small networks and data of a second or two; every random number has a seed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pgnas_cli.supernet import create_supernet, draw, gates
+
+
+def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch-norm as after training: fresh scales and zero biases hide mistakes."""
+    g = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                tensor.data.normal_(generator=g)
+            module.running_var.uniform_(0.5, 2.0, generator=g)
+    return network.eval()
+
+
+def tiny(size: int = 8, channels: int = 1, **options: object) -> nn.Module:
+    """multibranch-tiny with randomised batch-norm, evaluation mode."""
+    network = create_supernet("multibranch-tiny", 10, input_shape=(channels, size, size), **options)
+    return randomised(network)
+
+
+def random_keep(network: nn.Module, drop: float, seed: int = 0) -> Tensor:
+    """One candidate at a single drop probability, bool (gates,)."""
+    probability = torch.full((len(gates(network).groups),), drop)
+    return draw(
+        network, generator=torch.Generator().manual_seed(seed), drop_probability=probability
+    )
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder of photos: three classes told apart by colour, some of them greyscale."""
+
+    def make(
+        train: int = 8, test: int = 4, size: tuple[int, int] = (96, 80), split: str = "val"
+    ) -> Path:
+        folder = tmp_path / "photos"
+        colours = {"blue": (30, 40, 200), "green": (40, 190, 30), "red": (210, 30, 40)}
+        for part, count in (("train", train), (split, test)):
+            for name, colour in colours.items():
+                place = folder / part / name
+                place.mkdir(parents=True)
+                for index in range(count):
+                    shade = tuple(min(255, c + 7 * index) for c in colour)
+                    image = Image.new("RGB", size, shade)
+                    mode = "L" if index == 1 else "RGB"
+                    image.convert(mode).save(place / f"{index:02d}.jpg", quality=90)
+        return folder
+
+    return make

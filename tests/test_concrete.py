@@ -1,0 +1,170 @@
+"""The gate's mathematics against closed forms, quadrature and elementwise float64 loops."""
+
+import math
+
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import nn
+
+from pgnas_cli.concrete import (
+    bernoulli_entropy,
+    gated_class,
+    hard_keep,
+    kl_divergence,
+    logistic_noise,
+    relaxed_keep,
+    weight_cost,
+)
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("drop", [0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 2 / 3])
+def test_mean_of_the_relaxed_draw_equals_its_integral(drop: float, temperature: float) -> None:
+    def kept(u: float) -> float:  # Eq. 16 with the logistic variable written as log(u / (1 - u))
+        return 1 - 1 / (1 + math.exp(-(logit(drop) + logit(u)) / temperature))
+
+    expected, _ = quad(kept, 1e-12, 1 - 1e-12, limit=200, points=[1 - drop])
+    noise = logistic_noise((400_000, 1), generator=seeded())
+    mean = float(relaxed_keep(torch.tensor([logit(drop)]), noise, temperature=temperature).mean())
+    assert abs(mean - expected) < 4 * 0.5 / math.sqrt(400_000)
+
+
+def test_two_gumbel_variables_differ_by_a_logistic_one() -> None:
+    """Eq. 16 is written with log(-log r); its printed log(log r) is not a number."""
+    r1, r2 = torch.rand(2, 200_000, generator=seeded(), dtype=torch.float64).clamp_min(1e-300)
+    gumbel = -torch.log(-torch.log(r1)) + torch.log(-torch.log(r2))
+    logistic = logistic_noise((200_000,), generator=seeded(1)).double()
+    levels = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    exact = torch.logit(levels)
+    tolerance = 4 * torch.sqrt(levels * (1 - levels) / 200_000) / (levels * (1 - levels))
+    assert ((gumbel.quantile(levels) - exact).abs() < tolerance).all()
+    assert ((logistic.quantile(levels) - exact).abs() < tolerance).all()
+
+
+def test_relaxed_draw_becomes_the_hard_one_as_temperature_falls() -> None:
+    noise = logistic_noise((1000, 3), generator=seeded())
+    drop_logit = torch.tensor([logit(0.1), 0.0, logit(0.9)])
+    relaxed = relaxed_keep(drop_logit, noise, temperature=1e-4)
+    hard = (drop_logit + noise < 0).float()
+    assert torch.equal(relaxed.round(), hard)
+    assert ((relaxed - hard).abs() < 1e-3).float().mean() > 0.99
+    share = relaxed.mean(0)
+    for found, drop in zip(share.tolist(), (0.1, 0.5, 0.9), strict=True):
+        assert abs(found - (1 - drop)) < 4 * math.sqrt(drop * (1 - drop) / 1000)
+
+
+def test_relaxed_draw_tends_to_a_half_as_temperature_rises() -> None:
+    noise = logistic_noise((100, 2), generator=seeded())
+    relaxed = relaxed_keep(torch.tensor([logit(0.1), logit(0.9)]), noise, temperature=1e6)
+    assert (relaxed - 0.5).abs().max() < 1e-4
+
+
+def test_noise_is_finite_at_the_ends_of_the_unit_interval() -> None:
+    assert logistic_noise((3_000_000,), generator=seeded()).isfinite().all()
+
+
+def test_p_is_the_probability_that_a_channel_is_dropped() -> None:
+    """Turning the sign anywhere in the chain turns one of these round."""
+    nearly_always_dropped = torch.tensor([logit(0.99)])
+    noise = logistic_noise((10_000, 1), generator=seeded())
+    assert relaxed_keep(nearly_always_dropped, noise, temperature=0.2).mean() < 0.03
+    assert hard_keep(torch.full((10_000,), 0.99), generator=seeded()).float().mean() < 0.03
+    cost = weight_cost(torch.ones(1), nearly_always_dropped, l2=1.0)
+    assert abs(float(cost) - 0.01) < 1e-6
+    assert torch.equal(
+        hard_keep(torch.tensor([0.0, 1.0]), generator=seeded()), torch.tensor([True, False])
+    )
+
+
+def test_entropy_weight_cost_and_kl_equal_an_elementwise_loop() -> None:
+    g = seeded()
+    drop_logit = torch.randn(40, generator=g, dtype=torch.float64) * 4
+    norms = torch.rand(40, generator=g, dtype=torch.float64) * 10
+    channels = torch.randint(1, 65, (40,), generator=g).double()
+    l2, images = 55.0, 500_000.0
+    total = 0.0
+    for row in range(40):
+        p = 1 / (1 + math.exp(-drop_logit[row]))
+        entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
+        cost = l2 * (1 - p) * float(norms[row])
+        assert math.isclose(float(bernoulli_entropy(drop_logit)[row]), entropy, rel_tol=1e-9)
+        assert math.isclose(float(weight_cost(norms, drop_logit, l2=l2)[row]), cost, rel_tol=1e-9)
+        total += cost - float(channels[row]) * entropy
+    found = kl_divergence(norms, drop_logit, channels, l2=l2, images=images)
+    assert math.isclose(float(found), total / images, rel_tol=1e-9)
+    single = kl_divergence(
+        norms.float(), drop_logit.float(), channels.float(), l2=l2, images=images
+    )
+    assert math.isclose(float(single), total / images, rel_tol=1e-6)
+
+
+def test_constant_weight_cost_does_not_know_p() -> None:
+    cost = weight_cost(torch.ones(2), torch.tensor([-3.0, 3.0]), l2=2.0, constant=True)
+    assert torch.equal(cost, torch.tensor([2.0, 2.0]))
+
+
+def test_entropy_stays_finite_and_falls_to_zero_where_p_saturates() -> None:
+    entropy = bernoulli_entropy(torch.tensor([-90.0, -20.0, 0.0, 20.0, 90.0]))
+    assert entropy.isfinite().all()
+    assert math.isclose(float(entropy[2]), math.log(2), rel_tol=1e-6)
+    assert (entropy[[0, 4]].abs() < 1e-6).all()
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    drop_logit = torch.randn(5, generator=seeded(), dtype=torch.float64, requires_grad=True)
+    norms = torch.rand(5, generator=seeded(1), dtype=torch.float64, requires_grad=True)
+    noise = logistic_noise((3, 5), generator=seeded(2)).double()
+    channels = torch.arange(1.0, 6.0, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda logits: relaxed_keep(logits, noise, temperature=0.5), drop_logit
+    )
+    assert torch.autograd.gradcheck(
+        lambda n, logits: kl_divergence(n, logits, channels, l2=3.0, images=10.0),
+        (norms, drop_logit),
+    )
+
+
+def test_a_dropped_channel_does_not_change_the_output() -> None:
+    layer = nn.Conv2d(4, 3, 3, padding=1)
+    layer.__class__ = gated_class(nn.Conv2d)
+    x = torch.randn(2, 4, 5, 5, generator=seeded())
+    layer.keep = torch.tensor([True, False, True, True])
+    other = x.clone()
+    other[:, 1] = 100.0
+    assert torch.equal(layer(x), layer(other))
+    masked = layer(other)
+    layer.keep = None
+    other[:, 1] = 0
+    assert torch.equal(layer(other), masked)
+
+
+def test_kept_channels_are_not_rescaled() -> None:
+    layer = nn.Linear(4, 2)
+    layer.__class__ = gated_class(nn.Linear)
+    x = torch.randn(3, 4, generator=seeded())
+    layer.keep = torch.tensor([True, False, False, True])
+    expected = x[:, [0, 3]] @ layer.weight[:, [0, 3]].T + layer.bias
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+def test_each_image_can_have_gates_of_its_own() -> None:
+    layer = nn.Conv2d(2, 2, 1, bias=False)
+    layer.__class__ = gated_class(nn.Conv2d)
+    x = torch.randn(2, 2, 3, 3, generator=seeded())
+    layer.keep = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
+    expected = torch.stack(
+        [
+            layer.weight[:, 0] * x[0, :1],
+            layer.weight[:, 1] * 0.5 * x[1, 1:],
+        ]
+    )
+    assert torch.allclose(layer(x), expected, atol=1e-6)
