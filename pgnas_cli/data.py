@@ -206,6 +206,7 @@ def _folder(folder: Path) -> tuple[tuple[str, ...], Part, Part | None]:
         raise PgnasError(
             f"'{train_folder}' has no class folders; expected {train_folder}/<class>/*.jpg"
         )
+    train = _files(train_folder, classes)
     test_folder = next((folder / n for n in TEST_FOLDERS if (folder / n).is_dir()), None)
     test = None
     if test_folder is not None:
@@ -217,7 +218,7 @@ def _folder(folder: Path) -> tuple[tuple[str, ...], Part, Part | None]:
                 f" {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
             )
         test = _files(test_folder, classes)
-    return classes, _files(train_folder, classes), test
+    return classes, train, test
 
 
 def _files(folder: Path, classes: Sequence[str]) -> Part:
@@ -269,7 +270,8 @@ def _timm_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part]:
             labels = _labels(source)
         except Exception as error:  # timm and the sources behind it raise many kinds
             raise PgnasError(
-                f"timm cannot open data set '{name}' ({split}) below '{root}': {error};"
+                f"timm cannot open data set '{name}' ({split}) below '{root}':"
+                f" {' '.join(str(error).split())};"
                 " --data-root says where data sets live"
             ) from None
         keys = tuple(f"{split}-{i:07d}" for i in range(len(labels)))

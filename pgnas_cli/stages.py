@@ -10,6 +10,7 @@ that the user named are not, unless `force` says so.
 """
 
 import dataclasses
+import difflib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from .candidates import (
@@ -55,11 +57,12 @@ from .files import (
 )
 from .randomness import generator
 from .ranking import Ranking, ordered, prepared, rank
-from .registry import load_backbone
+from .registry import Recipe, load_backbone
 from .supernet import drop_probabilities, gates, make_concrete_
 from .training import EpochRecord, State, auto_l2, fit, objective_images
 
 CANDIDATES, RANKING = "pgnas.candidates/1", "pgnas.ranking/1"
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")  # of timm; fixed in advance
 Track = Callable[[Sequence[int], str], Iterable[int]]
 
 
@@ -260,7 +263,12 @@ def _metrics(run: Run, state: State | None) -> list[str]:
     return run.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
 
 
-def _check_recipe(recipe: Any, settings: FitSettings) -> None:
+def _check_recipe(recipe: Recipe, settings: FitSettings) -> None:
+    if recipe.optimizer not in list_optimizers():
+        near = difflib.get_close_matches(recipe.optimizer, list_optimizers(), n=3)
+        raise PgnasError(f"timm has no optimizer '{recipe.optimizer}'; near: {', '.join(near)}")
+    if recipe.schedule not in SCHEDULES:
+        raise PgnasError(f"no schedule '{recipe.schedule}'; possible: {', '.join(SCHEDULES)}")
     for name, value, low, high in (
         ("--epochs", recipe.epochs, 1, 10**6),
         ("--batch-size", recipe.batch_size, 2, 10**6),

@@ -154,7 +154,8 @@ class _Run:
         self.drops = torch.optim.Adam(
             [self.drop_logit], lr=recipe.drop_learning_rate, betas=(0.9, 0.99)
         )
-        self.schedules = [self._schedule(self.weights), self._schedule(self.drops)]
+        both = [self._schedule(self.weights), self._schedule(self.drops)]
+        self.schedules = [schedule for schedule in both if schedule is not None]
         self._start_epoch()
         self.best_loss = math.inf
         self._set_rates()

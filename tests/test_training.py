@@ -1,0 +1,197 @@
+"""The fit: what it optimises, what it records, when it stops, and that it can go on."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pgnas_cli.data import ImageData, open_data
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.registry import Recipe, load_backbone
+from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
+from pgnas_cli.training import EpochRecord, State, auto_l2, fit, objective_images
+
+SHORT = {"epochs": 3, "batch_size": 100}
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return open_data("digits", seed=0)
+
+
+def prepared(data: ImageData, **changes: object) -> tuple[torch.nn.Module, Recipe]:
+    shape = data.preprocessing.input_shape
+    backbone = load_backbone("multibranch-tiny", classes=10, input_shape=shape)
+    recipe = dataclasses.replace(backbone.recipe, **{**SHORT, **changes})
+    network = make_concrete_(backbone.network, shape, initial_drop=recipe.initial_drop)
+    return network, recipe
+
+
+def fitted(
+    data: ImageData, options: dict[str, object] | None = None, **changes: object
+) -> tuple[torch.nn.Module, list[EpochRecord]]:
+    network, recipe = prepared(data, **changes)
+    return network, list(fit(network, data, recipe, seed=0, **(options or {})))
+
+
+def test_one_record_per_epoch_and_the_loss_falls(digits: ImageData) -> None:
+    network, records = fitted(digits, epochs=6)
+    assert [r.epoch for r in records] == [1, 2, 3, 4, 5, 6]
+    assert records[-1].loss < 0.5 * records[0].loss
+    assert records[-1].hard_error < 0.5
+    for record in records:
+        assert sum(record.drop_histogram) == gates(network).count
+        assert 0 < record.expected_share <= 1
+        assert all(math.isfinite(v) for v in dataclasses.astuple(record) if isinstance(v, float))
+
+
+def test_only_weights_learn_during_the_warm_up(digits: ImageData) -> None:
+    network, records = fitted(digits, warmup_epochs=2.0, epochs=3, initial_drop=0.1)
+    assert [r.drift == 0 for r in records] == [True, True, False]
+    assert records[1].mean_drop == pytest.approx(0.1, abs=1e-6)
+    assert (drop_probabilities(network) - 0.1).abs().max() > 1e-3
+
+
+def test_auto_l2_pulls_like_the_weight_decay_at_the_start() -> None:
+    recipe = Recipe(weight_decay=3e-4, initial_drop=0.2)
+    l2 = auto_l2(recipe, 500_000)
+    weight = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    (l2 * (1 - 0.2) * weight.square().sum() / 500_000).backward()
+    assert torch.allclose(weight.grad, 3e-4 * weight.detach())
+
+
+def test_n_is_ten_times_the_images_but_never_below_the_papers_smallest() -> None:
+    assert objective_images(Recipe(), 1000) == 500_000
+    assert objective_images(Recipe(), 1_281_167) == 12_811_670
+    assert objective_images(Recipe(kl_images=42.0), 1000) == 42
+
+
+def test_one_step_equals_the_objective_written_out(digits: ImageData) -> None:
+    """SGD without momentum moves each weight by minus rate times the gradient of Eq. 14-15."""
+    from pgnas_cli.concrete import logistic_noise
+    from pgnas_cli.data import training_batches
+    from pgnas_cli.randomness import generator
+
+    changes = {"epochs": 1, "batch_size": len(digits.fit), "momentum": 0.0, "optimizer": "momentum",
+               "schedule": "none", "warmup_epochs": 0.0, "l2": 70.0}  # fmt: skip
+    network, recipe = prepared(digits, **changes)
+    network.train()
+    images, labels = next(
+        training_batches(digits, batch=recipe.batch_size, seed=0, first_step=0, steps=1, workers=0)
+    )
+    bank = gates(network)
+    noise = logistic_noise((len(images), bank.count), generator=generator(0, "gates", 0, 0))
+    z = torch.sigmoid((bank.drop_logit[bank.group] + noise) / recipe.temperature)
+    modules = dict(network.named_modules())
+    for layer, (first, last) in bank.spans.items():
+        modules[layer].keep = 1 - z[:, first:last]
+    loss = F.cross_entropy(network(digits.preprocessing.normalised(images)), labels)
+    p = torch.sigmoid(bank.drop_logit)
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+    cost = (70.0 * (1 - p[bank.group]) * squared_norms(network)).sum()
+    (loss + (cost - (bank.channels * entropy).sum()) / 500_000).backward()
+    expected = {
+        n: q.detach() - recipe.learning_rate * q.grad
+        for n, q in network.named_parameters()
+        if n.startswith("blocks.1.branch1")
+    }
+    other, _ = prepared(digits, **changes)
+    list(fit(other, digits, recipe, seed=0))
+    found = dict(other.named_parameters())
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=2e-5), name
+
+
+def test_a_fixed_rate_is_reached_over_the_warm_up_and_held(digits: ImageData) -> None:
+    seen: list[float] = []
+    network, recipe = prepared(digits, warmup_epochs=1.0, epochs=2)
+    steps = len(digits.fit) // recipe.batch_size
+
+    def between(step: int, total: int, state: object) -> None:
+        seen.append(float(drop_probabilities(network)[0]))
+
+    list(fit(network, digits, recipe, seed=0, fixed_drop=0.4, between=between))
+    ramp = [min(1.0, (s + 1) / steps) * 0.4 for s in range(1, 2 * steps + 1)]
+    assert seen == pytest.approx(ramp, abs=1e-5)
+    assert drop_probabilities(network).unique().numel() == 1
+
+
+def test_a_fixed_rate_of_zero_trains_the_whole_network(digits: ImageData) -> None:
+    network, records = fitted(digits, {"fixed_drop": 0.0}, epochs=4)
+    assert records[-1].expected_share == pytest.approx(1.0)
+    assert records[-1].soft_error == records[-1].hard_error
+    assert drop_probabilities(network).max() < 1e-9
+
+
+def test_constant_l2_leaves_p_to_data_and_entropy(digits: ImageData) -> None:
+    network, _ = prepared(digits)
+    (gradient,) = torch.autograd.grad(
+        kl(network, l2=1e9, images=1.0, constant=True), gates(network).drop_logit
+    )
+    (full,) = torch.autograd.grad(kl(network, l2=1e9, images=1.0), gates(network).drop_logit)
+    assert gradient.abs().max() < 1e3
+    assert full.abs().min() > 1e5
+
+
+def test_a_stronger_prior_gives_a_smaller_network(digits: ImageData) -> None:
+    """The direction of Table 4."""
+    weak, strong = (
+        fitted(digits, epochs=8, l2=l2, batch_size=64)[1][-1].expected_share
+        for l2 in (50.0, 2000.0)
+    )
+    assert strong < weak - 0.1
+
+
+def test_collapse_stops_with_a_remedy(digits: ImageData) -> None:
+    with pytest.raises(PgnasError, match=r"the fit collapsed in epoch \d+.*lower --l2 or"):
+        fitted(digits, epochs=12, l2=1e6, drop_learning_rate=0.5, learning_rate=0.02)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_remedy(digits: ImageData) -> None:
+    with pytest.raises(PgnasError, match=r"the loss is (nan|inf) in epoch \d+; lower --lr"):
+        fitted(digits, epochs=3, learning_rate=1000.0, l2=1e8)
+
+
+@pytest.mark.parametrize("stop_at", [1, 11, 12, 20])
+def test_a_fit_that_goes_on_from_a_state_ends_the_same(digits: ImageData, stop_at: int) -> None:
+    """Mid-epoch, at the last step of an epoch, at its end; records agree too, but for times."""
+
+    class Stop(Exception):
+        pass
+
+    saved: list[State] = []
+
+    def between(step: int, steps: int, state: object) -> None:
+        if step == stop_at:
+            saved.append(state())
+            raise Stop
+
+    straight, records = fitted(digits)
+    network, recipe = prepared(digits)
+    first: list[EpochRecord] = []
+    with pytest.raises(Stop):
+        for record in fit(network, digits, recipe, seed=0, between=between):
+            first.append(record)
+    again, recipe = prepared(digits)
+    first += list(fit(again, digits, recipe, seed=0, state=saved[0]))
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    timeless = [
+        [dataclasses.replace(r, seconds=0.0, images_per_second=0.0) for r in rs]
+        for rs in (records, first)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_drift_is_measured_per_unit_of_learning_rate(digits: ImageData) -> None:
+    """Halving the rate halves how far p moves, not what the record calls its drift."""
+    drifts = []
+    for rate in (0.02, 0.01):
+        _, records = fitted(
+            digits, epochs=2, schedule="none", drop_learning_rate=rate, learning_rate=1e-4,
+            warmup_epochs=0.0, l2=1e5, batch_size=64,
+        )  # fmt: skip
+        drifts.append(records[0].drift / rate)
+    assert drifts[0] == pytest.approx(drifts[1], rel=0.2)
