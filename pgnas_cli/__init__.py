@@ -12,12 +12,14 @@ The modules, in the order in which data flows; each imports only from those abov
     candidates    sub-networks as rows of bits, and what they cost
     slimming      cut a network down to a candidate
     data          image data sets, cut into fit, held-out and test
+    loading       batches of images, for fitting and for judging
     training      fit weights and drop probabilities together
     ranking       errors of candidates on the held-out images
-    evaluation    error on the test split, time per image
     files         the files of a run
+    fitting       the fit as a stage: options to posterior
     export        a slim network on disk, verified
-    stages        the stages of a search, from files to files
+    selection     draw, rank and export as stages: posterior to slim network
+    evaluation    error on the test split, time per image
     console       what people see
     cli           the commands
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .concrete import hard_keep
+from .errors import PgnasError
 from .randomness import generator
 from .supernet import gates
 from .wiring import Wiring, wire
@@ -120,21 +121,25 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
     return params + untouched, macs
 
 
-def permuted_probabilities(
-    network: nn.Module, drop_probability: Tensor, *, generator: torch.Generator
-) -> Tensor:
-    """The learned probabilities dealt out among groups at random, at equal mean size.
+def baseline_probabilities(
+    network: nn.Module, drop_probability: Tensor, baseline: str, *, generator: torch.Generator
+) -> Tensor:  # (groups,)
+    """What to draw from to see what the posterior is worth, at the mean size of its own draws.
 
-    If candidates drawn from these do as well, the posterior taught nothing but how much to drop.
-    Groups differ in size, so the dealt logits are shifted together until the mean candidate is as
-    large (the file's count) as with the learned ones.
+    "permuted" deals the learned probabilities out among groups by chance: if its candidates do as
+    well, the posterior taught nothing but how much to drop. "fixed" gives every group one rate.
+    The drop logits are shifted together until the mean candidate is as large (the file's count).
     """
     learned = drop_probability.cpu()
     noise = torch.rand(64, gates(network).count, generator=generator)
-    target = _mean_params(network, learned, noise)
-    return shifted_to_size(
-        network, learned[torch.randperm(len(learned), generator=generator)], target, noise
-    )
+    target = mean_params(network, learned, noise)
+    if baseline == "permuted":
+        start = learned[torch.randperm(len(learned), generator=generator)]
+    elif baseline == "fixed":
+        start = torch.full_like(learned, 0.5)
+    else:
+        raise PgnasError(f"no baseline '{baseline}'; possible: permuted, fixed")
+    return shifted_to_size(network, start, target, noise)
 
 
 def shifted_to_size(
@@ -148,13 +153,14 @@ def shifted_to_size(
     low, high = -40.0, 40.0
     for _ in range(24):  # bisection; a larger shift drops more
         middle = (low + high) / 2
-        if _mean_params(network, torch.sigmoid(logits + middle), noise) > params:
+        if mean_params(network, torch.sigmoid(logits + middle), noise) > params:
             low = middle
         else:
             high = middle
     return torch.sigmoid(logits + (low + high) / 2).float()
 
 
-def _mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> float:
+def mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> float:
+    """Mean of the file's count over the draws that `noise`, uniform (candidates, gates), makes."""
     keep = noise >= drop_probability[gates(network).group.cpu()]
     return float(count(network, keep).params.double().mean())

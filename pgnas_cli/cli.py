@@ -5,10 +5,7 @@ Nothing here imports torch before a command runs, so that `--help` is quick.
 
 import dataclasses
 import json
-import signal
 import sys
-import time
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
     from .console import Terminal
     from .files import Run
-    from .stages import FitSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,7 +81,8 @@ def fit(
         str, typer.Option(help="Gates with a common p: layer, channel, or a number of channels.")
     ] = "layer",
     fixed_drop: Annotated[
-        float | None, typer.Option(help="One fixed drop probability, reached over the warm-up.")
+        str | None,
+        typer.Option(help="One drop probability for all; or a run, for candidates as large."),
     ] = None,
     constant_l2: Annotated[
         bool, typer.Option("--constant-l2", help="l2 without its factor 1-p (Table 2).")
@@ -108,6 +105,10 @@ def fit(
     quiet: QuietOption = False,
 ) -> None:
     """Fit a super-network: weights and drop probabilities in one training run."""
+    from .console import fit_summary_lines, show_fit
+    from .fitting import fit_stage, fixed_rate, run_to_fit
+
+    terminal = _terminal(quiet)
     recipe = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": opt,
         "schedule": sched, "weight_decay": weight_decay, "l2": _l2(l2), "kl_images": kl_images,
@@ -118,107 +119,27 @@ def fit(
         "backbone": backbone, "data": data, "data_root": data_root, "img_size": img_size,
         "held_out": held_out, "skip_corrupt": skip_corrupt or None,
         "layers": None if gates == "all" else gates,
-        "groups": None if groups == "layer" else groups, "fixed_drop": fixed_drop,
+        "groups": None if groups == "layer" else groups, "fixed_drop": fixed_rate(fixed_drop),
         "constant_l2": constant_l2 or None, "seed": seed,
         "precision": None if precision == "float32" else precision,
     }  # fmt: skip
     given = {k: v for k, v in given.items() if v is not None}
     given["recipe"] = {k: v for k, v in recipe.items() if v is not None}
-    terminal = _terminal(quiet)
-    where, settings = _run_to_fit(run, given, resume=resume)
-    if settings.precision not in ("float32", "bfloat16"):
-        raise PgnasError(f"no precision '{precision}'; possible: float32, bfloat16")
+    where, settings = run_to_fit(run, given, resume=resume)
     terminal.notice(f"run: {where.folder}")
-    summary = _fitted(
-        where, settings, terminal, device=_device(device), workers=_workers(workers),
-        resume=resume, force=force, save_seconds=60 * save_minutes,
+    summary = show_fit(
+        terminal,
+        lambda step: fit_stage(
+            where, settings, device=_device(device), workers=_workers(workers), resume=resume,
+            force=force, save_seconds=60 * save_minutes, track=terminal.track, step=step,
+        ),
     )  # fmt: skip
     if as_json:
         terminal.json({**dataclasses.asdict(summary), "run": str(summary.run)})
     else:
-        from .console import fit_summary_lines
-
         for line in fit_summary_lines(summary):
             terminal.result(line)
     terminal.notice(f"next: pgnas sample --run {where.folder}")
-
-
-def _fitted(where: "Run", settings: "FitSettings", terminal: "Terminal", **options: Any) -> Any:
-    """Drive the fit: progress, interrupts, messages; the summary at its end."""
-    from . import console
-    from .stages import FitSummary, Started, fit_stage
-
-    asked = [False]
-    began = time.monotonic()
-    summary: FitSummary | None = None
-    done_first: list[int] = []
-    with terminal.progress() as bar:
-        task = bar.add_task("fitting", total=None)
-
-        def step(done: int, steps: int) -> None:
-            done_first.append(done) if not done_first else None
-            bar.update(task, completed=done, total=steps)
-
-        stage = fit_stage(
-            where, settings, stop=lambda: asked[0], track=terminal.track, step=step, **options
-        )
-        for event in stage:
-            if isinstance(event, Started):
-                for line in console.started_lines(event):
-                    terminal.notice(line)
-                restore = _stop_between_steps(asked)
-                began, steps = time.monotonic(), event.steps
-            elif isinstance(event, FitSummary):
-                summary = event
-            else:
-                whole = event.epoch * steps // event.epochs
-                progress = max(1, whole - done_first[0] + 1) if done_first else whole
-                left = (time.monotonic() - began) / progress * (steps - whole)
-                terminal.notice(console.epoch_line(event, left))
-    restore()
-    assert summary is not None
-    return summary
-
-
-def _stop_between_steps(asked: list[bool]) -> Any:
-    """From now on Ctrl-C and SIGTERM ask for a stop at the next step; a second one insists."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: Any) -> None:
-        if asked[0]:
-            raise KeyboardInterrupt
-        asked[0] = True
-
-    for number in before:
-        signal.signal(number, handle)
-    return lambda: [signal.signal(number, old) for number, old in before.items()]
-
-
-def _run_to_fit(
-    folder: Path | None, given: dict[str, Any], *, resume: bool
-) -> "tuple[Run, FitSettings]":
-    """The run directory and the settings; a run that goes on keeps those it was started with."""
-    from .files import Run, newest_run
-    from .stages import FitSettings, read_settings
-
-    if folder is None and resume:
-        run = newest_run()
-    elif folder is None:
-        name = given.get("backbone", FitSettings.backbone).replace("/", "-")
-        run = Run(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    else:
-        run = Run(folder)
-    if resume and run.settings.exists():
-        stored = read_settings(run)
-        for key, value in [*given.items(), *given["recipe"].items()]:
-            now = stored.recipe.get(key) if key in given["recipe"] else getattr(stored, key)
-            if key != "recipe" and now != value:
-                raise PgnasError(
-                    f"'{run.folder}' was started with {key} {now}, not {value}; leave the option"
-                    " out to go on, or start another run"
-                )
-        return run, stored
-    return run, FitSettings(**given)
 
 
 def _l2(text: str | None) -> float | None:
@@ -234,7 +155,7 @@ def _l2(text: str | None) -> float | None:
 def sample(
     n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 1500,
     baseline: Annotated[
-        str, typer.Option(help="permuted: the learned probabilities dealt out by chance.")
+        str, typer.Option(help="permuted: learned probabilities dealt out by chance; or fixed.")
     ] = "",
     run: RunOption = None,
     seed: Annotated[int | None, typer.Option(help="Default: the seed of the fit.")] = None,
@@ -246,7 +167,7 @@ def sample(
     where = _run(run, terminal)
     from .candidates import parameter_count, whole_macs
     from .console import size_table
-    from .stages import posterior_of, sample_stage
+    from .selection import posterior_of, sample_stage
 
     drawn = sample_stage(where, n, baseline, seed)
     network, _ = posterior_of(where)
@@ -275,7 +196,7 @@ def rank(
     terminal = _terminal(quiet)
     where = _run(run, terminal)
     from .console import ranking_table
-    from .stages import rank_stage
+    from .selection import rank_stage
 
     ranking, seconds = rank_stage(
         where, device=_device(device), workers=_workers(workers), track=terminal.track
@@ -321,7 +242,7 @@ def export(
     terminal = _terminal(quiet)
     where = _run(run, terminal)
     from .console import export_lines
-    from .stages import export_stage
+    from .selection import export_stage
 
     about = export_stage(
         where, path, candidate=candidate, force=force, device=_device(device),
@@ -355,7 +276,7 @@ def evaluate(
     if batch_size < 1:
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 or more")
     from .console import evaluation_table
-    from .stages import evaluate_stage
+    from .evaluation import evaluate_stage
 
     found = evaluate_stage(
         files, data, data_root=data_root, batch=batch_size, device=_device(device),
@@ -435,6 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
     except PgnasError as error:
         failure(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        failure("interrupted; an unfinished fit goes on with pgnas fit --resume")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's own status for an interrupt
+            failure("interrupted; an unfinished fit goes on with pgnas fit --resume")
+        raise

@@ -6,7 +6,7 @@ The only user of rich. Text of ours is never parsed as markup: names and paths m
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,10 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from .candidates import Sizes
+    from .evaluation import Evaluation
     from .export import Slim
+    from .fitting import FitSummary, Started
     from .ranking import Ranking
-    from .stages import Evaluation, FitSummary, Started
     from .training import EpochRecord
 
 
@@ -118,15 +119,47 @@ def _large(number: float) -> str:
 # --- what each command says ----------------------------------------------------------------------
 
 
+def show_fit(
+    terminal: Terminal,
+    stage: "Callable[[Callable[[int, int], None]], Iterator[Started | EpochRecord | FitSummary]]",
+) -> "FitSummary":
+    """Draw what the fit stage yields, and return its summary."""
+    from .fitting import FitSummary, Started
+
+    marks: list[tuple[int, float]] = []  # first step seen, and when
+    total = 0
+    with terminal.progress() as bar:
+        task = bar.add_task("fitting", total=None)
+
+        def step(done: int, steps: int) -> None:
+            if not marks:
+                marks.append((done - 1, time.monotonic()))
+            bar.update(task, completed=done, total=steps)
+
+        for event in stage(step):
+            if isinstance(event, Started):
+                total = event.steps
+                for line in started_lines(event):
+                    terminal.notice(line)
+            elif isinstance(event, FitSummary):
+                return event
+            else:
+                done = event.epoch * total // event.epochs
+                first, began = marks[0] if marks else (0, time.monotonic())
+                rate = (time.monotonic() - began) / max(1, done - first)
+                terminal.notice(epoch_line(event, rate * (total - done)))
+    raise AssertionError("a fit ends with its summary")
+
+
 def started_lines(started: "Started") -> list[str]:
     """What is about to be fitted, and whether the prior is within reason."""
     lines = [
         f"network: {_large(started.params)} parameters; {started.gates} gates in {started.groups}"
         f" groups on {started.gated_layers} layers",
         f"images: {started.fit_images} to fit on, {started.held_out_images} held out for ranking",
-        f"objective: l2 {started.l2:.4g} at N {started.kl_images:.4g}, a weight decay of"
-        f" {started.weight_decay:.2g} at the start; {started.epochs} epochs,"
-        f" {started.steps} steps",
+        f"prior: l2 {started.l2:.4g} at N {started.kl_images:.4g}, at first a weight decay of"
+        f" {started.weight_decay:.2g}",
+        f"fit: {started.epochs} epochs, {started.steps} steps",
     ]
     if not 1e-5 <= started.weight_decay <= 1e-2:
         lines.append(

@@ -1,4 +1,4 @@
-"""Error on the test split and time per image: what a network is worth, measured.
+"""Error on the test split and time per image: what exported networks are worth, measured.
 
 With the report, the only reader of the test split.
 """
@@ -7,12 +7,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .data import ImageData, Preprocessing, evaluation_images, placed
+from .data import ImageData, Preprocessing, open_data
+from .errors import PgnasError
+from .export import Slim, read_network
+from .fitting import Track
+from .loading import evaluation_images, placed
 from .ranking import BATCH, predictions, prepared
 
 
@@ -91,3 +96,61 @@ def _timed(network: nn.Module, inputs: Tensor) -> float:
     if inputs.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an exported network is worth on the test split and on this machine."""
+
+    path: Path
+    about: Slim
+    score: Score
+    latency_ms: float  # one image
+    batch_latency_ms: float  # a batch of `batch` images
+    batch: int
+
+
+def evaluate_stage(
+    paths: Sequence[Path],
+    data_name: str | None,
+    *,
+    data_root: Path,
+    batch: int,
+    device: torch.device,
+    workers: int,
+    track: Track,
+) -> list[Evaluation]:
+    """Test error and latency of exported networks; latencies alternate among them."""
+    found = [read_network(path) for path in paths]
+    scores = []
+    for (network, about), path in zip(found, paths, strict=True):
+        name = data_name or about.subject.data
+        if data_name is None and name != "digits" and "/" not in name:
+            raise PgnasError(
+                f"'{path}' was fitted on a folder called '{name}'; say where it lies with --data"
+            )
+        data = open_data(
+            name, seed=0, root=data_root, preprocessing=about.subject.preprocessing, fitting=False,
+            track=track,
+        )  # fmt: skip
+        if data.classes != about.subject.classes:
+            raise PgnasError(
+                f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was fitted on"
+                f" {', '.join(about.subject.classes[:5])}..."
+            )
+        if data.test is None:
+            raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
+        scores.append(
+            test_score(
+                network, data, about.subject.preprocessing, device=device, workers=workers,
+                track=track,
+            )
+        )  # fmt: skip
+    shape = found[0][1].subject.preprocessing.input_shape
+    networks = [network for network, _ in found]
+    one = latencies(networks, shape, batch=1, device=device)
+    many = latencies(networks, shape, batch=batch, device=device)
+    return [
+        Evaluation(path, about, score, a, b, batch)
+        for path, (_, about), score, a, b in zip(paths, found, scores, one, many, strict=True)
+    ]

@@ -13,6 +13,7 @@ the data lies is in run.json, which stays with the run.
     RUN/ranking.safetensors       order, errors and the sizes again; RUN/ranking.csv for people
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -169,7 +170,8 @@ def _atomically(path: Path, write: Any) -> None:
             f"'{path}' cannot be written: {error}; what was there before is untouched"
         ) from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 # --- reading ---------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .candidates import Sizes
-from .data import Preprocessing, placed
+from .data import Preprocessing
+from .loading import placed
 from .supernet import masked
 
 BATCH = 64  # images in each forward of the canonical evaluation

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from .candidates import expected_paper_params, parameter_count
 from .concrete import hard_keep
-from .data import ImageData, Preprocessing, placed, steps_per_epoch, training_batches
+from .data import ImageData, Preprocessing
 from .errors import PgnasError
+from .loading import placed, steps_per_epoch, training_batches
 from .randomness import generator
 from .registry import Recipe
 from .supernet import drop_probabilities, gates, kl, masked, opened, relaxed

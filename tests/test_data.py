@@ -8,17 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnas_cli.data import (
-    Part,
+from pgnas_cli.data import Part, digest, open_data
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.loading import (
     augmented,
-    digest,
     evaluation_images,
-    open_data,
     order,
     steps_per_epoch,
     training_batches,
 )
-from pgnas_cli.errors import PgnasError
 from pgnas_cli.randomness import derived_seed, generator, seeded_globals
 
 Folder = Callable[..., Path]

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnas_cli.candidates import (
+    baseline_probabilities,
     count,
     draw_candidates,
     expected_paper_params,
     pack,
     parameter_count,
-    permuted_probabilities,
     slice_sizes,
     unpack,
     whole_macs,
@@ -341,15 +341,18 @@ def test_permuted_probabilities_are_the_learned_ones_dealt_out_at_equal_size() -
     network = tiny()
     gates(network).drop_logit.data = torch.linspace(-4, 2, 17)
     learned = drop_probabilities(network)
-    dealt = permuted_probabilities(network, learned, generator=seeded())
+    dealt = baseline_probabilities(network, learned, "permuted", generator=seeded())
     assert not torch.equal(dealt.argsort(), learned.argsort())
     shift = dealt.logit().sort().values - learned.logit().sort().values
     assert (shift - shift.mean()).abs().max() < 1e-3
+    level = baseline_probabilities(network, learned, "fixed", generator=seeded())
+    assert level.unique().numel() == 1
     mean = [
         count(network, draw_candidates(p, network, 500, 1)).params.double().mean()
-        for p in (learned, dealt)
+        for p in (learned, dealt, level)
     ]
     assert abs(mean[1] / mean[0] - 1) < 0.05
+    assert abs(mean[2] / mean[0] - 1) < 0.05
 
 
 def test_slice_sizes_are_outputs_times_kernel_area() -> None:

@@ -71,7 +71,7 @@ def test_n_is_ten_times_the_images_but_never_below_the_papers_smallest() -> None
 def test_one_step_equals_the_objective_written_out(digits: ImageData) -> None:
     """SGD without momentum moves each weight by minus rate times the gradient of Eq. 14-15."""
     from pgnas_cli.concrete import logistic_noise
-    from pgnas_cli.data import training_batches
+    from pgnas_cli.loading import training_batches
     from pgnas_cli.randomness import generator
 
     changes = {"epochs": 1, "batch_size": len(digits.fit), "momentum": 0.0, "optimizer": "momentum",

@@ -1,0 +1,342 @@
+"""The fit as a stage: from options to a posterior file, saved on the way and resumable.
+
+A fitted posterior is never overwritten unless `force` says so; what was derived from it goes with
+it.
+"""
+
+import dataclasses
+import difflib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import list_optimizers
+
+from .candidates import baseline_probabilities, parameter_count
+from .data import ImageData, open_data
+from .data import digest as data_digest
+from .errors import PgnasError
+from .files import (
+    Cutting,
+    Objective,
+    Posterior,
+    Run,
+    Subject,
+    newest_run,
+    read_checkpoint,
+    read_posterior,
+    to_json,
+    write_checkpoint,
+    write_posterior,
+    write_text,
+)
+from .loading import evaluation_images
+from .randomness import generator
+from .registry import Recipe, load_backbone
+from .supernet import drop_probabilities, gates, make_concrete_
+from .training import EpochRecord, State, auto_l2, fit, objective_images
+
+PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")  # of timm; fixed in advance
+Track = Callable[[Sequence[int], str], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The options of a fit; None in a recipe field leaves it to the backbone's recipe."""
+
+    backbone: str = "multibranch-tiny"
+    data: str = "digits"
+    data_root: str = "data"
+    img_size: int | None = None
+    held_out: float = 0.2
+    skip_corrupt: bool = False
+    layers: str = "all"
+    groups: str = "layer"
+    fixed_drop: float | None = None
+    constant_l2: bool = False
+    precision: str = "float32"
+    seed: int = 0
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What a finished fit came to."""
+
+    run: Path
+    epochs: int
+    seconds: float
+    held_out_error: float
+    params: int
+    groups: int
+    gates: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """What is known before the first step."""
+
+    params: int
+    gated_layers: int
+    gates: int
+    groups: int
+    fit_images: int
+    held_out_images: int
+    l2: float
+    kl_images: float
+    weight_decay: float  # that the prior amounts to at the start
+    epochs: int
+    steps: int
+
+
+def fit_stage(
+    run: Run,
+    settings: FitSettings,
+    *,
+    device: torch.device,
+    workers: int,
+    resume: bool,
+    force: bool,
+    save_seconds: float,
+    track: Track,
+    step: Callable[[int, int], None],
+) -> Iterator[Started | EpochRecord | FitSummary]:
+    """Fit a super-network; yields what was set up, a record per epoch, and a summary.
+
+    An unfinished fit is saved every `save_seconds`, and on SIGINT or SIGTERM at the next step,
+    which ends it with KeyboardInterrupt. `step(done, of)` is called after each step.
+    """
+    state = _claim(run, settings, resume, force)
+    began = time.perf_counter()
+    data = open_data(
+        settings.data,
+        seed=settings.seed,
+        held_out=settings.held_out,
+        size=settings.img_size,
+        root=Path(settings.data_root),
+        skip_corrupt=settings.skip_corrupt,
+        track=track,
+    )
+    data = held_out_decoded(data, workers)
+    shape = data.preprocessing.input_shape
+    backbone = load_backbone(
+        settings.backbone, classes=len(data.classes), input_shape=shape, seed=settings.seed
+    )
+    recipe = dataclasses.replace(backbone.recipe, **settings.recipe)
+    _check_recipe(recipe, settings)
+    network = make_concrete_(
+        backbone.network,
+        shape,
+        layers=settings.layers,
+        groups=settings.groups,
+        initial_drop=recipe.initial_drop,
+        ungated=backbone.ungated,
+    )
+    kl_images = objective_images(recipe, len(data.fit))
+    l2 = auto_l2(recipe, kl_images) if recipe.l2 is None else recipe.l2
+    posterior = Posterior(
+        Subject(
+            settings.backbone, backbone.options, settings.layers, settings.groups, data.classes,
+            data.preprocessing, data.name,
+        ),
+        Cutting(
+            settings.seed, settings.held_out, len(data.fit), len(data.held_out),
+            data_digest(data.held_out),
+        ),
+        Objective(l2, kl_images, settings.fixed_drop, settings.constant_l2),
+        recipe,
+        settings.seed,
+    )  # fmt: skip
+    if state is None:
+        _begin(run, settings)
+    bank = gates(network)
+    batch = min(recipe.batch_size, len(data.fit))
+    yield Started(
+        parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
+        len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
+        recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch),
+    )  # fmt: skip
+    saver = _Saver(run, save_seconds, step)
+    saved = _metrics(run, state)
+    with saver:
+        for record in fit(
+            network, data, recipe, seed=settings.seed, workers=workers, device=device,
+            fixed_drop=settings.fixed_drop, constant_l2=settings.constant_l2,
+            bfloat16=settings.precision == "bfloat16", state=state, between=saver,
+        ):  # fmt: skip
+            saved.append(json.dumps(to_json(record)))
+            write_text(run.metrics, "".join(f"{line}\n" for line in saved))
+            yield record
+    write_posterior(run.posterior, network, posterior)
+    run.checkpoint.unlink(missing_ok=True)
+    error = json.loads(saved[-1])["hard_error"]
+    yield FitSummary(
+        run.folder, recipe.epochs, time.perf_counter() - began, error, parameter_count(network),
+        len(bank.groups), bank.count,
+    )  # fmt: skip
+
+
+class _Saver:
+    """Between two steps: show progress, save when it is time, stop when asked to."""
+
+    def __init__(self, run: Run, seconds: float, step: Callable[[int, int], None]) -> None:
+        self.run, self.seconds, self.step = run, seconds, step
+        self.last = time.monotonic()
+        self.asked = False
+
+    def __enter__(self) -> "_Saver":
+        """From now on SIGINT and SIGTERM ask for a stop at the next step; a second one insists."""
+        self.before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        for number in self.before:
+            signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, old in self.before.items():
+            signal.signal(number, old)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __call__(self, done: int, steps: int, state: Callable[[], State]) -> None:
+        self.step(done, steps)
+        stopping = self.asked and done < steps
+        if stopping or time.monotonic() - self.last > self.seconds:
+            write_checkpoint(self.run.checkpoint, state())
+            self.last = time.monotonic()
+        if stopping:
+            raise KeyboardInterrupt
+
+
+def fixed_rate(text: str | None) -> float | None:
+    """A fixed drop probability from a number, or that at which candidates are as large as a run's.
+
+    Raises PgnasError for anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        run = Run(Path(text))
+    if not run.posterior.exists():
+        raise PgnasError(f"--fixed-drop '{text}' is neither a number nor a fitted run")
+    network, posterior = read_posterior(run.posterior)
+    rates = baseline_probabilities(
+        network, drop_probabilities(network), "fixed",
+        generator=generator(posterior.seed, "fixed rate"),
+    )  # fmt: skip
+    return float(rates[0])
+
+
+def run_to_fit(
+    folder: Path | None, given: dict[str, Any], *, resume: bool
+) -> tuple[Run, FitSettings]:
+    """The run directory and the settings; a run that goes on keeps those it was started with.
+
+    `given` holds the options that the user named, those of the recipe under "recipe".
+    """
+    if folder is None and resume:
+        run = newest_run()
+    elif folder is None:
+        name = given.get("backbone", FitSettings.backbone).replace("/", "-")
+        run = Run(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    else:
+        run = Run(folder)
+    if not (resume and run.settings.exists()):
+        return run, FitSettings(**given)
+    stored = read_settings(run)
+    for key, value in [*given.items(), *given["recipe"].items()]:
+        now = stored.recipe.get(key) if key in given["recipe"] else getattr(stored, key)
+        if key != "recipe" and now != value:
+            raise PgnasError(
+                f"'{run.folder}' was started with {key} {now}, not {value}; leave the option out to"
+                " go on, or start another run"
+            )
+    return run, stored
+
+
+def _claim(run: Run, settings: FitSettings, resume: bool, force: bool) -> State | None:
+    """Whether the run directory can be ours, or why not; the state to go on from, if any."""
+    if run.posterior.exists() and not force:
+        raise PgnasError(
+            f"'{run.folder}' holds a fitted posterior; choose another --run, or add --force to fit"
+            " again"
+        )
+    if run.checkpoint.exists() and not force:
+        if not resume:
+            raise PgnasError(
+                f"'{run.folder}' holds an unfinished fit; add --resume to go on, or --force to"
+                " start again"
+            )
+        return read_checkpoint(run.checkpoint)
+    return None
+
+
+def _begin(run: Run, settings: FitSettings) -> None:
+    """Clear what an earlier fit left, now that nothing stands in the way of this one."""
+    for path in (run.posterior, run.checkpoint, run.metrics, run.candidates, run.ranking,
+                 run.ranking_table):  # fmt: skip
+        path.unlink(missing_ok=True)
+    write_text(run.settings, json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n")
+
+
+def read_settings(run: Run) -> FitSettings:
+    """The options that a run was started with."""
+    try:
+        return FitSettings(**json.loads(run.settings.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise PgnasError(f"no run in '{run.folder}'; start one with pgnas fit") from None
+    except (ValueError, TypeError):
+        raise PgnasError(f"'{run.settings}' is damaged; fit again with --force") from None
+
+
+def _metrics(run: Run, state: State | None) -> list[str]:
+    """The lines of metrics.jsonl up to the state that the fit goes on from."""
+    if state is None or not run.metrics.exists():
+        return []
+    epochs = int(state.numbers["epochs_done"])
+    return run.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+
+
+def _check_recipe(recipe: Recipe, settings: FitSettings) -> None:
+    if settings.precision not in PRECISIONS:
+        raise PgnasError(f"no precision '{settings.precision}'; possible: {', '.join(PRECISIONS)}")
+    if recipe.optimizer not in list_optimizers():
+        names = [str(name) for name in list_optimizers()]
+        near = difflib.get_close_matches(recipe.optimizer, names, n=3)
+        raise PgnasError(f"timm has no optimizer '{recipe.optimizer}'; near: {', '.join(near)}")
+    if recipe.schedule not in SCHEDULES:
+        raise PgnasError(f"no schedule '{recipe.schedule}'; possible: {', '.join(SCHEDULES)}")
+    for name, value, low, high in (
+        ("--epochs", recipe.epochs, 1, 10**6),
+        ("--batch-size", recipe.batch_size, 2, 10**6),
+        ("--temperature", recipe.temperature, 1e-3, 100),
+        ("--initial-drop", recipe.initial_drop, 1e-6, 0.999),
+        ("--l2", recipe.l2, 0, 1e12),
+        ("--kl-images", recipe.kl_images, 1, 1e15),
+        ("--fixed-drop", settings.fixed_drop, 0, 0.999),
+        ("--lr", recipe.learning_rate, 0, 1e3),
+        ("--warmup-epochs", recipe.warmup_epochs, 0, 10**6),
+    ):
+        if value is not None and not low <= value <= high:
+            raise PgnasError(f"{name} {value:g} is out of range; possible: {low:g} to {high:g}")
+
+
+def held_out_decoded(data: ImageData, workers: int) -> ImageData:
+    """Held-out images are read every epoch and by every candidate: decode them once."""
+    if data.held_out.pixels is not None:
+        return data
+    images = evaluation_images(data.held_out, data.preprocessing, workers=workers)
+    return dataclasses.replace(
+        data, held_out=dataclasses.replace(data.held_out, pixels=torch.cat(list(images)))
+    )

@@ -1,0 +1,350 @@
+"""The commands: results on stdout, messages on stderr, exit status, and what users get wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pgnas_cli.cli import main
+
+QUICK = ["--epochs", "2", "--batch-size", "128"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def run(*arguments: str) -> int:
+    """Exit status of the command line."""
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    capsys.readouterr()
+    status = run(*arguments)
+    text = capsys.readouterr()
+    return status, text.out, text.err
+
+
+def object_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    status, out, _ = said(capsys, *arguments, "--json")
+    assert status == 0
+    assert out.count("\n") == 1
+    value = json.loads(out)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_the_three_lines_work_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", *QUICK) == 0
+    assert run("sample", "--n", "6") == 0
+    status, out, err = said(capsys, "export", "best.safetensors")
+    assert status == 0
+    assert "nothing is ranked yet: ranking the candidates first" in err
+    assert "wrote best.safetensors" in out
+    assert Path("best.safetensors").exists()
+
+
+def test_every_json_has_its_fixed_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = object_of(capsys, "fit", *QUICK, "--run", "r")
+    assert set(fitted) == {
+        "run", "epochs", "seconds", "held_out_error", "params", "groups", "gates",
+    }  # fmt: skip
+    assert (fitted["epochs"], fitted["groups"], fitted["gates"]) == (2, 17, 512)
+    drawn = object_of(capsys, "sample", "--run", "r", "-n", "5")
+    assert drawn["candidates"] == 5
+    ranked = object_of(capsys, "rank", "--run", "r", "--top", "3")
+    assert set(ranked) == {
+        "top", "candidates", "mean_error", "mean_params", "pairs_evaluated", "pairs_total",
+        "seconds",
+    }  # fmt: skip
+    assert [set(row) for row in ranked["top"]] == 3 * [
+        {"id", "errors", "images", "error", "params", "macs"}
+    ]
+    written = object_of(capsys, "export", "b.safetensors", "--run", "r")
+    assert written["params"] == ranked["top"][0]["params"]
+    assert written["held_out_errors"] == ranked["top"][0]["errors"]
+    judged = object_of(capsys, "evaluate", "b.safetensors")
+    assert {"errors", "images", "error", "params", "macs", "latency_ms"} <= set(judged)
+    assert judged["images"] == 359
+    several = object_of(capsys, "evaluate", "b.safetensors", "b.safetensors")
+    assert len(several["networks"]) == 2
+
+
+def test_twin_whole_and_any_id_can_be_exported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", *QUICK, "--run", "r", "-q") == 0
+    assert run("sample", "--run", "r", "-n", "5", "-q") == 0
+    there = ["--run", "r"]
+    whole = object_of(capsys, "export", "whole.safetensors", "--candidate", "whole", *there)
+    assert whole["params"] == whole["whole_params"]
+    best = object_of(capsys, "export", "best.safetensors", *there)
+    twin = object_of(capsys, "export", "twin.safetensors", "--candidate", "twin", *there)
+    assert abs(twin["params"] / best["params"] - 1) < 0.05
+    third = object_of(capsys, "export", "third.safetensors", "--candidate", "3", *there)
+    assert third["candidate"] == "3"
+    status, _, err = said(capsys, "export", "x.safetensors", "--candidate", "5", *there)
+    assert (status, "no candidate '5'; possible: 0 to 4, whole, or twin" in err) == (1, True)
+
+
+def test_sample_can_draw_the_permuted_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", *QUICK, "--run", "r", "-q") == 0
+    plain = object_of(capsys, "sample", "--run", "r", "-n", "50")
+    dealt = object_of(capsys, "sample", "--run", "r", "-n", "50", "--baseline", "permuted")
+    assert dealt["baseline"] == "permuted"
+    assert abs(dealt["mean"]["params"] / plain["mean"]["params"] - 1) < 0.05
+
+
+def test_a_fixed_rate_can_be_that_of_equal_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", *QUICK, "--run", "r", "--initial-drop", "0.3", "-q") == 0
+    assert run("fit", *QUICK, "--run", "fixed", "--fixed-drop", "r", "-q") == 0
+    plain, fixed = (object_of(capsys, "sample", "--run", r, "-n", "200") for r in ("r", "fixed"))
+    assert abs(fixed["mean"]["params"] / plain["mean"]["params"] - 1) < 0.05
+    rates = load_file("fixed/posterior.safetensors")["drop_logit"]
+    assert rates.unique().numel() == 1
+
+
+def test_quiet_leaves_stderr_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = said(capsys, "fit", *QUICK, "-q")
+    assert status == 0
+    assert err == ""
+    assert "posterior:" in out
+
+
+def test_lines_fit_80_columns_and_hold_no_colour_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    text = ""
+    for arguments in (
+        ["fit", *QUICK],
+        ["sample", "-n", "4"],
+        ["rank"],
+        ["export", "b.safetensors"],
+        ["evaluate", "b.safetensors"],
+    ):
+        status, out, err = said(capsys, *arguments)
+        assert status == 0
+        text += out + err
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80, max(text.splitlines(), key=len)
+
+
+@pytest.mark.parametrize("source", ["digits", "photos"])
+def test_seed_decides_every_byte_and_workers_none(
+    source: str, photo_folder: Callable[..., Path]
+) -> None:
+    data = [] if source == "digits" else ["--data", str(photo_folder()), "--img-size", "32"]
+    batch = ["--batch-size", "8"] if data else []
+    for name, workers in (("a", "0"), ("b", "2")):
+        steps = [
+            ["fit", *QUICK, *batch, *data, "--seed", "5", "--workers", workers],
+            ["sample", "-n", "4"],
+            ["rank", "--workers", workers],
+            ["export", f"{name}/best.safetensors", "--workers", workers],
+        ]
+        for step in steps:
+            assert run(*step, "--run", name, "-q") == 0
+    for file in ("posterior", "candidates", "ranking", "best"):
+        first, second = (Path(n, f"{file}.safetensors").read_bytes() for n in "ab")
+        assert first == second, file
+
+
+def test_another_seed_gives_another_posterior() -> None:
+    for seed in ("1", "2"):
+        assert run("fit", *QUICK, "--seed", seed, "--run", seed, "-q") == 0
+    a, b = (load_file(f"{s}/posterior.safetensors")["drop_logit"] for s in "12")
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_fit_goes_on_to_the_same_posterior(number: signal.Signals) -> None:
+    options = ["--epochs", "6", "--batch-size", "64", "--seed", "3"]
+    assert run("fit", *options, "--run", "straight", "-q") == 0
+    command = [sys.executable, "-m", "pgnas_cli", "fit", *options, "--run", "killed",
+               "--save-minutes", "0"]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.strip().startswith("2/6"):
+            break
+    time.sleep(0.2)
+    process.send_signal(number)
+    rest = process.stderr.read()
+    process.stderr.close()
+    status = process.wait()
+    if number == signal.SIGKILL:
+        assert status == -signal.SIGKILL
+    else:
+        assert status == 130
+        assert "interrupted; an unfinished fit goes on with pgnas fit --resume" in rest
+    assert Path("killed/checkpoint.safetensors").exists()
+    assert not Path("killed/posterior.safetensors").exists()
+    assert run("fit", "--resume", "--run", "killed", "-q") == 0
+    straight, killed = (
+        Path(r, "posterior.safetensors").read_bytes() for r in ("straight", "killed")
+    )
+    assert straight == killed
+    assert not Path("killed/checkpoint.safetensors").exists()
+    epochs = [json.loads(x)["epoch"] for x in Path("killed/metrics.jsonl").read_text().splitlines()]
+    assert epochs == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_fit_is_not_overwritten_without_force(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("fit", *QUICK, "--run", "r", "-q") == 0
+    before = Path("r/posterior.safetensors").read_bytes()
+    status, _, err = said(capsys, "fit", *QUICK, "--run", "r", "--seed", "1")
+    assert status == 1
+    assert "holds a fitted posterior; choose another --run, or add --force" in err
+    assert Path("r/posterior.safetensors").read_bytes() == before
+    assert run("sample", "-n", "3", "--run", "r", "-q") == 0
+    assert run("fit", *QUICK, "--run", "r", "--seed", "1", "--force", "-q") == 0
+    assert Path("r/posterior.safetensors").read_bytes() != before
+    assert not Path("r/candidates.safetensors").exists()
+
+
+def test_resume_starts_what_is_not_there_and_refuses_other_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("fit", "--resume", *QUICK, "--run", "new", "-q") == 0
+    assert Path("new/posterior.safetensors").exists()
+    Path("new/posterior.safetensors").rename("new/checkpoint.safetensors")
+    status, _, err = said(capsys, "fit", "--resume", "--run", "new", "--epochs", "9")
+    assert status == 1
+    assert "was started with epochs 2, not 9; leave the option out to go on" in err
+    status, _, err = said(capsys, "fit", "--resume", "--run", "new")
+    assert (status, "holds pgnas.posterior, wanted is pgnas.checkpoint" in err) == (1, True)
+
+
+def test_candidates_older_than_the_posterior_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, seed in (("a", "0"), ("b", "1")):
+        assert run("fit", *QUICK, "--run", name, "--seed", seed, "-q") == 0
+        assert run("sample", "-n", "3", "--run", name, "-q") == 0
+    Path("a/candidates.safetensors").replace("b/candidates.safetensors")
+    status, _, err = said(capsys, "rank", "--run", "b")
+    assert (status, "is older than the posterior; draw again: pgnas sample" in err) == (1, True)
+
+
+def test_changed_data_are_noticed(
+    capsys: pytest.CaptureFixture[str], photo_folder: Callable[..., Path]
+) -> None:
+    folder = photo_folder()
+    data = ["--data", str(folder), "--img-size", "32", "--batch-size", "8", "--epochs", "1"]
+    assert run("fit", *data, "--run", "r", "-q") == 0
+    assert run("sample", "-n", "3", "--run", "r", "-q") == 0
+    for path in sorted((folder / "train" / "red").iterdir())[2:]:
+        path.rename(path.with_name(f"new-{path.name}"))
+    status, _, err = said(capsys, "rank", "--run", "r")
+    assert (status, "are not those of the fit" in err) == (1, True)
+    status, _, err = said(capsys, "export", "b.safetensors", "--run", "r")
+    assert status == 1
+    assert not Path("b.safetensors").exists()
+
+
+def test_a_photo_export_is_evaluated_on_the_folder_that_is_named(
+    capsys: pytest.CaptureFixture[str], photo_folder: Callable[..., Path]
+) -> None:
+    folder = str(photo_folder())
+    data = ["--data", folder, "--img-size", "48", "--batch-size", "8", "--epochs", "1"]
+    assert run("fit", *data, "--run", "r", "-q") == 0
+    assert run("sample", "-n", "3", "--run", "r", "-q") == 0
+    assert run("export", "b.safetensors", "--run", "r", "-q") == 0
+    assert folder.encode() not in Path("b.safetensors").read_bytes()
+    status, _, err = said(capsys, "evaluate", "b.safetensors")
+    assert status == 1
+    assert "was fitted on a folder called 'photos'; say where it lies with --data" in err
+    judged = object_of(capsys, "evaluate", "b.safetensors", "--data", folder)
+    assert judged["images"] == 12
+    status, _, err = said(capsys, "evaluate", "b.safetensors", "--data", "digits")
+    assert (status, "has the classes 0, 1, 2, 3, 4..." in err) == (1, True)
+
+
+MISTAKES = [
+    (["fit", "--data", "nowhere"], "no data set 'nowhere'; possible: digits, a folder"),
+    (["fit", "--backbone", "multibranch-tinny"], "did you mean multibranch-tiny?"),
+    (["fit", "--backbone", "zzz"], "no backbone named 'zzz'; known: "),
+    (["fit", "--epochs", "0"], "--epochs 0 is out of range; possible: 1 to"),
+    (["fit", "--fixed-drop", "1"], "--fixed-drop 1 is out of range"),
+    (["fit", "--fixed-drop", "none"], "--fixed-drop 'none' is neither a number nor a fitted run"),
+    (["fit", "--temperature", "0"], "--temperature 0 is out of range"),
+    (["fit", "--l2", "strong"], "--l2 'strong' is not a number; possible: a number, or auto"),
+    (["fit", "--gates", "some"], "gates 'some' are not known; possible: all, hidden"),
+    (["fit", "--groups", "0"], "groups '0' are not known; possible: layer, channel"),
+    (["fit", "--opt", "adamm"], "timm has no optimizer 'adamm'; near: adam"),
+    (["fit", "--sched", "cosin"], "no schedule 'cosin'; possible: cosine"),
+    (["fit", "--precision", "float8"], "no precision 'float8'; possible: float32, bfloat16"),
+    (["fit", "--device", "gpu"], "no device 'gpu' here; possible: cpu, or auto"),
+    (["fit", "--workers", "-1"], "--workers -1 is out of range"),
+    (["fit", "--held-out", "0"], "held-out share 0.0 is not between 0 and 1"),
+    (["fit", "--resume"], "no run below 'runs'; start one with pgnas fit"),
+    (["sample"], "no run below 'runs'; start one with pgnas fit, or name one with --run"),
+    (["sample", "--run", "none"], "no posterior in 'none'; fit one with pgnas fit"),
+    (["rank", "--run", "none"], "no posterior in 'none'"),
+    (["export", "a.safetensors", "--run", "none"], "no posterior in 'none'"),
+    (["export", "a.pt", "--run", "none"], "'a.pt' has no known ending; possible: .safetensors"),
+    (["evaluate", "none.safetensors"], "no file 'none.safetensors'"),
+    (["evaluate", "folder"], "'folder' is not a whole safetensors file"),
+    (["evaluate", "text.safetensors"], "'text.safetensors' is not a whole safetensors file"),
+    (["evaluate", "x", "-b", "0"], "--batch-size 0 is out of range"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda v: " ".join(v)[:40])
+def test_a_mistake_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    Path("folder").mkdir()
+    Path("text.safetensors").write_text("hello")
+    status, out, err = said(capsys, *arguments)
+    assert status == 1
+    assert out == ""
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in err
+
+
+def test_a_fitted_run_with_nothing_drawn_says_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("fit", *QUICK, "--run", "r", "-q") == 0
+    status, _, err = said(capsys, "rank", "--run", "r")
+    assert (status, "no candidates in 'r'; draw some with pgnas sample" in err) == (1, True)
+    status, _, err = said(capsys, "sample", "-n", "0", "--run", "r")
+    assert (status, "0 candidates cannot be drawn; possible: 1 or more" in err) == (1, True)
+    status, _, err = said(capsys, "sample", "--baseline", "other", "--run", "r")
+    assert (status, "no baseline 'other'; possible: permuted, fixed" in err) == (1, True)
+    assert run("sample", "-n", "2", "--run", "r", "-q") == 0
+    Path("there.safetensors").write_text("precious")
+    status, _, err = said(capsys, "export", "there.safetensors", "--run", "r")
+    assert (status, "'there.safetensors' exists; choose another name" in err) == (1, True)
+    assert Path("there.safetensors").read_text() == "precious"
+    assert run("export", "there.safetensors", "--run", "r", "--force", "-q") == 0
+
+
+def test_unknown_options_are_usage_errors() -> None:
+    assert run("fit", "--no-such-option") == 2
+    assert run("no-such-command") == 2
+
+
+def test_backbones_are_listed_with_their_package(capsys: pytest.CaptureFixture[str]) -> None:
+    found = object_of(capsys, "backbones")
+    assert found["backbones"]["multibranch-tiny"] == "pgnas"

@@ -1,0 +1,103 @@
+"""The house: who may import whom, what is slow to import, and what must not occur at all."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pgnas_cli
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = sorted([*(ROOT / "pgnas_cli").glob("*.py"), *(ROOT / "backbones").glob("*.py")])
+
+
+def reading_order() -> list[str]:
+    """Module names as listed in the package's docstring."""
+    return re.findall(r"^    (\w+)  ", pgnas_cli.__doc__ or "", re.MULTILINE)
+
+
+def imported(source: str) -> set[str]:
+    """Modules of this package that a source imports, outside of `if TYPE_CHECKING`."""
+    tree = ast.parse(source)
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.level:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return {name for name in found if name and not name.startswith("__")}
+
+
+def test_the_reading_order_lists_every_module() -> None:
+    files = {p.stem for p in (ROOT / "pgnas_cli").glob("*.py")} - {"__init__", "__main__"}
+    assert set(reading_order()) == files
+
+
+@pytest.mark.parametrize("module", reading_order())
+def test_no_module_imports_a_later_one(module: str) -> None:
+    order = reading_order()
+    source = (ROOT / "pgnas_cli" / f"{module}.py").read_text()
+    later = {n for n in imported(source) if n in order and order.index(n) >= order.index(module)}
+    assert not later
+
+
+def test_the_layer_test_can_fail() -> None:
+    assert imported("from .cli import main\nfrom . import files") == {"cli", "files"}
+    assert imported("if TYPE_CHECKING:\n    from .cli import main") == set()
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda p: p.stem)
+def test_modules_stay_below_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda p: p.stem)
+def test_nothing_is_pickled_or_swallowed(path: Path) -> None:
+    source = path.read_text()
+    for banned in (
+        "pickle",
+        "torch.save",
+        "torch.load",
+        "eval(",
+        "exec(",
+        "except Exception: pass",
+    ):
+        assert banned not in re.sub(r"\w+\.eval\(|\)\.eval\(", "", source), banned
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["sample"], ["rank"], ["export"], ["evaluate"]])
+def test_help_costs_no_import_of_torch(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom pgnas_cli.cli import main\n"
+        f"try: main({[*command, '--help']!r})\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'timm', 'sklearn', 'scipy', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "Usage" in done.stdout
+
+
+def test_the_help_test_can_fail() -> None:
+    code = "import sys, pgnas_cli\npgnas_cli.load\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, pgnas_cli\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
+def test_python_m_is_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgnas_cli", "backbones"], capture_output=True, text=True, check=True
+    )
+    assert "multibranch-tiny  (from pgnas)" in done.stdout

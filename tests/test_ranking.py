@@ -1,0 +1,111 @@
+"""The canonical evaluation, the order, and scores on the test split."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from pgnas_cli.candidates import Sizes, count, draw_candidates
+from pgnas_cli.data import Preprocessing, open_data
+from pgnas_cli.evaluation import Score, latencies
+from pgnas_cli.evaluation import test_score as score_on_test
+from pgnas_cli.ranking import BATCH, ordered, predictions, prepared, rank
+from pgnas_cli.slimming import slim
+from pgnas_cli.supernet import masked
+
+from .conftest import random_keep, tiny
+
+PLAIN = Preprocessing(1, 8, (0.5,), (0.25,))
+CPU = torch.device("cpu")
+
+
+def some_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 1, 8, 8), generator=g, dtype=torch.uint8)
+    return pixels, torch.randint(0, 10, (count,), generator=g)
+
+
+def sizes_of(params: list[int]) -> Sizes:
+    values = torch.tensor(params)
+    return Sizes(values, values, values)
+
+
+def test_order_is_errors_then_parameters_then_id() -> None:
+    errors = torch.tensor([2, 1, 1, 1, 0])
+    params = torch.tensor([1, 9, 5, 5, 9])
+    assert ordered(errors, params).tolist() == [4, 2, 3, 1, 0]
+
+
+def test_order_agrees_with_sorting_tuples_for_every_small_table() -> None:
+    for errors in itertools.product(range(2), repeat=3):
+        for params in itertools.product(range(2), repeat=3):
+            expected = sorted(range(3), key=lambda i: (errors[i], params[i], i))
+            assert ordered(torch.tensor(errors), torch.tensor(params)).tolist() == expected
+
+
+@pytest.mark.parametrize("images", [1, BATCH - 1, BATCH, BATCH + 1])
+def test_errors_equal_a_plain_loop_over_single_images(images: int) -> None:
+    network = tiny()
+    pixels, labels = some_images(images)
+    keep = draw_candidates(torch.full((17,), 0.3), network, 3, 0)
+    found = rank(network, keep, count(network, keep), pixels, labels, PLAIN, device=CPU)
+    mean, std = 0.5 * 255, 0.25 * 255
+    for index in range(3):
+        smaller = slim(network, keep[index])
+        wrong = 0
+        for pixel, label in zip(pixels, labels, strict=True):
+            with torch.no_grad():
+                logits = smaller((pixel[None].float() - mean) / std)
+            wrong += int(logits.argmax() != label)
+        assert int(found.errors[index]) == wrong
+    assert found.images == images
+
+
+def test_a_pair_does_not_depend_on_the_images_around_it() -> None:
+    network = tiny().to(memory_format=torch.channels_last)
+    pixels, _ = some_images(150)
+    shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(1))
+    with masked(network, random_keep(network, 0.3)):
+        straight = predictions(network, prepared(pixels, PLAIN, CPU), 150)
+        other = predictions(network, prepared(pixels[shuffled], PLAIN, CPU), 150)
+    assert torch.equal(straight[shuffled], other)
+
+
+def test_ranking_leaves_the_gates_open() -> None:
+    network = tiny()
+    pixels, labels = some_images(10)
+    keep = draw_candidates(torch.full((17,), 0.5), network, 2, 0)
+    rank(network, keep, count(network, keep), pixels, labels, PLAIN, device=CPU)
+    assert network.head.keep is None
+
+
+def test_interval_is_wilsons() -> None:
+    low, high = Score(7, 360).interval
+    p, n, z = 7 / 360, 360, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert low == pytest.approx(centre - half)
+    assert high == pytest.approx(centre + half)
+    assert Score(0, 10).interval[0] == pytest.approx(0.0)
+
+
+def test_score_counts_the_errors_on_the_test_split() -> None:
+    data = open_data("digits", seed=0)
+    assert data.test is not None
+    assert data.test.pixels is not None
+    smaller = slim(tiny(), random_keep(tiny(), 0.2))
+    found = score_on_test(smaller, data, data.preprocessing, device=CPU, workers=0)
+    with torch.no_grad():
+        logits = smaller(data.preprocessing.normalised(data.test.pixels))
+    assert found == Score(int((logits.argmax(1) != data.test.labels).sum()), len(data.test))
+
+
+def test_latency_of_a_larger_network_is_larger() -> None:
+    def convolutions(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3))
+
+    small, large = latencies(
+        [convolutions(8), convolutions(96)], (3, 32, 32), batch=8, device=CPU, seconds=0.2
+    )
+    assert 0 < small < large
