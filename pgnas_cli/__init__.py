@@ -5,7 +5,10 @@ The modules, in the order in which data flows; each imports only from those abov
     errors        the one exception whose text is meant for the user
     randomness    generators as functions of seed and purpose
     registry      super-networks by name, through entry points
+    convolution   convolutions with a forward of their own
     graph         what a network computes, as channel-wise facts
+    tracing       read a network's forward into such a graph
+    placement     where gates can sit in it
     concrete      the gate: its draw, its prior, the layers that carry it
     supernet      a network with gates in place
     wiring        which channels a candidate still needs

@@ -6,6 +6,7 @@ Nothing is built to count. Two sizes are given everywhere:
     file    the tensors of the slim network, where channels that nobody reads are gone as well
 """
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .concrete import hard_keep
 from .errors import PgnasError
+from .graph import Node
 from .randomness import generator
 from .supernet import gates
 from .wiring import Wiring, wire
@@ -49,13 +51,13 @@ def unpack(packed: Tensor, count: int) -> Tensor:
 
 
 def slice_sizes(network: nn.Module) -> Tensor:
-    """Weights behind each gate, int64 (gates,): outputs x kernel area."""
+    """Weights behind each gate, int64 (gates,): outputs x kernel area, of all layers it gates."""
     modules = dict(network.named_modules())
-    sizes = []
+    sizes = torch.zeros(gates(network).count, dtype=torch.int64)
     for name, (first, last) in gates(network).spans.items():
         weight = cast(Tensor, modules[name].weight)
-        sizes.append(torch.full((last - first,), weight.numel() // weight.shape[1]))
-    return torch.cat(sizes)
+        sizes[first:last] += weight.numel() // weight.shape[1]
+    return sizes
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -89,36 +91,50 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
     params = torch.zeros(len(wiring.live[0]), dtype=torch.int64)
     macs = torch.zeros_like(params)
     for position, node in enumerate(wiring.graph.nodes):
-        if node.kind not in ("mix", "norm", "channelwise") or not node.layer:
-            continue
-        module = modules[node.layer]
         out = wiring.live[position].sum(1)
-        varies, wanted = wiring.varies(node.layer), wiring.wanted(node.layer)
-        pixels = int(np.prod(node.size, dtype=np.int64))
-        if node.kind == "mix":
-            weight = cast(Tensor, module.weight)
-            folds = wiring.folds[node.layer].any(1)
-            inputs = wiring.reads[node.layer].sum(1) + (folds if node.borders else 0)
-            area = weight[0, 0].numel()
-            weights = out * inputs * area * varies
-            bias = out * varies * (module.bias is not None or (folds & (not node.borders)))
-            own = weights + bias + out * (wanted & ~varies)
-            macs += weights * pixels
-        elif node.kind == "norm":
-            per_channel = sum(p.numel() for p in module.parameters()) // node.channels
-            own = out * torch.where(varies, per_channel, wanted.long())
+        if node.kind == "parameter":
+            own, multiplied = out, torch.zeros_like(out)
+        elif node.cuttable:
+            own, multiplied = _layer_cost(modules[node.layer], node, out, wiring)
         else:
-            per_channel = sum(p.numel() for p in module.parameters()) // node.channels
-            own = out * per_channel
-            if isinstance(module, nn.Conv2d):
-                macs += out * module.weight[0].numel() * pixels
+            continue
+        macs += multiplied * math.prod(node.size)
         if node.layer not in counted:
             params += own
             counted.add(node.layer)
     untouched = parameter_count(network) - sum(
-        p.numel() for layer in counted for p in modules[layer].parameters(recurse=False)
+        p.numel() for layer in counted for p in _own_parameters(network, modules, layer)
     )
     return params + untouched, macs
+
+
+def _own_parameters(
+    network: nn.Module, modules: dict[str, nn.Module], layer: str
+) -> list[nn.Parameter]:
+    if layer in modules:
+        return list(modules[layer].parameters(recurse=False))
+    return [network.get_parameter(layer)]
+
+
+def _layer_cost(
+    module: nn.Module, node: Node, out: Tensor, wiring: Wiring
+) -> tuple[Tensor, Tensor]:
+    """Parameters of a cut layer and multiply-adds at one pixel, each (candidates,)."""
+    varies, wanted = wiring.varies(node.layer), wiring.wanted(node.layer)
+    fixed = out * (wanted & ~varies)  # the numbers of a constant
+    if node.kind == "norm":
+        per_channel = sum(p.numel() for p in module.parameters(recurse=False)) // node.channels
+        return out * varies * per_channel + fixed, torch.zeros_like(out)
+    weight = cast(Tensor, module.weight)
+    has_bias = module.bias is not None
+    if node.kind == "grouped":
+        weights = out * varies * weight[0].numel()
+        return weights + out * varies * has_bias + fixed, weights
+    folds = wiring.folds[node.layer].any(1)
+    inputs = wiring.reads[node.layer].sum(1) + (folds if node.borders else 0)
+    weights = out * inputs * varies * weight[0, 0].numel()
+    bias = out * varies * (folds | has_bias) if not node.borders else out * varies * has_bias
+    return weights + bias + fixed, weights
 
 
 def baseline_probabilities(

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .concrete import Gated
+from .convolution import plain_shell, plain_twin
 from .errors import PgnasError
 from .graph import Graph, Node
 from .supernet import gates, masked
@@ -39,12 +40,14 @@ Layout = Literal["small", "fast"]
 class Cut:
     """The shape that one module gets."""
 
-    kind: Literal["mix", "norm", "channelwise", "constant", "idle"]
+    kind: Literal["mix", "grouped", "norm", "parameter", "constant", "idle"]
     outputs: int  # channels that it writes
     inputs: int = 0  # channels that it multiplies, a plane of ones included (mix)
     picks: int = 0  # channels of the tensor it picks its inputs from; 0: takes all as they come
     plane: bool = False  # its last input is a plane of ones
-    bias: bool = False  # it has a bias (mix)
+    bias: bool = False  # it has a bias
+    groups: int = 1  # of a convolution
+    plain: bool = False  # its standardised weights are stored as they are applied
 
 
 class Narrow:
@@ -75,11 +78,12 @@ class Constant(nn.Module):
         self.channels = channels
         self.value = nn.Parameter(torch.zeros(channels)) if value else None
         self.window = _window(module) if isinstance(module, nn.Conv2d) else None
+        self.last = isinstance(module, nn.Linear)
 
     def forward(self, input: Tensor) -> Tensor:
         value = input.new_zeros(self.channels) if self.value is None else self.value
-        if input.dim() == 2:
-            return value.expand(len(input), -1).clone()
+        if self.last or input.dim() == 2:
+            return value.expand(*input.shape[:-1], self.channels).clone()
         grid = input[:, :1]
         if self.window is not None:
             pads, (down, right) = self.window
@@ -136,7 +140,7 @@ def plan(network: nn.Module, wiring: Wiring) -> dict[str, Cut]:
     cuts: dict[str, Cut] = {}
     for position, node in enumerate(wiring.graph.nodes):
         if node.layer and node.layer not in cuts:
-            cut = _cut(modules[node.layer], node, position, wiring)
+            cut = _cut(modules.get(node.layer, network), node, position, wiring)
             if cut is not None:
                 cuts[node.layer] = cut
     return cuts
@@ -145,27 +149,46 @@ def plan(network: nn.Module, wiring: Wiring) -> dict[str, Cut]:
 def _cut(module: nn.Module, node: Node, position: int, wiring: Wiring) -> Cut | None:
     live = wiring.live[position][0]
     outputs = int(live.sum())
-    if node.kind == "channelwise":
-        return Cut("channelwise", outputs) if isinstance(module, nn.Conv2d) else None
-    if node.kind not in ("mix", "norm"):
+    if node.kind == "parameter":
+        return Cut("parameter", outputs) if outputs < node.channels else None
+    if not node.cuttable:
         return None
     if not bool(wiring.varies(node.layer)):
         return Cut("constant" if bool(wiring.wanted(node.layer)) else "idle", outputs)
-    source = wiring.live[node.inputs[0]][0]
-    wanted = wiring.reads[node.layer][0] if node.kind == "mix" else live
+    source, wanted = wiring.live[node.inputs[0]][0], _wanted_inputs(wiring, position)
     picks = 0 if torch.equal(wanted, source) else int(source.sum())
+    inputs = int(wanted.sum())
     if node.kind == "norm":
-        return Cut("norm", outputs, outputs, picks)
+        return Cut("norm", outputs, inputs, picks)
+    bias = cast(Any, module).bias is not None
+    plain = isinstance(module, nn.Conv2d) and plain_twin(module) is not module
+    if node.kind == "grouped":
+        groups = outputs * node.groups // node.channels
+        return Cut("grouped", outputs, inputs, picks, bias=bias, groups=groups, plain=plain)
     folds = bool(wiring.folds[node.layer].any())
     plane = folds and node.borders
-    bias = cast(Any, module).bias is not None or (folds and not plane)
-    return Cut("mix", outputs, int(wanted.sum()) + plane, picks, plane, bias)
+    bias = bias or (folds and not plane)
+    return Cut("mix", outputs, inputs + plane, picks, plane, bias, plain=plain)
+
+
+def _wanted_inputs(wiring: Wiring, position: int) -> Tensor:
+    """Which channels of its input the layer at `position` multiplies, bool (channels,)."""
+    node = wiring.graph.nodes[position]
+    if node.kind == "mix":
+        return wiring.reads[node.layer][0]
+    live = wiring.live[position][0]
+    per_group = live.view(node.groups if node.kind == "grouped" else len(live), -1).any(1)
+    width = wiring.graph.nodes[node.inputs[0]].channels
+    return per_group.repeat_interleave(width // len(per_group))
 
 
 def reshape_(network: nn.Module, cuts: dict[str, Cut]) -> nn.Module:
     """Give the modules of `network` the shapes in `cuts`; the tensors' values are not set."""
     for path, cut in cuts.items():
         try:
+            if cut.kind == "parameter":
+                _shorten_(network, path, cut.outputs)
+                continue
             module = network.get_submodule(path)
         except AttributeError:
             raise PgnasError(
@@ -173,14 +196,27 @@ def reshape_(network: nn.Module, cuts: dict[str, Cut]) -> nn.Module:
                 " another version of the backbone"
             ) from None
         if cut.kind in ("constant", "idle"):
-            replacement = Constant(cut.outputs, module, value=cut.kind == "constant")
-            _replace_(network, path, module, replacement)
+            new: nn.Module = Constant(cut.outputs, module, value=cut.kind == "constant")
+            _replace_(network, module, new)
+        elif cut.plain and isinstance(module, nn.Conv2d):
+            new = plain_shell(module)
+            _replace_(network, module, new)
+            _shrink_(new, cut)
         else:
             _shrink_(module, cut)
     return network
 
 
-def _replace_(network: nn.Module, path: str, old: nn.Module, new: nn.Module) -> None:
+def _shorten_(network: nn.Module, path: str, channels: int) -> None:
+    """Give a parameter that the forward reads itself `channels` entries on its one long axis."""
+    old = network.get_parameter(path)
+    parent, _, name = path.rpartition(".")
+    shape = [channels if n > 1 else n for n in old.shape]
+    new = nn.Parameter(old.detach().new_empty(shape), old.requires_grad)
+    setattr(network.get_submodule(parent), name, new)
+
+
+def _replace_(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever `old` is registered."""
     for parent in network.modules():
         for name, child in parent._modules.items():
@@ -202,11 +238,11 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
         for name in ("weight", "bias", "running_mean", "running_var"):
             if getattr(layer, name) is not None:
                 _resize_(layer, name, (cut.outputs,))
-    else:  # depthwise convolution
+    else:
         _resize_(layer, "weight", (cut.outputs, *layer.weight.shape[1:]))
         if layer.bias is not None:
             _resize_(layer, "bias", (cut.outputs,))
-        layer.in_channels = layer.out_channels = layer.groups = cut.outputs
+        layer.in_channels, layer.out_channels, layer.groups = cut.inputs, cut.outputs, cut.groups
     if cut.picks or cut.plane:
         layer.__class__ = narrow_class(type(module))  # type: ignore[arg-type]
         layer.plane = cut.plane
@@ -235,12 +271,18 @@ def _tensors(
         bool(folds.any()) for folds in wiring.folds.values()
     )
     values = _constants(network, keep, wiring) if fixed else []
+    modules = dict(network.named_modules())
     for path, cut in cuts.items():
         own = {k[len(path) + 1 :]: state.pop(k) for k in list(state) if k.startswith(f"{path}.")}
+        if cut.plain:
+            own = dict(cast(nn.Module, plain_twin(cast(nn.Conv2d, modules[path]))).state_dict())
         position = calls[path][0]
         node = wiring.graph.nodes[position]
         rows = wiring.live[position][0]
-        if cut.kind == "constant":
+        if cut.kind == "parameter":
+            kept = state[path].movedim(node.axis, 0)[rows.to(state[path].device)]
+            state[path] = kept.movedim(0, node.axis).contiguous()
+        elif cut.kind == "constant":
             own = {"value": values[position][rows.to(values[position].device)]}
         elif cut.kind == "idle":
             own = {}
@@ -252,7 +294,7 @@ def _tensors(
             else:
                 own = {k: v[rows] if v.dim() else v for k, v in own.items()}
             if cut.picks:
-                wanted = wiring.reads[path][0] if cut.kind == "mix" else wiring.live[position][0]
+                wanted = _wanted_inputs(wiring, position)
                 source = wiring.live[node.inputs[0]][0]
                 own["read"] = wanted[source].nonzero().flatten().to(rows.device)
         state.update({f"{path}.{k}": v.contiguous() for k, v in own.items()})
@@ -290,6 +332,7 @@ class _Values(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: Graph, constant: tuple[Tensor, ...]) -> None:
         super().__init__(network, graph=graph.program, garbage_collect_values=True)
         self.positions = {node.name: at for at, node in enumerate(graph.nodes)}
+        self.axes = [node.axis for node in graph.nodes]
         self.constant = constant
         self.levels: list[Tensor] = [torch.empty(0)] * len(graph.nodes)
 
@@ -297,10 +340,11 @@ class _Values(fx.Interpreter):
         value = super().run_node(n)
         at = self.positions[n.name]
         if isinstance(value, Tensor) and bool(self.constant[at][0].any()):
-            flat = value.flatten(2) if value.dim() > 2 else value[:, :, None]
-            level = flat[0, :, 0].clone()
+            whole = value.movedim(self.axes[at], 1)[0] if value.dim() > 1 else value
+            flat = whole.reshape(len(whole), -1)
+            level = flat[:, 0].clone()
             fixed = self.constant[at][0].to(flat.device)
-            assert torch.equal(flat[0, fixed], level[fixed, None].expand_as(flat[0, fixed])), n.name
+            assert torch.allclose(flat[fixed], level[fixed, None], rtol=1e-5, atol=1e-6), n.name
             self.levels[at] = level
         return value
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from .concrete import Gated, gated_class, hard_keep, kl_divergence, logistic_noise, relaxed_keep
 from .errors import PgnasError
-from .graph import Graph, gateable, reads_hidden_channels, segments, trace
+from .graph import Graph
+from .placement import followers, gateable, reads_hidden_channels, segments
 from .registry import load_backbone
+from .tracing import trace
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Gates(nn.Module):
         for group, size in zip(self.groups, sizes.tolist(), strict=True):
             spans[group.layer] = (spans.get(group.layer, (at, at))[0], at + size)
             at += size
-        self.spans = spans  # layer -> its gates [first, last)
+        self.spans = spans  # layer -> its gates [first, last); a squeeze has those of another
 
     @property
     def count(self) -> int:
@@ -114,7 +116,12 @@ def make_concrete_(
             bounds = [*range(start, start + piece, step), start + piece]
             found += [GateGroup(name, a, b) for a, b in pairwise(bounds)]
             start += piece
-    network.gates = Gates(found, graph, initial_drop)
+    bank = Gates(found, graph, initial_drop)
+    for squeeze, main in followers(graph).items():
+        if main in bank.spans:
+            modules[squeeze].__class__ = gated_class(type(modules[squeeze]))  # type: ignore[arg-type]
+            bank.spans[squeeze] = bank.spans[main]
+    network.gates = bank
     return network
 
 
@@ -218,10 +225,14 @@ def draw(
 def squared_norms(network: nn.Module) -> Tensor:
     """Sum of the squared weights behind each gate, (gates,), differentiable."""
     modules = dict(network.named_modules())
-    weights = [cast(Tensor, modules[name].weight) for name in gates(network).spans]
-    return torch.cat(
-        [w.square().sum([axis for axis in range(w.dim()) if axis != 1]) for w in weights]
-    )
+    total: list[Tensor] = []
+    places: list[Tensor] = []
+    for name, (first, last) in gates(network).spans.items():
+        weight = cast(Tensor, modules[name].weight)
+        total.append(weight.square().sum([a for a in range(weight.dim()) if a != 1]))
+        places.append(torch.arange(first, last, device=weight.device))
+    sums = torch.cat(total)
+    return sums.new_zeros(gates(network).count).index_add(0, torch.cat(places), sums)
 
 
 def per_group(values: Tensor, network: nn.Module) -> Tensor:

@@ -15,12 +15,13 @@ Three passes over the graph, all on bool tensors with a row per candidate:
 There are no coupling groups: what one reader drops stays for the others.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .graph import Graph, Node
+from .graph import Graph
 from .supernet import gates
 
 
@@ -79,13 +80,18 @@ def _constant(
             if not node.borders and node.layer not in shared:
                 varying = varying & ~operands[0]
             value = (~varying.any(1, keepdim=True)).expand(-1, node.channels)
-        elif node.kind in ("norm", "channelwise", "elementwise") and not node.borders:
-            if node.kind != "norm" or node.layer not in shared:  # one value for all calls
-                value = torch.stack(operands).all(0)
+        elif node.kind == "parameter":
+            value = ~value
+        elif node.borders or (node.cuttable and node.layer in shared):
+            pass  # a cut module has one value for all of its calls
+        elif node.kind == "grouped":
+            value = _spread(_all_of_group(operands[0], node.groups), node.channels)
+        elif node.kind in ("norm", "channelwise", "elementwise"):
+            value = functools.reduce(torch.logical_and, operands).expand(-1, node.channels)
         elif node.kind == "concatenate":
             value = torch.cat(operands, 1)
         elif node.kind == "flatten":
-            value = _repeat(operands[0], node.channels)
+            value = _spread(operands[0], node.channels)
         constant.append(torch.zeros_like(value) if position in aliased else value)
     return constant
 
@@ -98,41 +104,45 @@ def _aliased(graph: Graph) -> set[int]:
 
 
 def _needed(
-    graph: Graph, kept: dict[str, Tensor], constant: list[Tensor], shared: dict[str, list[int]]
+    graph: Graph,
+    kept: dict[str, Tensor],
+    constant: list[Tensor],
+    shared: dict[str, list[int]],
 ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     needed = [torch.zeros_like(value) for value in constant]
     reads = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
     folds = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
     for position in range(len(graph.nodes) - 1, -1, -1):
         node, wanted = graph.nodes[position], needed[position]
-        if node.kind == "input":
-            continue
-        if node.kind == "output":
-            needed[node.inputs[0]][:] = True
-            continue
-        source = node.inputs[0] if node.inputs else -1
         varies = ~is_fixed(wanted, constant[position])[:, None]
-        if node.kind == "mix":
+        if node.kind in ("output", "opaque"):
+            for operand in node.inputs:
+                needed[operand][:] = True
+        elif node.kind == "mix":
+            source = node.inputs[0]
             fold = torch.zeros_like(kept[node.layer])
             if node.layer not in shared:
                 fold = kept[node.layer] & constant[source]
             reads[node.layer] |= kept[node.layer] & ~fold & varies
             folds[node.layer] |= fold & varies
             needed[source] |= kept[node.layer] & ~fold & varies
+        elif node.kind == "grouped":
+            source = node.inputs[0]
+            group = _any_of_group(wanted & varies, node.groups)
+            needed[source] |= _spread(group, graph.nodes[source].channels)
         elif node.kind == "norm":
-            needed[source] |= wanted & varies
+            needed[node.inputs[0]] |= wanted & varies
         elif node.kind == "concatenate":
             widths = [graph.nodes[i].channels for i in node.inputs]
             for operand, part in zip(node.inputs, wanted.split(widths, 1), strict=True):
                 needed[operand] |= part
         elif node.kind == "flatten":
-            needed[source] |= _any_pixel(wanted, graph.nodes[source].channels)
-        elif node.kind == "opaque":
+            source = node.inputs[0]
+            needed[source] |= _any_of_group(wanted, graph.nodes[source].channels)
+        elif node.kind in ("channelwise", "elementwise"):
             for operand in node.inputs:
-                needed[operand] |= wanted.any(1, keepdim=True)
-        else:
-            for operand in node.inputs:
-                needed[operand] |= wanted
+                alike = graph.nodes[operand].channels == node.channels
+                needed[operand] |= wanted if alike else wanted.any(1, keepdim=True)
     return needed, reads, folds
 
 
@@ -152,33 +162,45 @@ def _live(
     while True:
         before = sum(int(mask.sum()) for mask in live)
         for position in order:
-            _agree(graph.nodes[position], position, live, needed, constant)
+            _agree(graph, position, live, needed, constant)
         for calls in shared.values():
-            _unite(live, [graph.nodes[call].inputs[0] for call in calls])
+            if graph.nodes[calls[0]].cuttable:
+                _unite(live, [graph.nodes[call].inputs[0] for call in calls])
             _unite(live, calls)
         if sum(int(mask.sum()) for mask in live) == before:
             return live
 
 
 def _agree(
-    node: Node, position: int, live: list[Tensor], needed: list[Tensor], constant: list[Tensor]
+    graph: Graph,
+    position: int,
+    live: list[Tensor],
+    needed: list[Tensor],
+    constant: list[Tensor],
 ) -> None:
     """Make the operands of one node as wide as its forward demands."""
-    out = live[position]
-    if node.kind == "norm":
+    node, out = graph.nodes[position], live[position]
+    if node.kind in ("norm", "grouped"):
+        source = live[node.inputs[0]]
         varies = ~is_fixed(needed[position], constant[position])[:, None]
-        live[node.inputs[0]] |= out & varies
+        if node.kind == "grouped":
+            group = _any_of_group(out, node.groups)
+            out |= _spread(group, node.channels) & varies  # a group is cut whole
+            source |= _spread(group, source.shape[1]) & varies
+        else:
+            source |= out & varies
     elif node.kind in ("channelwise", "elementwise"):
-        _unite(live, [position, *node.inputs])
+        alike = [i for i in node.inputs if live[i].shape == out.shape]
+        _unite(live, [position, *alike])
     elif node.kind == "concatenate":
         out |= torch.cat([live[source] for source in node.inputs], 1)
         widths = [live[source].shape[1] for source in node.inputs]
-        for source, part in zip(node.inputs, out.split(widths, 1), strict=True):
-            live[source] |= part
+        for operand, part in zip(node.inputs, out.split(widths, 1), strict=True):
+            live[operand] |= part
     elif node.kind == "flatten":
         features = live[node.inputs[0]]
-        features |= _any_pixel(out, features.shape[1])
-        out |= _repeat(features, node.channels)
+        features |= _any_of_group(out, features.shape[1])
+        out |= _spread(features, node.channels)
 
 
 def _unite(live: list[Tensor], positions: list[int]) -> None:
@@ -187,9 +209,14 @@ def _unite(live: list[Tensor], positions: list[int]) -> None:
         live[position] |= union
 
 
-def _repeat(mask: Tensor, features: int) -> Tensor:
-    return mask.repeat_interleave(features // mask.shape[1], 1)
+def _spread(mask: Tensor, width: int) -> Tensor:
+    """(candidates, groups) -> (candidates, width), each group's entry for all of its members."""
+    return mask.repeat_interleave(width // mask.shape[1], 1)
 
 
-def _any_pixel(mask: Tensor, channels: int) -> Tensor:
-    return mask.view(len(mask), channels, -1).any(2)
+def _any_of_group(mask: Tensor, groups: int) -> Tensor:
+    return mask.view(len(mask), groups, -1).any(2)
+
+
+def _all_of_group(mask: Tensor, groups: int) -> Tensor:
+    return mask.view(len(mask), groups, -1).all(2)

@@ -1,7 +1,11 @@
 """Small networks and data of a second or two; every random number has a seed."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+# One thread: these networks gain nothing from two, and lose minutes on a machine that is busy.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -9,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pgnas_cli.supernet import create_supernet, draw, gates
+
+torch.set_num_threads(1)
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
