@@ -103,11 +103,13 @@ def _stem(input_shape: tuple[int, int, int], width: int) -> nn.Sequential:
     return nn.Sequential(*layers, *([] if small else [nn.MaxPool2d(3, 2, padding=1)]))
 
 
-def tiny(*, classes: int, input_shape: tuple[int, int, int]) -> Backbone:
+def tiny(*, classes: int, channels: int = 3, size: int | None = None) -> Backbone:
     """About 0.15 M parameters: for a first look on two cores."""
+    pixels = size or 64
+    input_shape = (channels, pixels, pixels)
     network = MultiBranch((16, 32, 64), 1, 16, input_shape, classes)
     # Chosen on the digits' held-out images; see docs/log.md.
     recipe = Recipe(
         epochs=30, batch_size=32, learning_rate=0.1, weight_decay=2e-3, initial_drop=0.03
     )
-    return Backbone(network, input_shape, recipe)
+    return Backbone(network, input_shape, recipe, heads=("head",))

@@ -18,12 +18,13 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from pgnas_cli.candidates import baseline_probabilities, count, draw_candidates, mean_params
-from pgnas_cli.data import ImageData, open_data
+from pgnas_cli.data import ImageData
 from pgnas_cli.evaluation import test_score as score_on_test
 from pgnas_cli.randomness import generator
 from pgnas_cli.ranking import rank
 from pgnas_cli.registry import load_backbone
 from pgnas_cli.slimming import slim
+from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_
 from pgnas_cli.training import fit
 
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 def fitted(data: ImageData, seed: int, fixed_drop: float | None = None) -> nn.Module:
     """multibranch-tiny by its own recipe."""
     shape = data.preprocessing.input_shape
-    backbone = load_backbone("multibranch-tiny", classes=10, input_shape=shape, seed=seed)
+    backbone = load_backbone("multibranch-tiny", classes=10, channels=1, size=8, seed=seed)
     network = make_concrete_(backbone.network, shape, initial_drop=backbone.recipe.initial_drop)
     for _ in fit(network, data, backbone.recipe, seed=seed, fixed_drop=fixed_drop):
         pass

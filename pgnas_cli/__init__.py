@@ -4,6 +4,7 @@ The modules, in the order in which data flows; each imports only from those abov
 
     errors        the one exception whose text is meant for the user
     randomness    generators as functions of seed and purpose
+    weights       starting weights from a file
     registry      super-networks by name, through entry points
     convolution   convolutions with a forward of their own
     graph         what a network computes, as channel-wise facts
@@ -15,6 +16,7 @@ The modules, in the order in which data flows; each imports only from those abov
     candidates    sub-networks as rows of bits, and what they cost
     slimming      cut a network down to a candidate
     data          image data sets, cut into fit, held-out and test
+    sources       where data sets come from
     loading       batches of images, for fitting and for judging
     training      fit weights and drop probabilities together
     ranking       errors of candidates on the held-out images

@@ -44,6 +44,12 @@ def fit(
     backbone: Annotated[
         str | None, typer.Option("--backbone", "--model", help="Super-network; see backbones.")
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from timm's weights, downloaded by timm.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start from a plain state dict, FILE.safetensors.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="digits, a folder with train/ and val/, or a timm name (torch/cifar10)."),
@@ -116,7 +122,9 @@ def fit(
         "warmup_epochs": warmup_epochs, "temperature": temperature,
     }  # fmt: skip
     given: dict[str, Any] = {
-        "backbone": backbone, "data": data, "data_root": data_root, "img_size": img_size,
+        "backbone": backbone, "pretrained": pretrained or None,
+        "weights": None if weights is None else str(weights),
+        "data": data, "data_root": data_root, "img_size": img_size,
         "held_out": held_out, "skip_corrupt": skip_corrupt or None,
         "layers": None if gates == "all" else gates,
         "groups": None if groups == "layer" else groups, "fixed_drop": fixed_rate(fixed_drop),

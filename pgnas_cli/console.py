@@ -153,7 +153,8 @@ def show_fit(
 
 def started_lines(started: "Started") -> list[str]:
     """What is about to be fitted, and whether the prior is within reason."""
-    lines = [
+    lines = [f"note: {remark}" for remark in started.remarks]
+    lines += [
         f"network: {_large(started.params)} parameters; {started.gates} gates in {started.groups}"
         f" groups on {started.gated_layers} layers",
         f"images: {started.fit_images} to fit on, {started.held_out_images} held out for ranking",

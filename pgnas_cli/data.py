@@ -9,26 +9,28 @@ Small images of one size (CIFAR, digits) live in memory as bytes; photos are ope
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_dataset
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .errors import PgnasError
 from .randomness import derived_seed
 
 SMALL = 64  # pixels: images up to this size are kept in memory
-TEST_FOLDERS = ("test", "val", "validation", "valid")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Wraps a loop that takes long, with a word on what it does, to show progress.
+Track = Callable[[Sequence[int], str], Iterable[int]]
+
+
+def untracked(items: Sequence[int], what: str) -> Iterable[int]:
+    """No progress to be shown."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -90,58 +92,50 @@ class ImageData:
     mirror: bool = True  # whether a mirrored image is of the same class
 
 
-# --- opening a data set ------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was found, not yet cut or decoded."""
+
+    title: str
+    classes: tuple[str, ...]
+    train: Part
+    test: Part | None
+    small: int | None  # pixels, where the images are small and of one size
+    mirror: bool
+
+    @property
+    def channels(self) -> int:
+        """1 for grey digits, 3 for all else: photos are read as RGB whatever their mode."""
+        return 3 if self.train.pixels is None else int(self.train.pixels.shape[1])
 
 
-def open_data(
-    name: str,  # "digits", a folder, or a name of timm's create_dataset
+def cut_data(
+    source: Source,
     *,
     seed: int,
     held_out: float = 0.2,  # share of the training images kept for ranking
-    size: int | None = None,  # pixels; None: as the images are, 224 for photos
-    root: Path = Path("data"),  # where timm's named data sets live
-    skip_corrupt: bool = False,
-    preprocessing: Preprocessing | None = None,  # None: decided here
+    preprocessing: Preprocessing | None = None,  # None: measured where small, else ImageNet's
+    size: int | None = None,  # pixels, where `preprocessing` does not say
     fitting: bool = True,  # False leaves the images to fit on undecoded
-    track: Callable[[Sequence[int], str], Iterable[int]] = lambda items, _: items,
+    track: Track = untracked,
 ) -> ImageData:
-    """Find the data set and cut its training images into fit and held-out.
-
-    `track` wraps the loops that take long, with a word on what they do, to show progress.
-    Raises PgnasError where the folder is not as it should be, with what was looked for.
-    """
+    """Cut the training images into fit and held-out; small ones are decoded into memory."""
     if not 0 < held_out < 1:
         raise PgnasError(f"held-out share {held_out} is not between 0 and 1; usual: 0.2")
-    title, test = name, None
-    if name == "digits":
-        classes, train, test = _digits()
-    elif Path(name).is_dir():
-        title = Path(name).resolve().name
-        classes, train, test = _folder(Path(name))
-    elif name.split("/")[0] in _TIMM_SOURCES and "/" in name:
-        classes, train, test = _timm_named(name, root)
-    else:
-        raise PgnasError(
-            f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
-            ", or a timm name such as torch/cifar10"
-        )
-    if len(classes) < 2:
-        raise PgnasError(f"'{name}' has one class ('{classes[0]}'); at least two are needed")
-    if skip_corrupt:
-        train = _readable(train, track)
-        test = None if test is None else _readable(test, track)
-    fit, rest = _cut(train, seed, held_out, classes)
-    small = _small_size(train)
+    fit, rest = cut_part(source.train, seed, held_out, source.classes)
     wanted = size if preprocessing is None else preprocessing.size
-    if small is not None and wanted in (None, small):
+    in_memory = source.small is not None and wanted in (None, source.small)
+    if in_memory:
         rest = _in_memory(rest, track)
         fit = _in_memory(fit, track) if fitting else fit
     if preprocessing is None:
-        if fit.pixels is not None and wanted in (None, small):
+        if in_memory:
             preprocessing = _measured(fit)
         else:
             preprocessing = Preprocessing(3, wanted or 224, IMAGENET_MEAN, IMAGENET_STD)
-    return ImageData(title, classes, fit, rest, test, preprocessing, mirror=name != "digits")
+    return ImageData(
+        source.title, source.classes, fit, rest, source.test, preprocessing, source.mirror
+    )
 
 
 def digest(part: Part) -> str:
@@ -152,7 +146,7 @@ def digest(part: Part) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def _cut(train: Part, seed: int, share: float, classes: Sequence[str]) -> tuple[Part, Part]:
+def cut_part(train: Part, seed: int, share: float, classes: Sequence[str]) -> tuple[Part, Part]:
     """Stratified by class; within a class the images with the smallest hashes are held out."""
     held: list[int] = []
     for label, name in enumerate(classes):
@@ -171,143 +165,13 @@ def _cut(train: Part, seed: int, share: float, classes: Sequence[str]) -> tuple[
     )
 
 
-def _digits() -> tuple[tuple[str, ...], Part, Part]:
-    """scikit-learn's 1,797 digits of 8x8; a fifth of each class, the same always, is the test."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    pixels = torch.from_numpy(raw.images * (255 / 16)).round().to(torch.uint8)[:, None]
-    labels = torch.from_numpy(raw.target).long()
-    classes = tuple(str(name) for name in raw.target_names)
-    whole = Part(labels, tuple(f"digit-{i:04d}" for i in range(len(labels))), pixels)
-    train, test = _cut(whole, 0, 0.2, classes)
-    return classes, train, test
-
-
-def _folder(folder: Path) -> tuple[tuple[str, ...], Part, Part | None]:
-    train_folder = folder / "train"
-    if not train_folder.is_dir():
-        raise PgnasError(
-            f"no folder '{train_folder}'; expected {folder}/train/<class>/*.jpg and"
-            f" {folder}/val/<class>/*.jpg"
-        )
-    classes = tuple(sorted(p.name for p in train_folder.iterdir() if p.is_dir()))
-    if not classes:
-        raise PgnasError(
-            f"'{train_folder}' has no class folders; expected {train_folder}/<class>/*.jpg"
-        )
-    train = _files(train_folder, classes)
-    test_folder = next((folder / n for n in TEST_FOLDERS if (folder / n).is_dir()), None)
-    test = None
-    if test_folder is not None:
-        found = {p.name for p in test_folder.iterdir() if p.is_dir()}
-        if found != set(classes):
-            missing, extra = sorted(set(classes) - found), sorted(found - set(classes))
-            raise PgnasError(
-                f"'{test_folder}' has other classes than '{train_folder}': missing"
-                f" {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
-            )
-        test = _files(test_folder, classes)
-    return classes, train, test
-
-
-def _files(folder: Path, classes: Sequence[str]) -> Part:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            raise PgnasError(
-                f"no images in '{folder / name}'; read are {', '.join(IMG_EXTENSIONS)}"
-            )
-        paths += found
-        labels += [label] * len(found)
-    keys = tuple(path.relative_to(folder).as_posix() for path in paths)
-    return Part(torch.tensor(labels), keys, open=partial(_open_file, tuple(paths)))
-
-
-def _open_file(paths: tuple[Path, ...], index: int) -> Image.Image:
-    """Read one photo as RGB, whatever its mode; a file that does not decode is named."""
-    path = paths[index]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-            with Image.open(path) as image:
-                return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PgnasError(
-            f"'{path}' does not decode ({error}); remove it or add --skip-corrupt"
-        ) from None
-
-
 def _open_at(
     inner: Callable[[int], Image.Image], chosen: tuple[int, ...], index: int
 ) -> Image.Image:
     return inner(chosen[index])
 
 
-_TIMM_SOURCES = ("torch", "hfds", "tfds", "wds", "hfids")
-
-
-def _timm_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part]:
-    """A data set that timm knows by name; its own splits are train and validation or test."""
-    parts = []
-    for split, training in (("train", True), ("validation", False)):
-        try:
-            source = create_dataset(
-                name, str(root), split=split, is_training=training, download=True
-            )
-            labels = _labels(source)
-        except Exception as error:  # timm and the sources behind it raise many kinds
-            raise PgnasError(
-                f"timm cannot open data set '{name}' ({split}) below '{root}':"
-                f" {' '.join(str(error).split())};"
-                " --data-root says where data sets live"
-            ) from None
-        keys = tuple(f"{split}-{i:07d}" for i in range(len(labels)))
-        parts.append(Part(torch.tensor(labels), keys, open=partial(_open_item, source)))
-    train, test = parts
-    found = sorted({*train.labels.tolist()})
-    names = getattr(create_dataset(name, str(root), split="train"), "classes", None)
-    classes = tuple(str(names[i]) if names else str(i) for i in range(found[-1] + 1))
-    return classes, train, test
-
-
-def _labels(source: Any) -> list[int]:
-    for holder in (source, getattr(source, "reader", None)):
-        for attribute in ("targets", "labels", "_labels"):
-            if hasattr(holder, attribute):
-                return [int(label) for label in getattr(holder, attribute)]
-        samples = getattr(holder, "samples", None)
-        if samples is not None:
-            return [int(label) for _, label in samples]
-    return [int(source[i][1]) for i in range(len(source))]
-
-
-def _open_item(source: Any, index: int) -> Image.Image:
-    image = source[index][0]
-    assert isinstance(image, Image.Image)
-    return image.convert("RGB")
-
-
-# --- small images, in memory -------------------------------------------------------------------
-
-
-def _small_size(part: Part, looked_at: int = 64) -> int | None:
-    """Height = width of the images where they are small and alike; None for photos."""
-    if part.pixels is not None:
-        return int(part.pixels.shape[-1])
-    assert part.open is not None
-    step = max(1, len(part) // looked_at)
-    sizes = {part.open(i).size for i in range(0, len(part), step)}
-    if len(sizes) == 1:
-        (width, height) = sizes.pop()
-        if width == height <= SMALL:
-            return int(width)
-    return None
-
-
-def _in_memory(part: Part, track: Callable[[Sequence[int], str], Iterable[int]]) -> Part:
+def _in_memory(part: Part, track: Track) -> Part:
     if part.pixels is not None:
         return part
     opener = part.open
@@ -339,16 +203,3 @@ def _measured(fit: Part) -> Preprocessing:
     std = tuple(max(round(v, 4), 1e-3) for v in scaled.std(1).tolist())
     _, channels, size, _ = fit.pixels.shape
     return Preprocessing(channels, size, mean, std, crop=1.0)
-
-
-def _readable(part: Part, track: Callable[[Sequence[int], str], Iterable[int]]) -> Part:
-    if part.open is None:
-        return part
-    good = []
-    for index in track(range(len(part)), "checking images"):
-        try:
-            part.open(index)
-            good.append(index)
-        except PgnasError:
-            continue
-    return part.subset(good)

@@ -5,7 +5,7 @@ With the report, the only reader of the test split.
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,12 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .data import ImageData, Preprocessing, open_data
+from .data import ImageData, Preprocessing, Track, untracked
 from .errors import PgnasError
 from .export import Slim, read_network
-from .fitting import Track
 from .loading import evaluation_images, placed
 from .ranking import BATCH, predictions, prepared
+from .sources import open_data
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def test_score(
     *,
     device: torch.device,
     workers: int,
-    track: Callable[[Sequence[int], str], Iterable[int]] = lambda items, _: items,
+    track: Track = untracked,
 ) -> Score:
     """Errors of `network` on the test split of `data`."""
     assert data.test is not None

@@ -9,7 +9,7 @@ import difflib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from timm.optim import list_optimizers
 
 from .candidates import baseline_probabilities, parameter_count
-from .data import ImageData, open_data
+from .data import ImageData, Preprocessing, Track, cut_data
 from .data import digest as data_digest
 from .errors import PgnasError
 from .files import (
@@ -39,12 +39,12 @@ from .files import (
 from .loading import evaluation_images
 from .randomness import generator
 from .registry import Recipe, load_backbone
+from .sources import find_data
 from .supernet import drop_probabilities, gates, make_concrete_
 from .training import EpochRecord, State, auto_l2, fit, objective_images
 
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")  # of timm; fixed in advance
-Track = Callable[[Sequence[int], str], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class FitSettings:
     data: str = "digits"
     data_root: str = "data"
     img_size: int | None = None
+    pretrained: bool = False
+    weights: str | None = None
     held_out: float = 0.2
     skip_corrupt: bool = False
     layers: str = "all"
@@ -94,6 +96,7 @@ class Started:
     weight_decay: float  # that the prior amounts to at the start
     epochs: int
     steps: int
+    remarks: tuple[str, ...]
 
 
 def fit_stage(
@@ -115,20 +118,24 @@ def fit_stage(
     """
     state = _claim(run, settings, resume, force)
     began = time.perf_counter()
-    data = open_data(
-        settings.data,
-        seed=settings.seed,
-        held_out=settings.held_out,
-        size=settings.img_size,
-        root=Path(settings.data_root),
-        skip_corrupt=settings.skip_corrupt,
+    source = find_data(
+        settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt,
         track=track,
-    )
-    data = held_out_decoded(data, workers)
-    shape = data.preprocessing.input_shape
+    )  # fmt: skip
     backbone = load_backbone(
-        settings.backbone, classes=len(data.classes), input_shape=shape, seed=settings.seed
-    )
+        settings.backbone, classes=len(source.classes), channels=source.channels,
+        size=settings.img_size or source.small, pretrained=settings.pretrained,
+        weights=None if settings.weights is None else Path(settings.weights), seed=settings.seed,
+    )  # fmt: skip
+    shape = backbone.input_shape
+    preprocessing = None
+    if backbone.images is not None:
+        preprocessing = Preprocessing(shape[0], shape[1], **to_json(backbone.images))
+    data = cut_data(
+        source, seed=settings.seed, held_out=settings.held_out, preprocessing=preprocessing,
+        size=shape[1], track=track,
+    )  # fmt: skip
+    data = held_out_decoded(data, workers)
     recipe = dataclasses.replace(backbone.recipe, **settings.recipe)
     _check_recipe(recipe, settings)
     network = make_concrete_(
@@ -161,7 +168,7 @@ def fit_stage(
     yield Started(
         parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
-        recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch),
+        recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch), backbone.remarks,
     )  # fmt: skip
     saver = _Saver(run, save_seconds, step)
     saved = _metrics(run, state)

@@ -9,14 +9,14 @@ depend on which other images share its batch.
 Order: fewer errors, then fewer parameters, then the smaller id.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .candidates import Sizes
-from .data import Preprocessing
+from .data import Preprocessing, Track, untracked
 from .loading import placed
 from .supernet import masked
 
@@ -58,7 +58,7 @@ def rank(
     preprocessing: Preprocessing,
     *,
     device: torch.device,
-    track: Callable[[Sequence[int], str], Iterable[int]] = lambda items, _: items,
+    track: Track = untracked,
 ) -> Ranking:
     """Evaluate every candidate on every held-out image."""
     placed(network, device).eval()

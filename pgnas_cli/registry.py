@@ -5,10 +5,12 @@ A backbone is one function, named by an entry point of the group `pgnas.backbone
 imports none of them.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import PgnasError
@@ -39,6 +41,16 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """How a network wants its images."""
+
+    mean: tuple[float, ...]  # of values scaled to [0, 1], per channel
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop: float = 0.875  # share of the resized image that the centre crop keeps
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A network, not yet gated, and what belongs to it."""
 
@@ -47,6 +59,9 @@ class Backbone:
     recipe: Recipe = Recipe()
     ungated: tuple[str, ...] = ()  # layers that the author wants without gates
     options: dict[str, Any] = field(default_factory=dict)  # what else rebuilds the same network
+    images: Normalisation | None = None  # None: measured on the data, or ImageNet's for photos
+    heads: tuple[str, ...] = ()  # layers whose outputs are the classes
+    remarks: tuple[str, ...] = ()  # for the user, on how it was built
 
 
 Builder = Callable[..., Backbone]
@@ -61,23 +76,27 @@ def load_backbone(
     name: str,
     *,
     classes: int,
-    input_shape: tuple[int, int, int],
+    channels: int = 3,
+    size: int | None = None,  # pixels; None: the backbone's own
     options: dict[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: Path | None = None,  # a plain state dict, safetensors
     seed: int = 0,
 ) -> Backbone:
-    """Build the backbone called `name` for `classes` and images of `input_shape`.
+    """Build the backbone called `name`; "timm/NAME" goes to the entry point "timm".
 
-    The initial weights are a function of `seed`.
-
-    Raises PgnasError for an unknown name (with the nearest known one) and for a backbone whose
-    package does not import.
+    The initial weights are a function of `seed`, or come from `pretrained` or `weights`.
+    Raises PgnasError for an unknown name (with the nearest known one), for a backbone whose package
+    does not import, and for weights that do not fit.
     """
     entries = _entries()
-    if name not in entries:
+    entry_name, _, model = name.partition("/")
+    if entry_name not in entries or (bool(model) != (entry_name == "timm")):
         near = difflib.get_close_matches(name, entries, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(entries))}"
+        listed = ", ".join("timm/NAME" if n == "timm" else n for n in sorted(entries))
+        hint = f"did you mean {near[0]}?" if near and near[0] != "timm" else f"known: {listed}"
         raise PgnasError(f"no backbone named '{name}'; {hint}")
-    entry = entries[name]
+    entry = entries[entry_name]
     try:
         build: Builder = entry.load()
     except Exception as error:  # a stranger's module may fail in any way
@@ -86,9 +105,19 @@ def load_backbone(
             " reinstall or remove that package"
         ) from None
     from .randomness import derived_seed, seeded_globals  # imports torch, as `build` just did
+    from .weights import load_weights_
 
+    extra: dict[str, Any] = {"model": model} if model else {}
+    if pretrained:
+        if entry_name != "timm":
+            raise PgnasError(f"'{name}' has no pretrained weights to fetch; give a file: --weights")
+        extra["pretrained"] = True
     with seeded_globals(derived_seed(seed, "initial weights")):
-        return build(classes=classes, input_shape=input_shape, **(options or {}))
+        backbone = build(classes=classes, channels=channels, size=size, **extra, **(options or {}))
+    if weights is None:
+        return backbone
+    remarks = load_weights_(backbone.network, weights, backbone.heads)
+    return dataclasses.replace(backbone, remarks=(*backbone.remarks, *remarks))
 
 
 def _entries() -> dict[str, EntryPoint]:

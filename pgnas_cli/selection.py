@@ -28,7 +28,7 @@ from .candidates import (
     unpack,
     whole_macs,
 )
-from .data import ImageData, open_data
+from .data import ImageData, Track
 from .data import digest as data_digest
 from .errors import PgnasError
 from .export import Slim, slim_record, write_network
@@ -43,9 +43,10 @@ from .files import (
     write_tensors,
     write_text,
 )
-from .fitting import FitSettings, Track, held_out_decoded, read_settings
+from .fitting import FitSettings, held_out_decoded, read_settings
 from .randomness import generator
 from .ranking import Ranking, ordered, prepared, rank
+from .sources import open_data
 from .supernet import drop_probabilities, gates
 
 CANDIDATES, RANKING = "pgnas.candidates/1", "pgnas.ranking/1"

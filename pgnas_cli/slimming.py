@@ -371,7 +371,9 @@ def arranged(network: nn.Module, layout: Layout) -> nn.Module:
         raise PgnasError(f"layout '{layout}' is not known; possible: small, fast")
     if layout == "fast":
         for module in network.modules():
-            if isinstance(module, Narrow) and isinstance(module, nn.Conv2d | nn.Linear):
+            grouped = isinstance(module, nn.Conv2d) and module.groups > 1
+            weighted = isinstance(module, nn.Conv2d | nn.Linear) and not grouped
+            if isinstance(module, Narrow) and weighted:
                 _widen_(module)
     return network
 

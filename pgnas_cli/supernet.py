@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -139,17 +140,21 @@ def create_supernet(
     name: str,
     num_classes: int,
     *,
-    input_shape: tuple[int, int, int] = (3, 32, 32),
+    pretrained: bool = False,
+    weights: str | Path | None = None,  # a plain state dict in a safetensors file
+    input_shape: tuple[int, int, int] | None = None,  # None: RGB of the backbone's own size
     layers: str = "all",
     groups: str = "layer",
     initial_drop: float | None = None,  # None: as the backbone's recipe has it
     options: dict[str, Any] | None = None,  # of the backbone
     seed: int = 0,  # of the initial weights
 ) -> nn.Module:
-    """Build the backbone called `name` and put its gates in place."""
+    """Build the backbone called `name`, or "timm/NAME", and put its gates in place."""
+    channels, size = (3, None) if input_shape is None else input_shape[:2]
     backbone = load_backbone(
-        name, classes=num_classes, input_shape=input_shape, options=options, seed=seed
-    )
+        name, classes=num_classes, channels=channels, size=size, options=options,
+        pretrained=pretrained, weights=None if weights is None else Path(weights), seed=seed,
+    )  # fmt: skip
     return make_concrete_(
         backbone.network,
         backbone.input_shape,

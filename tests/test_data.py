@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnas_cli.data import Part, digest, open_data
+from pgnas_cli.data import Part, digest
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.loading import (
     augmented,
@@ -18,6 +18,7 @@ from pgnas_cli.loading import (
     training_batches,
 )
 from pgnas_cli.randomness import derived_seed, generator, seeded_globals
+from pgnas_cli.sources import open_data
 
 Folder = Callable[..., Path]
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from pgnas_cli.candidates import Sizes, count, draw_candidates
-from pgnas_cli.data import Preprocessing, open_data
+from pgnas_cli.data import Preprocessing
 from pgnas_cli.evaluation import Score, latencies
 from pgnas_cli.evaluation import test_score as score_on_test
 from pgnas_cli.ranking import BATCH, ordered, predictions, prepared, rank
 from pgnas_cli.slimming import slim
+from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import masked
 
 from .conftest import random_keep, tiny

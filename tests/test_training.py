@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgnas_cli.data import ImageData, open_data
+from pgnas_cli.data import ImageData
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import Recipe, load_backbone
+from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
 from pgnas_cli.training import EpochRecord, State, auto_l2, fit, objective_images
 
@@ -23,7 +24,7 @@ def digits() -> ImageData:
 
 def prepared(data: ImageData, **changes: object) -> tuple[torch.nn.Module, Recipe]:
     shape = data.preprocessing.input_shape
-    backbone = load_backbone("multibranch-tiny", classes=10, input_shape=shape)
+    backbone = load_backbone("multibranch-tiny", classes=10, channels=1, size=8)
     recipe = dataclasses.replace(backbone.recipe, **{**SHORT, **changes})
     network = make_concrete_(backbone.network, shape, initial_drop=recipe.initial_drop)
     return network, recipe

@@ -1,0 +1,53 @@
+"""Any convolutional network of timm, as it is: `timm/resnet50`, `timm/efficientnet_b0`, ..."""
+
+import difflib
+
+import timm
+from timm.models import PretrainedCfg, get_pretrained_cfg
+
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.registry import Backbone, Normalisation, Recipe
+
+
+def build(
+    *,
+    model: str,
+    classes: int,
+    channels: int = 3,
+    size: int | None = None,
+    pretrained: bool = False,
+) -> Backbone:
+    """timm's `model` with a head for `classes`; images as its own configuration wants them."""
+    known = timm.list_models()
+    if model.split(".")[0] not in known:
+        near = difflib.get_close_matches(model, known, n=3)
+        hint = f"did you mean {', '.join('timm/' + n for n in near)}?" if near else "see timm"
+        raise PgnasError(f"timm has no network '{model}'; {hint}")
+    try:
+        network = timm.create_model(
+            model, num_classes=classes, in_chans=channels, pretrained=pretrained
+        )
+    except Exception as error:  # the hub behind timm fails in many ways
+        if not pretrained:
+            raise
+        cause = " ".join(str(error).split())[:200]
+        raise PgnasError(
+            f"timm cannot fetch the pretrained weights of '{model}' ({cause}); download them where"
+            " there is a network and give the file with --weights"
+        ) from None
+    config = get_pretrained_cfg(model) or PretrainedCfg()
+    mean, std = config.mean, config.std
+    if channels == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    heads = config.classifier or ()
+    pixels = size or int(config.input_size[-1])
+    return Backbone(
+        network,
+        (channels, pixels, pixels),
+        Recipe(
+            epochs=10, batch_size=32, learning_rate=0.02, weight_decay=1e-4, initial_drop=0.02,
+            drop_learning_rate=0.05,
+        ),
+        images=Normalisation(tuple(mean), tuple(std), config.interpolation, config.crop_pct),
+        heads=(heads,) if isinstance(heads, str) else tuple(heads),
+    )  # fmt: skip
