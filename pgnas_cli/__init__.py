@@ -23,6 +23,7 @@ The modules, in the order in which data flows; each imports only from those abov
     files         the files of a run
     fitting       the fit as a stage: options to posterior
     export        a slim network on disk, verified
+    deployment    ONNX files, checked by running them
     selection     draw, rank and export as stages: posterior to slim network
     evaluation    error on the test split, time per image
     console       what people see

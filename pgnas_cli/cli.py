@@ -203,31 +203,14 @@ def rank(
     """Rank the candidates by their errors on the held-out images."""
     terminal = _terminal(quiet)
     where = _run(run, terminal)
-    from .console import ranking_table
+    from .console import ranking_json, ranking_table
     from .selection import rank_stage
 
     ranking, seconds = rank_stage(
         where, device=_device(device), workers=_workers(workers), track=terminal.track
     )
     if as_json:
-        count, images = len(ranking.errors), ranking.images
-        rows = [
-            {
-                "id": index, "errors": int(ranking.errors[index]), "images": images,
-                "error": int(ranking.errors[index]) / images,
-                "params": int(ranking.sizes.params[index]),
-                "macs": int(ranking.sizes.macs[index]),
-            }
-            for index in ranking.order[: max(0, top)].tolist()
-        ]  # fmt: skip
-        terminal.json(
-            {
-                "top": rows, "candidates": count, "seconds": seconds,
-                "mean_error": float(ranking.errors.double().mean()) / images,
-                "mean_params": float(ranking.sizes.params.double().mean()),
-                "pairs_evaluated": count * images, "pairs_total": count * images,
-            }
-        )  # fmt: skip
+        terminal.json(ranking_json(ranking, max(0, top), seconds))
     else:
         terminal.out.print(ranking_table(ranking, max(0, top)))
     terminal.notice(f"next: pgnas export best.safetensors --run {where.folder}")
@@ -235,10 +218,11 @@ def rank(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="File to write, FILE.safetensors.")],
+    path: Annotated[Path, typer.Argument(help="FILE.safetensors, or FILE.onnx.")],
     candidate: Annotated[
         str, typer.Option(help="An id, whole, or twin (random, as large); default: the winner.")
     ] = "",
+    opset: Annotated[int, typer.Option(help="Of an ONNX file.")] = 18,
     run: RunOption = None,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
@@ -253,7 +237,7 @@ def export(
     from .selection import export_stage
 
     about = export_stage(
-        where, path, candidate=candidate, force=force, device=_device(device),
+        where, path, candidate=candidate, opset=opset, force=force, device=_device(device),
         workers=_workers(workers), track=terminal.track, notice=terminal.notice,
     )  # fmt: skip
     if as_json:
@@ -283,39 +267,65 @@ def evaluate(
     terminal = _terminal(quiet)
     if batch_size < 1:
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 or more")
-    from .console import evaluation_table
+    from .console import evaluation_json, evaluation_table
     from .evaluation import evaluate_stage
 
     found = evaluate_stage(
         files, data, data_root=data_root, batch=batch_size, device=_device(device),
         workers=_workers(workers), track=terminal.track,
     )  # fmt: skip
-    if not as_json:
+    if as_json:
+        terminal.json(evaluation_json(found))
+    else:
         terminal.out.print(evaluation_table(found))
-        return
-    rows = [
-        {
-            "file": str(row.path), "errors": row.score.errors, "images": row.score.images,
-            "error": row.score.error, "interval": row.score.interval, "params": row.about.params,
-            "macs": row.about.macs, "latency_ms": row.latency_ms,
-            "batch_latency_ms": row.batch_latency_ms, "batch": row.batch,
-        }
-        for row in found
-    ]  # fmt: skip
-    terminal.json(rows[0] if len(rows) == 1 else {"networks": rows})
 
 
 @app.command()
-def backbones(as_json: JsonOption = False) -> None:
-    """List the registered super-networks and the packages that they come from."""
-    from .registry import backbone_names
+def backbones(
+    name: Annotated[str | None, typer.Argument(help="Show every layer of this one.")] = None,
+    img_size: Annotated[int | None, typer.Option(help="Pixels; default: its own.")] = None,
+    gates: Annotated[str, typer.Option(help="all or hidden, as in fit.")] = "all",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Name what the analysis keeps whole.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the registered super-networks, or the layers of one: their gates, or why none."""
+    if name is None:
+        from .registry import backbone_names
 
-    names = backbone_names()
-    if as_json:
-        sys.stdout.write(json.dumps({"backbones": names}) + "\n")
+        names = backbone_names()
+        if as_json:
+            sys.stdout.write(json.dumps({"backbones": names}) + "\n")
+            return
+        for found, package in names.items():
+            shown = "timm/NAME" if found == "timm" else found
+            sys.stdout.write(f"{shown}  (from {package})\n")
         return
-    for name, package in names.items():
-        sys.stdout.write(f"{name}  (from {package})\n")
+    from .candidates import parameter_count, whole_macs
+    from .console import layer_table
+    from .supernet import create_supernet, layer_gates
+    from .supernet import gates as gates_of
+
+    terminal = _terminal(False)
+    network = create_supernet(
+        name, 1000, layers=gates, input_shape=None if img_size is None else (3, img_size, img_size)
+    )
+    rows, bank = layer_gates(network), gates_of(network)
+    sizes = {"params": parameter_count(network), "macs": whole_macs(network),
+             "gates": bank.count, "groups": len(bank.groups)}  # fmt: skip
+    if as_json:
+        layers = [dataclasses.asdict(row) for row in rows]
+        sys.stdout.write(
+            json.dumps({**sizes, "layers": layers, "whole": bank.graph.opaque()}) + "\n"
+        )
+        return
+    terminal = _terminal(False)
+    terminal.out.print(layer_table(rows))
+    terminal.result(", ".join(f"{number} {what}" for what, number in sizes.items()))
+    if verbose:
+        for step in bank.graph.opaque():
+            terminal.notice(f"kept whole: {step}")
 
 
 def _run(folder: Path | None, terminal: "Terminal") -> "Run":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .export import Slim
     from .fitting import FitSummary, Started
     from .ranking import Ranking
+    from .supernet import LayerGates
     from .training import EpochRecord
 
 
@@ -151,6 +152,19 @@ def show_fit(
     raise AssertionError("a fit ends with its summary")
 
 
+def layer_table(layers: "Sequence[LayerGates]") -> Table:
+    """Every convolution and linear layer: its gates, or why it has none."""
+    table = Table(title="layers in order of execution", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("inputs", "gates", "groups"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("remark", overflow="fold")
+    for row in layers:
+        counts = [str(row.gates), str(row.groups)] if row.gates else ["", ""]
+        table.add_row(Text(row.layer), str(row.inputs), *counts, Text(row.remark))
+    return table
+
+
 def started_lines(started: "Started") -> list[str]:
     """What is about to be fitted, and whether the prior is within reason."""
     lines = [f"note: {remark}" for remark in started.remarks]
@@ -219,6 +233,25 @@ def ranking_table(ranking: "Ranking", top: int) -> Table:
     return table
 
 
+def ranking_json(ranking: "Ranking", top: int, seconds: float) -> dict[str, Any]:
+    """The first `top` candidates and what the ranking took."""
+    count, images = len(ranking.errors), ranking.images
+    rows = [
+        {
+            "id": index, "errors": int(ranking.errors[index]), "images": images,
+            "error": int(ranking.errors[index]) / images,
+            "params": int(ranking.sizes.params[index]), "macs": int(ranking.sizes.macs[index]),
+        }
+        for index in ranking.order[:top].tolist()
+    ]  # fmt: skip
+    return {
+        "top": rows, "candidates": count, "seconds": seconds,
+        "mean_error": float(ranking.errors.double().mean()) / images,
+        "mean_params": float(ranking.sizes.params.double().mean()),
+        "pairs_evaluated": count * images, "pairs_total": count * images,
+    }  # fmt: skip
+
+
 def export_lines(path: Path, about: "Slim") -> list[str]:
     share, macs = about.params / about.whole_params, about.macs / about.whole_macs
     return [
@@ -230,6 +263,20 @@ def export_lines(path: Path, about: "Slim") -> list[str]:
     ]
 
 
+def evaluation_json(evaluations: "Sequence[Evaluation]") -> dict[str, Any]:
+    """One network's figures, or those of several under "networks"."""
+    rows = [
+        {
+            "file": str(row.path), "errors": row.score.errors, "images": row.score.images,
+            "error": row.score.error, "interval": row.score.interval, "params": row.about.params,
+            "macs": row.about.macs, "latency_ms": row.latency_ms,
+            "batch_latency_ms": row.batch_latency_ms, "batch": row.batch,
+        }
+        for row in evaluations
+    ]  # fmt: skip
+    return rows[0] if len(rows) == 1 else {"networks": rows}
+
+
 def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
     """A row per exported network."""
     table = Table(title="test split", title_justify="left")
@@ -239,8 +286,8 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
     for row in evaluations:
         low, high = row.score.interval
         table.add_row(
-            Text(row.path.stem), _percent(row.score.error), f"{100 * low:.1f}-{100 * high:.1f}",
-            _large(row.about.params), _large(row.about.macs), f"{row.latency_ms:.2f}",
-            f"{row.batch_latency_ms:.1f}",
+            Text(row.path.name.removesuffix(".safetensors")), _percent(row.score.error),
+            f"{100 * low:.1f}-{100 * high:.1f}", _large(row.about.params), _large(row.about.macs),
+            f"{row.latency_ms:.2f}", f"{row.batch_latency_ms:.1f}",
         )  # fmt: skip
     return table

@@ -8,6 +8,7 @@ its way into `torch.conv2d`, whatever the class does before.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -68,6 +69,16 @@ def plain_twin(module: nn.Conv2d) -> nn.Conv2d | None:
         twin.bias.copy_(module.bias)
     close = torch.allclose(twin(probe), expected, atol=1e-5 * float(expected.abs().max()))
     return twin if close else None
+
+
+@torch.no_grad()
+def is_plain_linear(module: nn.Linear) -> bool:
+    """Whether a linear layer, of whatever class, computes x W' + b and nothing else."""
+    if type(module).forward is nn.Linear.forward:
+        return True
+    probe = torch.randn(2, module.in_features, generator=generator(0, "probe"))
+    probe = probe.to(module.weight)
+    return torch.equal(module(probe), F.linear(probe, module.weight, module.bias))
 
 
 def plain_shell(module: nn.Conv2d) -> nn.Conv2d:

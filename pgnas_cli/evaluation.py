@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from .data import ImageData, Preprocessing, Track, untracked
+from .deployment import read_onnx
 from .errors import PgnasError
 from .export import Slim, read_network
 from .loading import evaluation_images, placed
@@ -121,7 +122,7 @@ def evaluate_stage(
     track: Track,
 ) -> list[Evaluation]:
     """Test error and latency of exported networks; latencies alternate among them."""
-    found = [read_network(path) for path in paths]
+    found = [read_onnx(p) if p.suffix == ".onnx" else read_network(p) for p in paths]
     scores = []
     for (network, about), path in zip(found, paths, strict=True):
         name = data_name or about.subject.data

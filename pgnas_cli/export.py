@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .candidates import Sizes
 from .errors import PgnasError
-from .files import Subject, checked, from_json, read_tensors, to_json, write_tensors
+from .files import Subject, checked, from_json, read_tensors, to_json, versioned, write_tensors
 from .randomness import generator
 from .slimming import Cut, Layout, arranged, plan, reshape_, slim, ungated_copy
 from .supernet import masked
@@ -61,18 +61,26 @@ def largest_difference(
     return worst
 
 
-def write_network(
-    path: Path, network: nn.Module, keep: Tensor, batches: list[Tensor], about: Slim
-) -> None:
-    """Cut `network` to the candidate `keep`, check it on `batches` of real images, store it."""
+def checked_slim(path: Path, network: nn.Module, keep: Tensor, batches: list[Tensor]) -> nn.Module:
+    """The candidate `keep` as a slim network that has the masked one's logits on `batches`.
+
+    Raises PgnasError, naming the `path` that is not written, where it has not.
+    """
     smaller = slim(network, keep)
     difference = largest_difference(network, keep, smaller, batches)
-    if difference > TOLERANCE:
+    if not difference <= TOLERANCE:
         raise PgnasError(
             f"the slim network differs from the masked one by {difference:.1e} of the largest logit"
             f" (allowed {TOLERANCE:.0e}); '{path}' was not written, please report this"
         )
-    smaller = smaller.cpu()
+    return smaller
+
+
+def write_network(
+    path: Path, network: nn.Module, keep: Tensor, batches: list[Tensor], about: Slim
+) -> None:
+    """Cut `network` to the candidate `keep`, check it on `batches` of real images, store it."""
+    smaller = checked_slim(path, network, keep, batches).cpu()
     with torch.no_grad():
         fingerprint = smaller(fixed_input(about.subject.preprocessing.input_shape))
     tensors = {f"network.{k}": v for k, v in smaller.state_dict().items()}
@@ -85,8 +93,8 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Slim]
     Raises PgnasError where the file is damaged or computes something else than when written.
     """
     tensors, content = read_tensors(path, NETWORK)
-    skipped = ("schema", "pgnas", "torch")
-    about = from_json(Slim, {k: v for k, v in content.items() if k not in skipped}, path)
+    fields = {k: v for k, v in content.items() if k not in versioned(NETWORK)}
+    about = from_json(Slim, fields, path)
     fingerprint = tensors.pop("fingerprint", None)
     state = {k.removeprefix("network."): v for k, v in tensors.items()}
     network = reshape_(ungated_copy(about.subject.network()), _sane(about.cuts, state, path))

@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -138,30 +138,32 @@ def newest_run(root: Path = Path("runs")) -> Run:
 # --- writing ---------------------------------------------------------------------------------
 
 
+def versioned(schema: str) -> dict[str, str]:
+    """What every file says of itself."""
+    return {"schema": schema, "pgnas": __version__, "torch": torch.__version__}
+
+
 def write_tensors(
     path: Path, schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> None:
     """Write a tensor file atomically; `content` becomes the metadata beside schema and versions."""
-    text = json.dumps(
-        {"schema": schema, "pgnas": __version__, "torch": torch.__version__, **content},
-        sort_keys=True,
-        allow_nan=False,
-    )
+    text = json.dumps({**versioned(schema), **content}, sort_keys=True, allow_nan=False)
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    _atomically(path, lambda part: save_file(whole, part, metadata={"pgnas": text}))
+    write_with(path, lambda part: save_file(whole, part, metadata={"pgnas": text}))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    _atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_with(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _atomically(path: Path, write: Any) -> None:
+def write_with(path: Path, write: Callable[[Path], Any]) -> None:
     """Write beside the target, flush to disk, rename: a crash leaves the old file or the new."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
+        part.chmod(0o666 & ~_umask())  # as any new file; some writers make theirs private
         with part.open("rb+") as handle:
             os.fsync(handle.fileno())
         part.replace(path)
@@ -174,6 +176,12 @@ def _atomically(path: Path, write: Any) -> None:
             part.unlink()
 
 
+def _umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
 # --- reading ---------------------------------------------------------------------------------
 
 
@@ -183,11 +191,10 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
     Raises PgnasError for a file that is missing, damaged, of another kind, or newer than this
     version of pgnas.
     """
-    kind, version = schema.split("/")
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
             text = (handle.metadata() or {}).get("pgnas")
-            content = _parsed(path, text, kind, int(version))
+            content = parsed(path, text, schema)
             return {name: handle.get_tensor(name) for name in handle.keys()}, content  # noqa: SIM118
     except FileNotFoundError:
         raise PgnasError(f"no file '{path}'") from None
@@ -195,7 +202,10 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
         raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
 
 
-def _parsed(path: Path, text: str | None, kind: str, version: int) -> dict[str, Any]:
+def parsed(path: Path, text: str | None, schema: str) -> dict[str, Any]:
+    """The metadata of a file that must be of `schema` or an older version of it."""
+    kind, newest = schema.split("/")
+    version = int(newest)
     try:
         content = json.loads(text or "")
         found_kind, found_version = content["schema"].split("/")

@@ -45,6 +45,7 @@ class Node:
     groups: int = 1  # of a convolution
     borders: bool = False  # zero padding makes a constant input vary near the border
     in_place: bool = False  # writes into its operand
+    product: bool = False  # of its operands (elementwise)
 
     @property
     def cuttable(self) -> bool:

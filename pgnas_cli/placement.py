@@ -8,13 +8,14 @@ from .graph import Graph, Node
 
 
 def gateable(network: nn.Module, graph: Graph) -> dict[str, str]:
-    """For each convolution and linear layer: "" where its input can be gated, else why not."""
+    """Convolutions and linear layers in order of execution: "" where gateable, else why not."""
     modules = dict(network.named_modules())
     calls = graph.calls()
     image = _reads_image(graph)
     follows = followers(graph)
     reasons: dict[str, str] = {}
-    for path, module in modules.items():
+    for path in (*calls, *(name for name in modules if name not in calls)):
+        module = modules.get(path)
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         kinds = {graph.nodes[at].kind for at in calls.get(path, [])}
@@ -105,7 +106,7 @@ def _squeezes(graph: Graph) -> Iterator[tuple[str, str, int]]:
     readers = graph.consumers()
     behind = _ancestors(graph)
     for product, node in enumerate(graph.nodes):
-        if node.kind != "elementwise" or len(node.inputs) != 2:
+        if not node.product or node.kind != "elementwise" or len(node.inputs) != 2:
             continue
         for features, scale in (node.inputs, node.inputs[::-1]):
             squeezes = [

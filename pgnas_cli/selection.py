@@ -30,8 +30,9 @@ from .candidates import (
 )
 from .data import ImageData, Track
 from .data import digest as data_digest
+from .deployment import write_onnx
 from .errors import PgnasError
-from .export import Slim, slim_record, write_network
+from .export import Slim, checked_slim, slim_record, write_network
 from .files import (
     Posterior,
     Run,
@@ -193,6 +194,7 @@ def export_stage(
     path: Path,
     *,
     candidate: str,  # "" for the winner, an id, "whole", or "twin"
+    opset: int,  # of an ONNX file
     force: bool,
     device: torch.device,
     workers: int,
@@ -200,8 +202,8 @@ def export_stage(
     notice: Callable[[str], None],
 ) -> Slim:
     """Store one candidate as a slim network; samples and ranks first where that is missing."""
-    if path.suffix != ".safetensors":
-        raise PgnasError(f"'{path}' has no known ending; possible: .safetensors")
+    if path.suffix not in (".safetensors", ".onnx"):
+        raise PgnasError(f"'{path}' has no known ending; possible: .safetensors, .onnx")
     if path.exists() and not force:
         raise PgnasError(f"'{path}' exists; choose another name, or add --force")
     network, posterior = posterior_of(run)
@@ -226,7 +228,11 @@ def export_stage(
         (int(held_out.errors[0]), held_out.images), file_digest(run.posterior),
     )  # fmt: skip
     batches = prepared(data.held_out.pixels[:256], data.preprocessing, device)
-    write_network(path, network, keep, batches, about)
+    if path.suffix == ".onnx":
+        images = torch.cat(batches)[: data.held_out.pixels[:256].shape[0]]
+        write_onnx(path, checked_slim(path, network, keep, batches), images, about, opset=opset)
+    else:
+        write_network(path, network, keep, batches, about)
     return about
 
 

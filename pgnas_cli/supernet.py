@@ -136,6 +136,32 @@ def _group_size(groups: str) -> int:
     raise PgnasError(f"groups '{groups}' are not known; possible: layer, channel, or a number")
 
 
+@dataclass(frozen=True)
+class LayerGates:
+    """A convolution or linear layer of a super-network and the gates on its input."""
+
+    layer: str
+    inputs: int  # channels
+    gates: int  # 0: none
+    groups: int  # of its own
+    remark: str  # why it has none, or whose it shares
+
+
+def layer_gates(network: nn.Module) -> list[LayerGates]:
+    """Every convolution and linear layer, in order of execution."""
+    bank = gates(network)
+    modules = dict(network.named_modules())
+    rows = []
+    for name, reason in gateable(network, bank.graph).items():
+        first, last = bank.spans.get(name, (0, 0))
+        own = sum(group.layer == name for group in bank.groups)
+        weight = cast(Tensor, modules[name].weight)
+        grouped = int(getattr(modules[name], "groups", 1))
+        remark = reason or ("" if last else "left open by the options")
+        rows.append(LayerGates(name, weight.shape[1] * grouped, last - first, own, remark))
+    return rows
+
+
 def create_supernet(
     name: str,
     num_classes: int,

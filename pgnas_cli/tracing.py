@@ -18,7 +18,7 @@ from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.modules import activation, batchnorm, dropout, pooling
 
-from .convolution import plain_twin
+from .convolution import is_plain_linear, plain_twin
 from .errors import PgnasError
 from .graph import Graph, Kind, Node
 
@@ -57,9 +57,18 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
+        device = next(network.parameters()).device
+        with torch.no_grad():
+            network(torch.zeros(2, *input_shape, device=device))
+    except RuntimeError as error:
+        raise PgnasError(
+            f"{type(network).__name__} does not take images of {input_shape[1]}x{input_shape[2]}"
+            f" pixels with {input_shape[0]} channels ({_one_line(error)}); try another --img-size"
+        ) from None
+    try:
         program, shapes = _traced(network, input_shape)
     except Exception as error:  # fx raises many kinds; each means that the forward is not traceable
-        cause = " ".join(str(error).split())[:300]
+        cause = _one_line(error)
         raise PgnasError(
             f"{type(network).__name__} cannot be traced: {cause}; a forward that branches on tensor"
             " values cannot be searched, rewrite it without the branch"
@@ -68,6 +77,10 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
         for module, training in modes.items():
             module.training = training
     return Graph(tuple(_Reader(network, program, shapes).nodes()), program, input_shape)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _traced(
@@ -123,6 +136,7 @@ _ELEMENTWISE: set[Any] = {
     operator.truediv, torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum,
     "add", "add_", "sub", "mul", "mul_", "div",
 }  # fmt: skip
+_PRODUCTS: set[Any] = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _IN_PLACE: set[Any] = {operator.iadd, operator.isub, operator.imul}
 
 
@@ -181,6 +195,7 @@ class _Reader:
                 in_place=bool(getattr(module, "inplace", False) or step.kwargs.get("inplace"))
                 or step.target in _IN_PLACE
                 or (method and str(step.target).endswith("_")),
+                product=step.target in _PRODUCTS,
             )
 
     def _shape(self, step: fx.Node) -> torch.Size:
@@ -256,8 +271,7 @@ class _Reader:
             return None
         ndim = len(self._shape(sources[0]))
         if isinstance(module, nn.Linear):
-            plain = type(module).forward is nn.Linear.forward or hasattr(module, "keep")
-            return _Fact("mix", -1) if axis == -1 and plain else None
+            return _Fact("mix", -1) if axis == -1 and is_plain_linear(module) else None
         if isinstance(module, nn.Conv2d):
             if axis != -3 or ndim != 4 or plain_twin(module) is None:
                 return None

@@ -299,7 +299,10 @@ MISTAKES = [
     (["sample", "--run", "none"], "no posterior in 'none'; fit one with pgnas fit"),
     (["rank", "--run", "none"], "no posterior in 'none'"),
     (["export", "a.safetensors", "--run", "none"], "no posterior in 'none'"),
-    (["export", "a.pt", "--run", "none"], "'a.pt' has no known ending; possible: .safetensors"),
+    (
+        ["export", "a.pt", "--run", "none"],
+        "'a.pt' has no known ending; possible: .safetensors, .onnx",
+    ),
     (["evaluate", "none.safetensors"], "no file 'none.safetensors'"),
     (["evaluate", "folder"], "'folder' is not a whole safetensors file"),
     (["evaluate", "text.safetensors"], "'text.safetensors' is not a whole safetensors file"),
