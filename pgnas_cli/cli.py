@@ -267,7 +267,7 @@ def evaluate(
     terminal = _terminal(quiet)
     if batch_size < 1:
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 or more")
-    from .console import evaluation_json, evaluation_table
+    from .console import evaluation_json, evaluation_table, latency_lines
     from .evaluation import evaluate_stage
 
     found = evaluate_stage(
@@ -278,6 +278,8 @@ def evaluate(
         terminal.json(evaluation_json(found))
     else:
         terminal.out.print(evaluation_table(found))
+        for line in latency_lines(found):
+            terminal.result(line)
 
 
 @app.command()

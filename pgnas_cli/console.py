@@ -269,8 +269,11 @@ def evaluation_json(evaluations: "Sequence[Evaluation]") -> dict[str, Any]:
         {
             "file": str(row.path), "errors": row.score.errors, "images": row.score.images,
             "error": row.score.error, "interval": row.score.interval, "params": row.about.params,
-            "macs": row.about.macs, "latency_ms": row.latency_ms,
-            "batch_latency_ms": row.batch_latency_ms, "batch": row.batch,
+            "macs": row.about.macs, "latency_ms": row.one.slim,
+            **{
+                name: {"batch": t.batch, "ms": t.slim, "whole_ms": t.whole, "layout": t.layout}
+                for name, t in (("latency_one", row.one), ("latency_many", row.many))
+            },
         }
         for row in evaluations
     ]  # fmt: skip
@@ -281,13 +284,32 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
     """A row per exported network."""
     table = Table(title="test split", title_justify="left")
     table.add_column("network", overflow="fold")
-    for heading in ("error", "95 %", "params", "MACs", "ms at 1", f"ms at {evaluations[0].batch}"):
+    for heading in (
+        "error",
+        "95 %",
+        "params",
+        "MACs",
+        "ms at 1",
+        f"ms at {evaluations[0].many.batch}",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in evaluations:
         low, high = row.score.interval
         table.add_row(
             Text(row.path.name.removesuffix(".safetensors")), _percent(row.score.error),
             f"{100 * low:.1f}-{100 * high:.1f}", _large(row.about.params), _large(row.about.macs),
-            f"{row.latency_ms:.2f}", f"{row.batch_latency_ms:.1f}",
+            f"{row.one.slim:.2f}", f"{row.many.slim:.1f}",
         )  # fmt: skip
     return table
+
+
+def latency_lines(evaluations: "Sequence[Evaluation]") -> list[str]:
+    """How each network's time compares with that of the whole network, plainly."""
+    lines = []
+    for row in evaluations:
+        both = (row.one, row.many)
+        parts = [f"{found.ratio:.2f} at {found.batch} ({found.layout})" for found in both]
+        slow = [str(found.batch) for found in both if found.ratio > 0.95]
+        verdict = f"; not faster at {' and '.join(slow)}" if slow else ""
+        lines.append(f"{row.path.name}: time of the whole x {', '.join(parts)}{verdict}")
+    return lines

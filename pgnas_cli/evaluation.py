@@ -3,6 +3,7 @@
 With the report, the only reader of the test split.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from .data import ImageData, Preprocessing, Track, untracked
-from .deployment import read_onnx
+from .deployment import OnnxNetwork, read_onnx
 from .errors import PgnasError
 from .export import Slim, read_network
 from .loading import evaluation_images, placed
 from .ranking import BATCH, predictions, prepared
+from .slimming import arranged, ungated_copy
 from .sources import open_data
 
 
@@ -100,15 +102,29 @@ def _timed(network: nn.Module, inputs: Tensor) -> float:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Median milliseconds of one forward, of a network and of the whole it was cut from."""
+
+    batch: int  # images in the forward
+    slim: float
+    whole: float
+    layout: str  # of the slim network: the faster one here, "onnx" for ONNX Runtime
+
+    @property
+    def ratio(self) -> float:
+        """Below 1 the slim network is faster."""
+        return self.slim / self.whole
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What an exported network is worth on the test split and on this machine."""
 
     path: Path
     about: Slim
     score: Score
-    latency_ms: float  # one image
-    batch_latency_ms: float  # a batch of `batch` images
-    batch: int
+    one: Latency  # a single image
+    many: Latency  # a large batch
 
 
 def evaluate_stage(
@@ -121,37 +137,76 @@ def evaluate_stage(
     workers: int,
     track: Track,
 ) -> list[Evaluation]:
-    """Test error and latency of exported networks; latencies alternate among them."""
+    """Test error and latency of exported networks, each beside the whole network it comes from."""
     found = [read_onnx(p) if p.suffix == ".onnx" else read_network(p) for p in paths]
+    names = [
+        _data_of(about, path, data_name) for path, (_, about) in zip(paths, found, strict=True)
+    ]
     scores = []
-    for (network, about), path in zip(found, paths, strict=True):
-        name = data_name or about.subject.data
-        if data_name is None and name != "digits" and "/" not in name:
-            raise PgnasError(
-                f"'{path}' was fitted on a folder called '{name}'; say where it lies with --data"
-            )
+    for (network, about), path, name in zip(found, paths, names, strict=True):
         data = open_data(
             name, seed=0, root=data_root, preprocessing=about.subject.preprocessing, fitting=False,
             track=track,
         )  # fmt: skip
-        if data.classes != about.subject.classes:
-            raise PgnasError(
-                f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was fitted on"
-                f" {', '.join(about.subject.classes[:5])}..."
-            )
-        if data.test is None:
-            raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
+        _check_classes(data, name, about, path)
         scores.append(
             test_score(
                 network, data, about.subject.preprocessing, device=device, workers=workers,
                 track=track,
             )
         )  # fmt: skip
-    shape = found[0][1].subject.preprocessing.input_shape
-    networks = [network for network, _ in found]
-    one = latencies(networks, shape, batch=1, device=device)
-    many = latencies(networks, shape, batch=batch, device=device)
+    timed = {size: _timings(found, size, device) for size in (1, batch)}
     return [
-        Evaluation(path, about, score, a, b, batch)
-        for path, (_, about), score, a, b in zip(paths, found, scores, one, many, strict=True)
+        Evaluation(path, about, score, timed[1][at], timed[batch][at])
+        for at, (path, (_, about), score) in enumerate(zip(paths, found, scores, strict=True))
     ]
+
+
+def _data_of(about: Slim, path: Path, named: str | None) -> str:
+    name = named or about.subject.data
+    if named is None and name != "digits" and "/" not in name:
+        raise PgnasError(
+            f"'{path}' was fitted on a folder called '{name}'; say where it lies with --data"
+        )
+    return name
+
+
+def _check_classes(data: ImageData, name: str, about: Slim, path: Path) -> None:
+    if data.classes != about.subject.classes:
+        raise PgnasError(
+            f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was fitted on"
+            f" {', '.join(about.subject.classes[:5])}..."
+        )
+    if data.test is None:
+        raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
+
+
+def _timings(
+    found: Sequence[tuple[nn.Module, Slim]], batch: int, device: torch.device
+) -> list[Latency]:
+    """Each network in both layouts and its whole network, all taking turns."""
+    networks: list[nn.Module] = []
+    places: list[dict[str, int]] = []
+    wholes: dict[str, int] = {}
+    shape = found[0][1].subject.preprocessing.input_shape
+    for network, about in found:
+        key = repr((about.subject.backbone, about.subject.options, len(about.subject.classes)))
+        if key not in wholes:
+            wholes[key] = len(networks)
+            networks.append(ungated_copy(about.subject.network()))
+        place = {"whole": wholes[key]}
+        if isinstance(network, OnnxNetwork):
+            layouts: list[tuple[str, nn.Module]] = [("onnx", network)]
+        else:
+            layouts = [("small", network), ("fast", arranged(copy.deepcopy(network), "fast"))]
+        for name, arrangement in layouts:
+            place[name] = len(networks)
+            networks.append(arrangement)
+        places.append(place)
+    times = latencies(networks, shape, batch=batch, device=device)
+    rows = []
+    for place in places:
+        whole = times[place.pop("whole")]
+        layout = min(place, key=lambda name: times[place[name]])
+        rows.append(Latency(batch, times[place[layout]], whole, layout))
+    return rows

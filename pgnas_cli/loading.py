@@ -6,6 +6,7 @@ index of the image): the number of workers changes nothing.
 """
 
 import itertools
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -159,6 +160,12 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | PgnasError:
     return torch.stack([i for i, _ in items]), torch.tensor([label for _, label in items])
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group: the fit must live to save its state first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _loaded(
     source: _Photos, plan: Iterable[list[tuple[int, int]]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -167,6 +174,7 @@ def _loaded(
         batch_sampler=plan,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=torch.cuda.is_available(),
         generator=generator(0, "loader"),
     )

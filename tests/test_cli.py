@@ -204,6 +204,27 @@ def test_a_killed_fit_goes_on_to_the_same_posterior(number: signal.Signals) -> N
     assert epochs == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_loader_workers_alive(
+    number: signal.Signals, photo_folder: Callable[..., Path]
+) -> None:
+    """What Ctrl-C in a terminal sends."""
+    command = [sys.executable, "-m", "pgnas_cli", "fit", "--data", str(photo_folder()), "--run",
+               "r", "--img-size", "32", "--batch-size", "4", "--epochs", "500",
+               "--workers", "2"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.strip().startswith("1/500"):
+            break
+    os.killpg(process.pid, number)
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 130
+    assert "Traceback" not in rest
+    assert Path("r/checkpoint.safetensors").exists()
+
+
 def test_a_finished_fit_is_not_overwritten_without_force(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
