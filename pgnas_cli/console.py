@@ -307,9 +307,11 @@ def latency_lines(evaluations: "Sequence[Evaluation]") -> list[str]:
     """How each network's time compares with that of the whole network, plainly."""
     lines = []
     for row in evaluations:
-        both = (row.one, row.many)
-        parts = [f"{found.ratio:.2f} at {found.batch} ({found.layout})" for found in both]
-        slow = [str(found.batch) for found in both if found.ratio > 0.95]
-        verdict = f"; not faster at {' and '.join(slow)}" if slow else ""
-        lines.append(f"{row.path.name}: time of the whole x {', '.join(parts)}{verdict}")
+        name = row.path.name.removesuffix(".safetensors")
+        for found in (row.one, row.many):
+            verdict = "" if found.ratio < 0.95 else ", not faster"
+            lines.append(
+                f"{name} at batch {found.batch}: {found.ratio:.2f} of the whole's time"
+                f" (layout {found.layout}){verdict}"
+            )
     return lines
