@@ -43,6 +43,10 @@ from .sources import find_data
 from .supernet import drop_probabilities, gates, make_concrete_
 from .training import EpochRecord, State, auto_l2, fit, objective_images
 
+# Second-order, or only with packages for CUDA.
+_UNFIT_OPTIMIZERS = (
+    "adahessian", "fusedadam", "fusedadamw", "fusedlamb", "fusednovograd", "fusedsgd",
+)  # fmt: skip
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")  # of timm; fixed in advance
 
@@ -318,10 +322,10 @@ def _metrics(run: Run, state: State | None) -> list[str]:
 def _check_recipe(recipe: Recipe, settings: FitSettings) -> None:
     if settings.precision not in PRECISIONS:
         raise PgnasError(f"no precision '{settings.precision}'; possible: {', '.join(PRECISIONS)}")
-    if recipe.optimizer not in list_optimizers():
-        names = [str(name) for name in list_optimizers()]
+    names = [str(name) for name in list_optimizers() if str(name) not in _UNFIT_OPTIMIZERS]
+    if recipe.optimizer not in names:
         near = difflib.get_close_matches(recipe.optimizer, names, n=3)
-        raise PgnasError(f"timm has no optimizer '{recipe.optimizer}'; near: {', '.join(near)}")
+        raise PgnasError(f"no optimizer '{recipe.optimizer}'; near: {', '.join(near) or 'sgd'}")
     if recipe.schedule not in SCHEDULES:
         raise PgnasError(f"no schedule '{recipe.schedule}'; possible: {', '.join(SCHEDULES)}")
     for name, value, low, high in (

@@ -29,13 +29,17 @@ def generator(seed: int, purpose: str, *coordinates: int) -> torch.Generator:
 def seeded_globals(seed: int) -> Iterator[None]:
     """Seed the global generators for a library that draws from them, and restore them after.
 
-    timm's image transforms draw from Python's and torch's global generators.
+    timm's image transforms draw from Python's and torch's global generators, dropout layers from
+    torch's, on the device where they run.
     """
-    python_state, torch_state = random.getstate(), torch.random.get_rng_state()
-    random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        torch.random.set_rng_state(torch_state)
+    python_state = random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)

@@ -27,7 +27,7 @@ from .concrete import hard_keep
 from .data import ImageData, Preprocessing
 from .errors import PgnasError
 from .loading import placed, steps_per_epoch, training_batches
-from .randomness import generator
+from .randomness import derived_seed, generator, seeded_globals
 from .registry import Recipe
 from .supernet import drop_probabilities, gates, kl, masked, opened, relaxed
 
@@ -207,7 +207,9 @@ class _Run:
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         inputs = self.data.preprocessing.normalised(images)
-        with self._gates(len(inputs)):
+        # A network's own dropout draws from the global generators: a function of the step too.
+        own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, 0))
+        with self._gates(len(inputs)), own_draws:
             logits = self.network(inputs)
             loss = F.cross_entropy(logits, labels)
             divergence = kl(
@@ -249,7 +251,9 @@ class _Run:
         self.best_loss = min(self.best_loss, loss)
         moved = (probability - self.before).abs()[gates(self.network).group].mean()
         with torch.no_grad():
-            divergence = kl(self.network, l2=self.l2, images=self.kl_images)
+            divergence = kl(
+                self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2
+            )
         expected = expected_paper_params(self.network, probability)
         soft, hard = self._held_out_errors(epoch)
         record = EpochRecord(
@@ -334,7 +338,10 @@ class _Run:
                     if isinstance(value, Tensor):
                         tensors[key] = value
                     elif value is not None:
-                        numbers[key] = value
+                        numbers[key] = float(value)
+            for index, group in enumerate(optimizer.param_groups):
+                if "step" in group:  # some optimizers of timm count here
+                    numbers[f"{name}.group.{index}"] = float(group["step"])
         tensors |= {
             "epoch.before": self.before,
             "epoch.loss_sum": self.loss_sum,
@@ -359,7 +366,10 @@ class _Run:
         for name, optimizer in (("weights", self.weights), ("drops", self.drops)):
             slots: dict[int, dict[str, Any]] = {}
             for key, value in [*state.tensors.items(), *state.numbers.items()]:
-                if key.startswith(f"{name}."):
+                if key.startswith(f"{name}.group."):
+                    group = optimizer.param_groups[int(key.rpartition(".")[2])]
+                    group["step"] = int(state.numbers[key])
+                elif key.startswith(f"{name}."):
                     _, index, slot = key.split(".", 2)
                     slots.setdefault(int(index), {})[slot] = value
             whole = optimizer.state_dict()

@@ -309,7 +309,7 @@ MISTAKES = [
     (["fit", "--l2", "strong"], "--l2 'strong' is not a number; possible: a number, or auto"),
     (["fit", "--gates", "some"], "gates 'some' are not known; possible: all, hidden"),
     (["fit", "--groups", "0"], "groups '0' are not known; possible: layer, channel"),
-    (["fit", "--opt", "adamm"], "timm has no optimizer 'adamm'; near: adam"),
+    (["fit", "--opt", "adamm"], "no optimizer 'adamm'; near: adam"),
     (["fit", "--sched", "cosin"], "no schedule 'cosin'; possible: cosine"),
     (["fit", "--precision", "float8"], "no precision 'float8'; possible: float32, bfloat16"),
     (["fit", "--device", "gpu"], "no device 'gpu' here; possible: cpu, or auto"),

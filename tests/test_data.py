@@ -133,6 +133,28 @@ def test_going_on_from_a_step_gives_the_same_batches(photo_folder: Folder, name:
     assert not torch.equal(whole[0][0], whole[per_epoch][0])
 
 
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_augmentation_differs_by_epoch_and_by_image(photo_folder: Folder, name: str) -> None:
+    """The same picture under two names, and the same name in two epochs, is cropped otherwise."""
+    if name == "digits":
+        data = open_data("digits", seed=0)
+        assert data.fit.pixels is not None
+        data.fit.pixels[:] = data.fit.pixels[:1]
+    else:
+        folder = photo_folder()
+        noise = np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8)
+        for path in (folder / "train").rglob("*.jpg"):
+            Image.fromarray(noise).save(path)
+        data = open_data(str(folder), seed=0, size=32)
+    batch = len(data.fit)
+    epochs = list(training_batches(data, batch=batch, seed=0, first_step=0, steps=2, workers=0))
+    unlike = [len(images.flatten(1).unique(dim=0)) for images, _ in epochs]
+    assert min(unlike) > 5
+    assert not torch.equal(
+        *(images.flatten(1).double().sum(1).sort().values for images, _ in epochs)
+    )
+
+
 def test_an_epoch_visits_each_image_at_most_once() -> None:
     batches = order(103, 10, 0, 3)
     seen = torch.cat(batches)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from pgnas_cli.data import ImageData
 from pgnas_cli.errors import PgnasError
+from pgnas_cli.files import read_checkpoint, write_checkpoint
 from pgnas_cli.registry import Recipe, load_backbone
 from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
@@ -184,6 +186,57 @@ def test_a_fit_that_goes_on_from_a_state_ends_the_same(digits: ImageData, stop_a
         for rs in (records, first)
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adan", "adamuon", "clamb", "lion"])
+def test_every_kind_of_optimizer_state_is_saved(
+    digits: ImageData, optimizer: str, tmp_path: Path
+) -> None:
+    """Adan counts its steps in the parameter groups, AdaMuon keeps flags; through the file."""
+    changes = {"optimizer": optimizer, "learning_rate": 1e-3, "epochs": 1}
+    straight, _ = fitted(digits, **changes)
+    network, recipe = prepared(digits, **changes)
+
+    def between(step: int, steps: int, state: object) -> None:
+        if step == 5:
+            write_checkpoint(tmp_path / "c.safetensors", state())
+
+    list(fit(network, digits, recipe, seed=0, between=between))
+    again, recipe = prepared(digits, **changes)
+    list(fit(again, digits, recipe, seed=0, state=read_checkpoint(tmp_path / "c.safetensors")))
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_networks_own_dropout_has_no_hidden_state(digits: ImageData) -> None:
+    class Dropping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = torch.nn.Conv2d(1, 8, 3, padding=1)
+            self.body = torch.nn.Conv2d(8, 8, 3, padding=1)
+            self.drop = torch.nn.Dropout(0.5)
+            self.head = torch.nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu(self.body(F.relu(self.stem(x)))).mean((2, 3))
+            return self.head(self.drop(x))
+
+    weights = []
+    for foreign_draws in (0, 3):
+        torch.manual_seed(0)
+        network = make_concrete_(Dropping(), (1, 8, 8))
+        torch.rand(foreign_draws)
+        list(fit(network, digits, Recipe(epochs=1, batch_size=256), seed=0))
+        weights.append(network.head.weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_the_recorded_divergence_is_that_of_the_objective(digits: ImageData) -> None:
+    _, recipe = prepared(digits)
+    options: dict[str, object] = {"constant_l2": True}
+    network, records = fitted(digits, options, epochs=1, l2=5000.0, initial_drop=0.5)
+    found = kl(network, l2=5000.0, images=objective_images(recipe, 1), constant=True)
+    assert records[0].kl == pytest.approx(float(found.detach()), rel=1e-5)
 
 
 def test_drift_is_measured_per_unit_of_learning_rate(digits: ImageData) -> None:
