@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from .candidates import Sizes
     from .evaluation import Evaluation
     from .export import Slim
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .ranking import Ranking
     from .supernet import LayerGates
     from .training import EpochRecord
+
+    FitEvents = Generator[Started | EpochRecord | FitSummary, None, None]
 
 
 class Terminal:
@@ -122,7 +126,7 @@ def _large(number: float) -> str:
 
 def show_fit(
     terminal: Terminal,
-    stage: "Callable[[Callable[[int, int], None]], Iterator[Started | EpochRecord | FitSummary]]",
+    stage: "Callable[[Callable[[int, int], None]], FitEvents]",
 ) -> "FitSummary":
     """Draw what the fit stage yields, and return its summary."""
     from .fitting import FitSummary, Started
@@ -137,18 +141,20 @@ def show_fit(
                 marks.append((done - 1, time.monotonic()))
             bar.update(task, completed=done, total=steps)
 
-        for event in stage(step):
-            if isinstance(event, Started):
-                total = event.steps
-                for line in started_lines(event):
-                    terminal.notice(line)
-            elif isinstance(event, FitSummary):
-                return event
-            else:
-                done = event.epoch * total // event.epochs
-                first, began = marks[0] if marks else (0, time.monotonic())
-                rate = (time.monotonic() - began) / max(1, done - first)
-                terminal.notice(epoch_line(event, rate * (total - done)))
+        events = stage(step)
+        with closing(events):
+            for event in events:
+                if isinstance(event, Started):
+                    total = event.steps
+                    for line in started_lines(event):
+                        terminal.notice(line)
+                elif isinstance(event, FitSummary):
+                    return event
+                else:
+                    done = event.epoch * total // event.epochs
+                    first, began = marks[0] if marks else (0, time.monotonic())
+                    rate = (time.monotonic() - began) / max(1, done - first)
+                    terminal.notice(epoch_line(event, rate * (total - done)))
     raise AssertionError("a fit ends with its summary")
 
 

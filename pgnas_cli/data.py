@@ -133,6 +133,15 @@ def cut_data(
             preprocessing = _measured(fit)
         else:
             preprocessing = Preprocessing(3, wanted or 224, IMAGENET_MEAN, IMAGENET_STD)
+    if (
+        source.train.pixels is not None
+        and preprocessing.input_shape != source.train.pixels.shape[1:]
+    ):
+        channels, height, width = source.train.pixels.shape[1:]
+        raise PgnasError(
+            f"'{source.title}' has images of {width}x{height} pixels and {channels} channel(s);"
+            f" they are not resized to {preprocessing.size}, leave --img-size out"
+        )
     return ImageData(
         source.title, source.classes, fit, rest, source.test, preprocessing, source.mirror
     )

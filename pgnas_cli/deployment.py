@@ -6,6 +6,7 @@ held-out images at batch 1 and 8 and compared with the network; one that differs
 
 import io
 import json
+import math
 import tempfile
 import warnings
 from contextlib import redirect_stdout
@@ -101,7 +102,8 @@ def _difference(network: nn.Module, images: Tensor, content: bytes) -> float:
             with torch.no_grad():
                 expected = network(part)
             scale = float(expected.abs().max()) or 1.0
-            worst = max(worst, float((runtime(part) - expected).abs().max()) / scale)
+            difference = float((runtime(part) - expected).abs().max()) / scale
+            worst = max(worst, difference if math.isfinite(difference) else math.inf)
     return worst
 
 

@@ -7,6 +7,7 @@ import copy
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,17 +59,18 @@ def test_score(
     images = evaluation_images(data.test, preprocessing, batch=BATCH, workers=workers)
     labels = data.test.labels.split(BATCH)
     errors = 0
-    for place in track(range(len(labels)), "evaluating"):
-        pixels = next(images)
-        logits = predictions(network, prepared(pixels, preprocessing, device), len(pixels))
-        errors += int((logits.argmax(1) != labels[place]).sum())
+    with closing(images):
+        for place in track(range(len(labels)), "evaluating"):
+            pixels = next(images)
+            logits = predictions(network, prepared(pixels, preprocessing, device), len(pixels))
+            errors += int((logits.argmax(1) != labels[place]).sum())
     return Score(errors, len(data.test))
 
 
 @torch.inference_mode()
 def latencies(
     networks: Sequence[nn.Module],
-    input_shape: tuple[int, int, int],
+    input_shapes: Sequence[tuple[int, int, int]],  # of each network's images
     *,
     batch: int,
     device: torch.device,
@@ -79,17 +81,22 @@ def latencies(
     Denormal numbers are flushed to zero: they would make a small network look slow.
     """
     torch.set_flush_denormal(True)
-    inputs = torch.randn(batch, *input_shape, generator=torch.Generator().manual_seed(0))
-    inputs = inputs.to(device).contiguous(memory_format=torch.channels_last)
-    for network in networks:
+    made = {
+        shape: torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
+        for shape in set(input_shapes)
+    }
+    inputs = [made[shape] for shape in input_shapes]
+    for network, given in zip(networks, inputs, strict=True):
         placed(network, device).eval()
         for _ in range(3):
-            _timed(network, inputs)
+            _timed(network, given)
     times: list[list[float]] = [[] for _ in networks]
     deadline = time.perf_counter() + seconds * len(networks)
     while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 500):
-        for network, found in zip(networks, times, strict=True):
-            found.append(_timed(network, inputs))
+        for network, given, found in zip(networks, inputs, times, strict=True):
+            found.append(_timed(network, given))
     return [1000 * statistics.median(found) for found in times]
 
 
@@ -188,12 +195,16 @@ def _timings(
     networks: list[nn.Module] = []
     places: list[dict[str, int]] = []
     wholes: dict[str, int] = {}
-    shape = found[0][1].subject.preprocessing.input_shape
+    shapes: list[tuple[int, int, int]] = []
     for network, about in found:
-        key = repr((about.subject.backbone, about.subject.options, len(about.subject.classes)))
+        shape = about.subject.preprocessing.input_shape
+        key = repr(
+            (about.subject.backbone, about.subject.options, len(about.subject.classes), shape)
+        )
         if key not in wholes:
             wholes[key] = len(networks)
             networks.append(ungated_copy(about.subject.network()))
+            shapes.append(shape)
         place = {"whole": wholes[key]}
         if isinstance(network, OnnxNetwork):
             layouts: list[tuple[str, nn.Module]] = [("onnx", network)]
@@ -202,8 +213,9 @@ def _timings(
         for name, arrangement in layouts:
             place[name] = len(networks)
             networks.append(arrangement)
+            shapes.append(shape)
         places.append(place)
-    times = latencies(networks, shape, batch=batch, device=device)
+    times = latencies(networks, shapes, batch=batch, device=device)
     rows = []
     for place in places:
         whole = times[place.pop("whole")]

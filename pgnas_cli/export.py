@@ -5,6 +5,7 @@ input, compared on loading, since a newer version of a backbone's package may co
 else from the same tensors.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,17 @@ def fixed_input(input_shape: tuple[int, int, int]) -> Tensor:
 def largest_difference(
     network: nn.Module, keep: Tensor, smaller: nn.Module, batches: list[Tensor]
 ) -> float:
-    """Largest difference of masked and slim logits, as a share of the largest logit."""
+    """Largest difference of masked and slim logits as a share of the largest; infinite for NaN."""
     network.eval()
     worst = 0.0
     for batch in batches:
         with masked(network, keep):
             expected = network(batch)
+        found = smaller(batch)
+        if not torch.isfinite(found).all() or not torch.isfinite(expected).all():
+            return math.inf
         scale = float(expected.abs().max()) or 1.0
-        worst = max(worst, float((smaller(batch) - expected).abs().max()) / scale)
+        worst = max(worst, float((found - expected).abs().max()) / scale)
     return worst
 
 

@@ -324,6 +324,8 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
         for k, v in tensors.items()
     }
     checked(state, network.state_dict(), path)
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise PgnasError(f"'{path}' holds numbers that are not finite; fit again with a lower --lr")
     network.load_state_dict(state)
     return network.eval(), posterior
 

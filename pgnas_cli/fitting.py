@@ -9,7 +9,8 @@ import difflib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -114,7 +115,7 @@ def fit_stage(
     save_seconds: float,
     track: Track,
     step: Callable[[int, int], None],
-) -> Iterator[Started | EpochRecord | FitSummary]:
+) -> Generator[Started | EpochRecord | FitSummary, None, None]:
     """Fit a super-network; yields what was set up, a record per epoch, and a summary.
 
     An unfinished fit is saved every `save_seconds`, and on SIGINT or SIGTERM at the next step,
@@ -122,6 +123,8 @@ def fit_stage(
     """
     state = _claim(run, settings, resume, force)
     began = time.perf_counter()
+    if settings.img_size is not None and settings.img_size < 1:
+        raise PgnasError(f"--img-size {settings.img_size} is out of range; possible: 1 or more")
     source = find_data(
         settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt,
         track=track,
@@ -176,12 +179,13 @@ def fit_stage(
     )  # fmt: skip
     saver = _Saver(run, save_seconds, step)
     saved = _metrics(run, state)
-    with saver:
-        for record in fit(
-            network, data, recipe, seed=settings.seed, workers=workers, device=device,
-            fixed_drop=settings.fixed_drop, constant_l2=settings.constant_l2,
-            bfloat16=settings.precision == "bfloat16", state=state, between=saver,
-        ):  # fmt: skip
+    records = fit(
+        network, data, recipe, seed=settings.seed, workers=workers, device=device,
+        fixed_drop=settings.fixed_drop, constant_l2=settings.constant_l2,
+        bfloat16=settings.precision == "bfloat16", state=state, between=saver,
+    )  # fmt: skip
+    with saver, closing(records):
+        for record in records:
             saved.append(json.dumps(to_json(record)))
             write_text(run.metrics, "".join(f"{line}\n" for line in saved))
             yield record
@@ -337,6 +341,8 @@ def _check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         ("--kl-images", recipe.kl_images, 1, 1e15),
         ("--fixed-drop", settings.fixed_drop, 0, 0.999),
         ("--lr", recipe.learning_rate, 0, 1e3),
+        ("--drop-lr", recipe.drop_learning_rate, 0, 1e3),
+        ("--weight-decay", recipe.weight_decay, 0, 1e3),
         ("--warmup-epochs", recipe.warmup_epochs, 0, 10**6),
     ):
         if value is not None and not low <= value <= high:

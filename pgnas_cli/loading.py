@@ -7,7 +7,7 @@ index of the image): the number of workers changes nothing.
 
 import itertools
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -63,7 +63,7 @@ def steps_per_epoch(images: int, batch: int) -> int:
 
 def training_batches(
     data: ImageData, *, batch: int, seed: int, first_step: int, steps: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
     part = data.fit
     per_epoch = steps_per_epoch(len(part), batch)
@@ -106,7 +106,7 @@ def _schedule(
 
 def evaluation_images(
     part: Part, preprocessing: Preprocessing, *, batch: int = 256, workers: int = 0
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """The images as the network is judged on them, uint8, in order, `batch` at a time."""
     if part.pixels is not None and part.pixels.shape[1:] == preprocessing.input_shape:
         yield from part.pixels.split(batch)
@@ -161,14 +161,18 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | PgnasError:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the fit must live to save its state first."""
+    """A signal to the whole process group: the fit must live to save its state first.
+
+    Whoever reads batches closes the generator, which ends the workers: an ending parent that
+    terminated and joined them instead would wait for ever.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _loaded(
     source: _Photos, plan: Iterable[list[tuple[int, int]]], workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     loader: Iterable[Any] = DataLoader(
         source,
         batch_sampler=plan,
@@ -178,7 +182,11 @@ def _loaded(
         pin_memory=torch.cuda.is_available(),
         generator=generator(0, "loader"),
     )
-    for item in loader:
-        if isinstance(item, PgnasError):
-            raise item
-        yield item
+    batches = iter(loader)
+    try:
+        for item in batches:
+            if isinstance(item, PgnasError):
+                raise item
+            yield item
+    finally:
+        del batches  # ends the workers, also when a traceback keeps this frame

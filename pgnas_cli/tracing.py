@@ -276,7 +276,9 @@ class _Reader:
             if axis != -3 or ndim != 4 or plain_twin(module) is None:
                 return None
             inside = type(module).forward is nn.Conv2d.forward and module.padding in (0, (0, 0))
-            pads = not inside and module.kernel_size != (1, 1)
+            padded = module.padding not in (0, (0, 0), "valid")
+            reaches = module.kernel_size != (1, 1) or padded
+            pads = not inside and reaches
             return _Fact("mix" if module.groups == 1 else "grouped", -3, pads)
         if isinstance(module, batchnorm._BatchNorm):
             return _Fact("norm", axis) if axis == 1 - ndim else None

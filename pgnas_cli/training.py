@@ -11,8 +11,8 @@ steps it calls `between`, which may save the state that it offers, show progress
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def fit(
     bfloat16: bool = False,
     state: State | None = None,
     between: Callable[[int, int, Callable[[], State]], None] | None = None,
-) -> Iterator[EpochRecord]:
+) -> Generator[EpochRecord, None, None]:
     """Train `network` in place; yields a record after each epoch.
 
     `fixed_drop` holds every drop probability at one value, reached over the warm-up.
@@ -109,17 +109,18 @@ def fit(
     )
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     started, images_seen = time.perf_counter(), 0
-    for images, labels in batches:
-        with autocast:
-            run.advance(images, labels)
-        images_seen += len(images)
-        if run.step % run.per_epoch == 0:
-            seconds = time.perf_counter() - started
-            yield run.epoch_record(seconds, images_seen / seconds)
-            network.train()
-            started, images_seen = time.perf_counter(), 0
-        if between is not None:
-            between(run.step, run.steps, run.state)
+    with closing(batches):
+        for images, labels in batches:
+            with autocast:
+                run.advance(images, labels)
+            images_seen += len(images)
+            if run.step % run.per_epoch == 0:
+                seconds = time.perf_counter() - started
+                yield run.epoch_record(seconds, images_seen / seconds)
+                network.train()
+                started, images_seen = time.perf_counter(), 0
+            if between is not None:
+                between(run.step, run.steps, run.state)
 
 
 class _Run:

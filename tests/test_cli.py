@@ -225,6 +225,55 @@ def test_a_signal_to_the_whole_group_leaves_loader_workers_alive(
     assert Path("r/checkpoint.safetensors").exists()
 
 
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_a_crash_ends_the_process_though_workers_live(
+    command: str, photo_folder: Callable[..., Path]
+) -> None:
+    """An exception that nobody expected, with loader workers that ignore signals."""
+    data = ["--data", str(photo_folder()), "--workers", "2"]
+    fit = ["fit", *data, "--img-size", "32", "--batch-size", "4", "--epochs", "1", "--run", "r"]
+    arguments = fit
+    if command == "evaluate":
+        assert run(*fit, "-q") == 0
+        assert run("sample", "-n", "2", "--run", "r", "-q") == 0
+        assert run("export", "b.safetensors", "--run", "r", "-q") == 0
+        arguments = ["evaluate", "b.safetensors", *data]
+    code = (
+        "import pgnas_cli.training as t, pgnas_cli.evaluation as e\n"
+        "from pgnas_cli.cli import main\n"
+        "def crash(*a, **k): raise MemoryError('out')\n"
+        "t.F.cross_entropy = e.predictions = crash\n"
+        f"main({arguments!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "MemoryError: out" in done.stderr
+
+
+def test_digits_are_not_resized_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = said(capsys, "fit", "--img-size", "16")
+    assert (status, "'digits' has images of 8x8 pixels" in err) == (1, True)
+
+
+def test_networks_of_different_image_sizes_are_each_timed_at_their_own(
+    capsys: pytest.CaptureFixture[str], photo_folder: Callable[..., Path]
+) -> None:
+    data = ["--data", str(photo_folder()), "-j", "0"]
+    fit = ["fit", *data, "--batch-size", "4", "--epochs", "1", "-q"]
+    for size in ("48", "128"):
+        assert run(*fit, "--img-size", size, "--run", size) == 0
+        place = [f"{size}.safetensors", "--candidate", "whole", "--run", size, "-q"]
+        assert run("export", *place) == 0
+    files = ["128.safetensors", "48.safetensors"]
+    rows = object_of(capsys, "evaluate", *files, *data, "-b", "8")["networks"]
+    for row in rows:
+        many = row["latency_many"]
+        assert 0.3 < many["ms"] / many["whole_ms"] < 3
+    assert rows[0]["latency_many"]["ms"] > rows[1]["latency_many"]["ms"]
+
+
 def test_a_finished_fit_is_not_overwritten_without_force(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -314,6 +363,10 @@ MISTAKES = [
     (["fit", "--precision", "float8"], "no precision 'float8'; possible: float32, bfloat16"),
     (["fit", "--device", "gpu"], "no device 'gpu' here; possible: cpu, or auto"),
     (["fit", "--workers", "-1"], "--workers -1 is out of range"),
+    (["fit", "--img-size", "0"], "--img-size 0 is out of range; possible: 1 or more"),
+    (["fit", "--drop-lr", "-1"], "--drop-lr -1 is out of range"),
+    (["fit", "--weight-decay", "-1"], "--weight-decay -1 is out of range"),
+    (["fit", "--opt", "adahessian"], "no optimizer 'adahessian'; near: "),
     (["fit", "--held-out", "0"], "held-out share 0.0 is not between 0 and 1"),
     (["fit", "--resume"], "no run below 'runs'; start one with pgnas fit"),
     (["sample"], "no run below 'runs'; start one with pgnas fit, or name one with --run"),

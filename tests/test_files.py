@@ -16,7 +16,14 @@ from pgnas_cli import files
 from pgnas_cli.candidates import count, parameter_count, whole_macs
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.export import Slim, load, read_network, slim_record, write_network
+from pgnas_cli.export import (
+    Slim,
+    largest_difference,
+    load,
+    read_network,
+    slim_record,
+    write_network,
+)
 from pgnas_cli.files import (
     Cutting,
     Objective,
@@ -30,6 +37,7 @@ from pgnas_cli.files import (
     write_tensors,
 )
 from pgnas_cli.registry import Recipe
+from pgnas_cli.slimming import slim
 from pgnas_cli.supernet import gates, masked
 
 from .conftest import random_keep, tiny
@@ -257,6 +265,20 @@ def test_a_slim_network_that_differs_is_not_written(
     with pytest.raises(PgnasError, match="the slim network differs from the masked one"):
         exported(path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("level", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_pass_no_check(tmp_path: Path, level: float) -> None:
+    network = tiny()
+    network.head.weight.data[0, 0] = level
+    write_posterior(tmp_path / "p.safetensors", network, POSTERIOR)
+    with pytest.raises(PgnasError, match="holds numbers that are not finite"):
+        read_posterior(tmp_path / "p.safetensors")
+    batch = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    broken = slim(tiny(), random_keep(tiny(), 0.3))
+    broken.head.weight.data[:] = level
+    difference = largest_difference(tiny(), random_keep(tiny(), 0.3), broken, [batch])
+    assert difference == float("inf")
 
 
 def test_a_file_read_back_names_its_subject(tmp_path: Path) -> None:

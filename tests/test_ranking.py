@@ -107,6 +107,6 @@ def test_latency_of_a_larger_network_is_larger() -> None:
         return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3))
 
     small, large = latencies(
-        [convolutions(8), convolutions(96)], (3, 32, 32), batch=8, device=CPU, seconds=0.2
+        [convolutions(8), convolutions(96)], [(3, 32, 32)] * 2, batch=8, device=CPU, seconds=0.2
     )
     assert 0 < small < large

@@ -170,6 +170,24 @@ def test_a_constant_behind_padding_is_no_bias() -> None:
     assert (out[..., 0, 0] - out[..., 4, 4]).abs().max() > 1e-2
 
 
+class PaddedPointwise(ConstantBehindPadding):
+    """A 1x1 convolution with padding: its border is bias alone, so its output is no constant."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.closed = nn.Conv2d(6, 5, 1, padding=1, bias=True)
+        self.reader = nn.Conv2d(5, 4, 1, padding=1)
+
+
+def test_a_padded_pointwise_convolution_is_exact() -> None:
+    torch.manual_seed(0)
+    network = make_concrete_(randomised(PaddedPointwise()), (3, 8, 8))
+    for drop in (0.0, 0.4):
+        keep = random_keep(network, drop)
+        assert_same_logits(network, keep, 8)
+        assert_same_logits(network, close_layer(network, keep, "closed"), 8)
+
+
 class TwoCalls(nn.Module):
     """One convolution, called twice on different tensors."""
 
