@@ -8,6 +8,7 @@ The modules, in the order in which data flows; each imports only from those abov
     registry      super-networks by name, through entry points
     convolution   convolutions with a forward of their own
     graph         what a network computes, as channel-wise facts
+    vocabulary    what each step of a traced program does to channels
     tracing       read a network's forward into such a graph
     placement     where gates can sit in it
     concrete      the gate: its draw, its prior, the layers that carry it

@@ -69,6 +69,7 @@ class Cutting:
     fit_images: int
     held_out_images: int
     digest: str  # of the held-out images' names and labels
+    fit_digest: str  # of those that are fitted
 
 
 @dataclass(frozen=True)
@@ -330,14 +331,16 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     return network.eval(), posterior
 
 
-def write_checkpoint(path: Path, state: State) -> None:
-    """Store an unfinished fit."""
-    write_tensors(path, CHECKPOINT, state.tensors, {"step": state.step, "numbers": state.numbers})
+def write_checkpoint(path: Path, state: State, posterior: Posterior) -> None:
+    """Store an unfinished fit and what it is a fit of."""
+    content = {"step": state.step, "numbers": state.numbers, "posterior": to_json(posterior)}
+    write_tensors(path, CHECKPOINT, state.tensors, content)
 
 
-def read_checkpoint(path: Path) -> State:
-    """The unfinished fit in `path`."""
+def read_checkpoint(path: Path) -> tuple[State, Posterior]:
+    """The unfinished fit in `path`, and what it is a fit of."""
     tensors, content = read_tensors(path, CHECKPOINT)
     step = _typed(int, content.get("step"), "step", path)
     numbers = _typed(dict[str, float], content.get("numbers"), "numbers", path)
-    return State(step, tensors, numbers)
+    posterior = from_json(Posterior, content.get("posterior"), path)
+    return State(step, tensors, numbers), posterior

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from timm.optim import list_optimizers
+from torch import nn
 
 from .candidates import baseline_probabilities, parameter_count
 from .data import ImageData, Preprocessing, Track, cut_data
@@ -29,6 +30,7 @@ from .files import (
     Posterior,
     Run,
     Subject,
+    checked,
     newest_run,
     read_checkpoint,
     read_posterior,
@@ -121,7 +123,7 @@ def fit_stage(
     An unfinished fit is saved every `save_seconds`, and on SIGINT or SIGTERM at the next step,
     which ends it with KeyboardInterrupt. `step(done, of)` is called after each step.
     """
-    state = _claim(run, settings, resume, force)
+    unfinished = _claim(run, resume, force)
     began = time.perf_counter()
     if settings.img_size is not None and settings.img_size < 1:
         raise PgnasError(f"--img-size {settings.img_size} is out of range; possible: 1 or more")
@@ -162,14 +164,17 @@ def fit_stage(
         ),
         Cutting(
             settings.seed, settings.held_out, len(data.fit), len(data.held_out),
-            data_digest(data.held_out),
+            data_digest(data.held_out), data_digest(data.fit),
         ),
         Objective(l2, kl_images, settings.fixed_drop, settings.constant_l2),
         recipe,
         settings.seed,
     )  # fmt: skip
-    if state is None:
+    state = None
+    if unfinished is None:
         _begin(run, settings)
+    else:
+        state = _same_fit(run, network, posterior, *unfinished)
     bank = gates(network)
     batch = min(recipe.batch_size, len(data.fit))
     yield Started(
@@ -177,7 +182,7 @@ def fit_stage(
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
         recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch), backbone.remarks,
     )  # fmt: skip
-    saver = _Saver(run, save_seconds, step)
+    saver = _Saver(run, posterior, save_seconds, step)
     saved = _metrics(run, state)
     records = fit(
         network, data, recipe, seed=settings.seed, workers=workers, device=device,
@@ -201,8 +206,10 @@ def fit_stage(
 class _Saver:
     """Between two steps: show progress, save when it is time, stop when asked to."""
 
-    def __init__(self, run: Run, seconds: float, step: Callable[[int, int], None]) -> None:
-        self.run, self.seconds, self.step = run, seconds, step
+    def __init__(
+        self, run: Run, posterior: Posterior, seconds: float, step: Callable[[int, int], None]
+    ) -> None:
+        self.run, self.posterior, self.seconds, self.step = run, posterior, seconds, step
         self.last = time.monotonic()
         self.asked = False
 
@@ -226,7 +233,7 @@ class _Saver:
         self.step(done, steps)
         stopping = self.asked and done < steps
         if stopping or time.monotonic() - self.last > self.seconds:
-            write_checkpoint(self.run.checkpoint, state())
+            write_checkpoint(self.run.checkpoint, state(), self.posterior)
             self.last = time.monotonic()
         if stopping:
             raise KeyboardInterrupt
@@ -280,8 +287,10 @@ def run_to_fit(
     return run, stored
 
 
-def _claim(run: Run, settings: FitSettings, resume: bool, force: bool) -> State | None:
+def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | None:
     """Whether the run directory can be ours, or why not; the state to go on from, if any."""
+    if run.folder.exists() and not run.folder.is_dir():
+        raise PgnasError(f"'{run.folder}' is a file; --run wants a folder, there or to be made")
     if run.posterior.exists() and not force:
         raise PgnasError(
             f"'{run.folder}' holds a fitted posterior; choose another --run, or add --force to fit"
@@ -295,6 +304,29 @@ def _claim(run: Run, settings: FitSettings, resume: bool, force: bool) -> State 
             )
         return read_checkpoint(run.checkpoint)
     return None
+
+
+def _same_fit(
+    run: Run, network: nn.Module, posterior: Posterior, state: State, started: Posterior
+) -> State:
+    """The state to go on from, if it is one of this very fit."""
+    if started.cutting != posterior.cutting or started.subject != posterior.subject:
+        raise PgnasError(
+            f"the images or classes are not those that '{run.folder}' was started with; bring them"
+            " back, or start again with --force"
+        )
+    if started != posterior:
+        raise PgnasError(
+            f"'{run.folder}' was started with other options than the backbone's recipe has now;"
+            " start again with --force"
+        )
+    prefix = "network."
+    own = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
+    checked(own, network.state_dict(), run.checkpoint)
+    wanted = {"seen", "epochs_done", "full_rate_steps", "best_loss"}
+    if not wanted <= set(state.numbers) or state.step < 1:
+        raise PgnasError(f"'{run.checkpoint}' is damaged; start again with --force")
+    return state
 
 
 def _begin(run: Run, settings: FitSettings) -> None:

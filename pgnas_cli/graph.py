@@ -44,7 +44,8 @@ class Node:
     layer: str = ""  # dotted path of the module called or the parameter read
     groups: int = 1  # of a convolution
     borders: bool = False  # zero padding makes a constant input vary near the border
-    in_place: bool = False  # writes into its operand
+    memory: int = 0  # equal for tensors that are views of one another
+    in_place: bool = False  # writes into an operand
     product: bool = False  # of its operands (elementwise)
 
     @property

@@ -97,10 +97,17 @@ def _constant(
 
 
 def _aliased(graph: Graph) -> set[int]:
-    """Nodes that an in-place step overwrites under the eyes of another reader."""
+    """Nodes whose memory an in-place step overwrites before a later step reads them again."""
     readers = graph.consumers()
-    written = {source for node in graph.nodes if node.in_place for source in node.inputs}
-    return {source for source in written if len(readers[source]) > 1}
+    found = set()
+    for writer, node in enumerate(graph.nodes):
+        if not node.in_place:
+            continue
+        memory = {graph.nodes[source].memory for source in node.inputs}
+        for at in range(writer):
+            if graph.nodes[at].memory in memory and any(r > writer for r in readers[at]):
+                found.add(at)
+    return found
 
 
 def _needed(

@@ -52,7 +52,7 @@ SUBJECT = Subject(
     data="digits",
 )
 POSTERIOR = Posterior(
-    SUBJECT, Cutting(0, 0.2, 100, 20, "abc"), Objective(50.0, 5e5, None, False), Recipe(), 0
+    SUBJECT, Cutting(0, 0.2, 100, 20, "abc", "def"), Objective(50.0, 5e5, None, False), Recipe(), 0
 )
 
 

@@ -18,6 +18,7 @@ from pgnas_cli.candidates import (
     unpack,
     whole_macs,
 )
+from pgnas_cli.errors import PgnasError
 from pgnas_cli.slimming import Constant, slim
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 from pgnas_cli.wiring import wire
@@ -168,6 +169,66 @@ def test_a_constant_behind_padding_is_no_bias() -> None:
     with torch.no_grad():
         out = reader(torch.zeros(1, 1, 8, 8))
     assert (out[..., 0, 0] - out[..., 4, 4]).abs().max() > 1e-2
+
+
+class OverwrittenThroughAView(nn.Module):
+    """An in-place step on a view changes what another layer reads later."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.step = step
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.closed = nn.Conv2d(6, 5, 1, bias=True)
+        self.live = nn.Conv2d(6, 3, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.one = nn.Conv2d(8, 4, 1)
+        self.other = nn.Conv2d(8, 4, 1)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.norm(torch.cat([self.closed(x), self.live(x)], 1))
+        y = self.one(self.step(x))
+        return self.head((y + self.other(x)).mean((2, 3)))
+
+
+def _divided(x: Tensor) -> Tensor:
+    x /= 3.0
+    return x
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        torch.relu_,
+        lambda x: F.relu(x, inplace=True),
+        lambda x: x.contiguous().relu_(),
+        lambda x: F.dropout(x, 0.5, training=False).relu_(),
+        lambda x: x.view(x.shape).relu_(),
+        lambda x: x.detach().mul_(2.0),
+    ],
+)
+def test_constants_survive_steps_in_place_through_views(step: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    network = make_concrete_(randomised(OverwrittenThroughAView(step)), (3, 8, 8))
+    for drop in (0.0, 0.4):
+        keep = close_layer(network, random_keep(network, drop), "closed")
+        assert_same_logits(network, keep, 8)
+
+
+def test_a_forward_that_tracing_misreads_is_refused() -> None:
+    with pytest.raises(PgnasError, match="computes something else when traced"):
+        make_concrete_(randomised(OverwrittenThroughAView(_divided)), (3, 8, 8))
+
+
+def test_a_network_with_two_outputs_is_refused() -> None:
+    class Two(OverwrittenThroughAView):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = super().forward(x)
+            return y, y
+
+    with pytest.raises(PgnasError, match="does not give one row of logits per image"):
+        make_concrete_(Two(torch.relu), (3, 8, 8))
 
 
 class PaddedPointwise(ConstantBehindPadding):

@@ -99,7 +99,7 @@ def test_state_dict_keys_survive_and_only_the_drop_logits_are_new() -> None:
 
 
 def test_a_bare_convolution_as_the_whole_network_is_an_error_that_says_why() -> None:
-    with pytest.raises(PgnasError, match="Conv2d has no layer that can carry a gate"):
+    with pytest.raises(PgnasError, match="Conv2d does not give one row of logits per image"):
         make_concrete_(nn.Conv2d(3, 4, 3), (3, 8, 8))
 
 

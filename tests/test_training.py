@@ -16,6 +16,8 @@ from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
 from pgnas_cli.training import EpochRecord, State, auto_l2, fit, objective_images
 
+from .test_files import POSTERIOR
+
 SHORT = {"epochs": 3, "batch_size": 100}
 
 
@@ -199,11 +201,13 @@ def test_every_kind_of_optimizer_state_is_saved(
 
     def between(step: int, steps: int, state: object) -> None:
         if step == 5:
-            write_checkpoint(tmp_path / "c.safetensors", state())
+            write_checkpoint(tmp_path / "c.safetensors", state(), POSTERIOR)
 
     list(fit(network, digits, recipe, seed=0, between=between))
     again, recipe = prepared(digits, **changes)
-    list(fit(again, digits, recipe, seed=0, state=read_checkpoint(tmp_path / "c.safetensors")))
+    saved, about = read_checkpoint(tmp_path / "c.safetensors")
+    assert about == POSTERIOR
+    list(fit(again, digits, recipe, seed=0, state=saved))
     for name, value in straight.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
