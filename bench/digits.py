@@ -63,7 +63,10 @@ def judged(
         device=CPU,
     )  # fmt: skip
     winner = keep[board.order[0]]
-    score = score_on_test(slim(network, winner), data, data.preprocessing, device=CPU, workers=0)
+    assert data.test is not None
+    score = score_on_test(
+        slim(network, winner), data.test, data.preprocessing, device=CPU, workers=0
+    )
     errors = board.errors.double() / board.images
     return Row(float(sizes.params.double().mean()), float(errors.mean()), float(errors.min()),
                score.error)  # fmt: skip

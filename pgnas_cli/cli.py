@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import PgnasError
+from .errors import Interrupted, PgnasError
 
 if TYPE_CHECKING:
     import torch
@@ -265,8 +265,8 @@ def evaluate(
 ) -> None:
     """Test error, parameters, multiply-adds and latency of exported networks."""
     terminal = _terminal(quiet)
-    if batch_size < 1:
-        raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 or more")
+    if not 1 <= batch_size <= 4096:
+        raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 to 4096")
     from .console import evaluation_json, evaluation_table, latency_lines
     from .evaluation import evaluate_stage
 
@@ -335,7 +335,7 @@ def _run(folder: Path | None, terminal: "Terminal") -> "Run":
 
     if folder is not None:
         return Run(folder)
-    run = newest_run()
+    run = newest_run(fitted=True)
     terminal.notice(f"run: {run.folder} (the newest; --run names another)")
     return run
 
@@ -353,6 +353,8 @@ def _device(name: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise PgnasError(f"no device '{name}' here; possible: cpu, or auto") from None
@@ -373,10 +375,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         app(arguments)
+    except Interrupted as error:
+        failure(str(error))
+        sys.exit(130)
     except PgnasError as error:
         failure(str(error))
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # typer's own status for an interrupt
-            failure("interrupted; an unfinished fit goes on with pgnas fit --resume")
+            failure("interrupted; nothing was written")
         raise

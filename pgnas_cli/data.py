@@ -20,6 +20,7 @@ from torch import Tensor
 from .errors import PgnasError
 from .randomness import derived_seed
 
+FOLDER = "folder "  # before the name of a data set that is a folder of the user's
 SMALL = 64  # pixels: images up to this size are kept in memory
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

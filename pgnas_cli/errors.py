@@ -7,3 +7,7 @@ class PgnasError(Exception):
     The command line prints the text as one line and ends with status 1; nothing else in the
     package is caught and reworded. What would be our own mistake is an `assert` instead.
     """
+
+
+class Interrupted(PgnasError):
+    """The user stopped a fit, and its state is saved; the command ends with status 130."""

@@ -15,14 +15,14 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .data import ImageData, Preprocessing, Track, untracked
+from .data import FOLDER, Part, Preprocessing, Source, Track, untracked
 from .deployment import OnnxNetwork, read_onnx
 from .errors import PgnasError
 from .export import Slim, read_network
 from .loading import evaluation_images, placed
 from .ranking import BATCH, predictions, prepared
 from .slimming import arranged, ungated_copy
-from .sources import open_data
+from .sources import find_data
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,24 @@ class Score:
 
 def test_score(
     network: nn.Module,
-    data: ImageData,
+    test: Part,
     preprocessing: Preprocessing,
     *,
     device: torch.device,
     workers: int,
     track: Track = untracked,
 ) -> Score:
-    """Errors of `network` on the test split of `data`."""
-    assert data.test is not None
+    """Errors of `network` on a test split."""
     placed(network, device).eval()
-    images = evaluation_images(data.test, preprocessing, batch=BATCH, workers=workers)
-    labels = data.test.labels.split(BATCH)
+    images = evaluation_images(test, preprocessing, batch=BATCH, workers=workers)
+    labels = test.labels.split(BATCH)
     errors = 0
     with closing(images):
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
             logits = predictions(network, prepared(pixels, preprocessing, device), len(pixels))
             errors += int((logits.argmax(1) != labels[place]).sum())
-    return Score(errors, len(data.test))
+    return Score(errors, len(test))
 
 
 @torch.inference_mode()
@@ -151,14 +150,10 @@ def evaluate_stage(
     ]
     scores = []
     for (network, about), path, name in zip(found, paths, names, strict=True):
-        data = open_data(
-            name, seed=0, root=data_root, preprocessing=about.subject.preprocessing, fitting=False,
-            track=track,
-        )  # fmt: skip
-        _check_classes(data, name, about, path)
+        test = _test_images(find_data(name, root=data_root, track=track), name, about, path)
         scores.append(
             test_score(
-                network, data, about.subject.preprocessing, device=device, workers=workers,
+                network, test, about.subject.preprocessing, device=device, workers=workers,
                 track=track,
             )
         )  # fmt: skip
@@ -171,14 +166,15 @@ def evaluate_stage(
 
 def _data_of(about: Slim, path: Path, named: str | None) -> str:
     name = named or about.subject.data
-    if named is None and name != "digits" and "/" not in name:
+    if named is None and name.startswith(FOLDER):
+        folder = name.removeprefix(FOLDER)
         raise PgnasError(
-            f"'{path}' was fitted on a folder called '{name}'; say where it lies with --data"
+            f"'{path}' was fitted on a folder called '{folder}'; say where it lies with --data"
         )
     return name
 
 
-def _check_classes(data: ImageData, name: str, about: Slim, path: Path) -> None:
+def _test_images(data: Source, name: str, about: Slim, path: Path) -> Part:
     if data.classes != about.subject.classes:
         raise PgnasError(
             f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was fitted on"
@@ -186,6 +182,7 @@ def _check_classes(data: ImageData, name: str, about: Slim, path: Path) -> None:
         )
     if data.test is None:
         raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
+    return data.test
 
 
 def _timings(

@@ -128,9 +128,11 @@ class Run:
         return self.folder / "ranking.csv"
 
 
-def newest_run(root: Path = Path("runs")) -> Run:
-    """The run below `root` that was started last."""
+def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:
+    """The run below `root` that was started last; `fitted` prefers those with a posterior."""
     found = sorted(root.glob("*/run.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+    if fitted:
+        found = [p for p in found if Run(p.parent).posterior.exists()] or found
     if not found:
         raise PgnasError(f"no run below '{root}'; start one with pgnas fit, or name one with --run")
     return Run(found[-1].parent)

@@ -23,7 +23,7 @@ from torch import nn
 from .candidates import baseline_probabilities, parameter_count
 from .data import ImageData, Preprocessing, Track, cut_data
 from .data import digest as data_digest
-from .errors import PgnasError
+from .errors import Interrupted, PgnasError
 from .files import (
     Cutting,
     Objective,
@@ -121,7 +121,7 @@ def fit_stage(
     """Fit a super-network; yields what was set up, a record per epoch, and a summary.
 
     An unfinished fit is saved every `save_seconds`, and on SIGINT or SIGTERM at the next step,
-    which ends it with KeyboardInterrupt. `step(done, of)` is called after each step.
+    which ends it with `Interrupted`. `step(done, of)` is called after each step.
     """
     unfinished = _claim(run, resume, force)
     began = time.perf_counter()
@@ -236,7 +236,10 @@ class _Saver:
             write_checkpoint(self.run.checkpoint, state(), self.posterior)
             self.last = time.monotonic()
         if stopping:
-            raise KeyboardInterrupt
+            raise Interrupted(
+                f"interrupted; saved after step {done} of {steps}, go on with pgnas fit --resume"
+                f" --run {self.run.folder}"
+            )
 
 
 def fixed_rate(text: str | None) -> float | None:

@@ -89,7 +89,7 @@ def training_batches(
         use_prefetcher=True,  # bytes out; normalised on the device
     )
     plan = ([(epoch, int(i)) for i in indices] for epoch, indices in schedule)
-    yield from _loaded(_Photos(part, transform, seed), plan, workers)
+    yield from _loaded(_Photos(part, transform, seed, data.preprocessing.channels), plan, workers)
 
 
 def _schedule(
@@ -120,7 +120,7 @@ def evaluation_images(
     )
     source = part if part.open is not None else _with_opener(part)
     plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(part)).split(batch)]
-    for images, _ in _loaded(_Photos(source, transform, 0), plan, workers):
+    for images, _ in _loaded(_Photos(source, transform, 0, preprocessing.channels), plan, workers):
         yield images
 
 
@@ -138,14 +138,17 @@ def _open_pixels(pixels: Tensor, index: int) -> Image.Image:
 class _Photos(Dataset[Any]):
     """(epoch, index) -> bytes and label; an error travels as a value, named, not as a traceback."""
 
-    def __init__(self, part: Part, transform: Callable[[Image.Image], Any], seed: int) -> None:
+    def __init__(
+        self, part: Part, transform: Callable[[Image.Image], Any], seed: int, channels: int
+    ) -> None:
         self.part, self.transform, self.seed = part, transform, seed
+        self.mode = "L" if channels == 1 else "RGB"
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | PgnasError:
         epoch, index = place
         assert self.part.open is not None
         try:
-            image = self.part.open(index)
+            image = self.part.open(index).convert(self.mode)
         except PgnasError as error:
             return error
         with seeded_globals(derived_seed(self.seed, "augment", epoch, index)):

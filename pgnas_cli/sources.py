@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .data import (
+    FOLDER,
     SMALL,
     ImageData,
     Part,
@@ -42,7 +44,7 @@ def find_data(
     if name == "digits":
         classes, train, test = _digits()
     elif Path(name).is_dir():
-        title = Path(name).resolve().name
+        title = FOLDER + Path(name).resolve().name
         classes, train, test = _folder(Path(name))
     elif name.split("/")[0] in _TIMM_SOURCES and "/" in name:
         classes, train, test = _timm_named(name, root)
@@ -141,11 +143,19 @@ def _open_file(paths: tuple[Path, ...], index: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return _eight_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PgnasError(
             f"'{path}' does not decode ({error}); remove it or add --skip-corrupt"
         ) from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey: Pillow's own conversion clips it to white."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image, dtype=np.int64)
+    return Image.fromarray((values // 256 if values.max() > 255 else values).astype(np.uint8))
 
 
 _TIMM_SOURCES = ("torch", "hfds", "tfds", "wds", "hfids")

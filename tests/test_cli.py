@@ -191,7 +191,7 @@ def test_a_killed_fit_goes_on_to_the_same_posterior(number: signal.Signals) -> N
         assert status == -signal.SIGKILL
     else:
         assert status == 130
-        assert "interrupted; an unfinished fit goes on with pgnas fit --resume" in rest
+        assert "go on with pgnas fit --resume --run killed" in rest
     assert Path("killed/checkpoint.safetensors").exists()
     assert not Path("killed/posterior.safetensors").exists()
     assert run("fit", "--resume", "--run", "killed", "-q") == 0
@@ -380,6 +380,8 @@ MISTAKES = [
     (["evaluate", "none.safetensors"], "no file 'none.safetensors'"),
     (["evaluate", "folder"], "'folder' is not a whole safetensors file"),
     (["evaluate", "text.safetensors"], "'text.safetensors' is not a whole safetensors file"),
+    (["fit", "--device", "meta"], "no device 'meta' here"),
+    (["fit", "--run", "text.safetensors"], "is a file; --run wants a folder"),
     (["evaluate", "x", "-b", "0"], "--batch-size 0 is out of range"),
 ]
 

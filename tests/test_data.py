@@ -88,6 +88,18 @@ def test_greyscale_palette_and_transparent_images_are_read_as_rgb(photo_folder: 
     assert (pixels.float().mean() - luma).abs() < 3
 
 
+def test_sixteen_bit_grey_is_scaled_not_clipped(photo_folder: Folder) -> None:
+    folder = photo_folder()
+    ramp = np.linspace(0, 65535, 96 * 80).reshape(80, 96).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "val" / "red" / "16.png")
+    data = open_data(str(folder), seed=0, size=32)
+    assert data.test is not None
+    pixels = torch.cat(list(evaluation_images(data.test, data.preprocessing)))
+    found = pixels[data.test.keys.index("red/16.png")].float()
+    assert abs(float(found.mean()) - 127.5) < 3
+    assert found.std() > 30
+
+
 def test_evaluation_images_equal_resize_and_centre_crop_by_hand(photo_folder: Folder) -> None:
     folder = photo_folder()
     g = np.random.default_rng(0)

@@ -96,7 +96,7 @@ def test_score_counts_the_errors_on_the_test_split() -> None:
     assert data.test is not None
     assert data.test.pixels is not None
     smaller = slim(tiny(), random_keep(tiny(), 0.2))
-    found = score_on_test(smaller, data, data.preprocessing, device=CPU, workers=0)
+    found = score_on_test(smaller, data.test, data.preprocessing, device=CPU, workers=0)
     with torch.no_grad():
         logits = smaller(data.preprocessing.normalised(data.test.pixels))
     assert found == Score(int((logits.argmax(1) != data.test.labels).sum()), len(data.test))
