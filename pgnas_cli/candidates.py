@@ -72,9 +72,9 @@ def expected_paper_params(network: nn.Module, drop_probability: Tensor) -> float
     return parameter_count(network) - float((per_gate * slice_sizes(network)).sum())
 
 
-def count(network: nn.Module, keep: Tensor, *, rows: int = 256) -> Sizes:
+def count(network: nn.Module, keep: Tensor, *, rows: int = 256, round_to: int = 1) -> Sizes:
     """Sizes of the candidates `keep`, bool (candidates, gates), `rows` at a time."""
-    parts = [_count(network, wire(network, block)) for block in keep.split(rows)]
+    parts = [_count(network, wire(network, block, round_to=round_to)) for block in keep.split(rows)]
     paper = parameter_count(network) - (~keep.cpu()).long() @ slice_sizes(network)
     return Sizes(torch.cat([p for p, _ in parts]), paper, torch.cat([m for _, m in parts]))
 

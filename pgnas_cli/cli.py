@@ -36,6 +36,9 @@ WorkersOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Name what the analysis keeps whole.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 
 
@@ -107,6 +110,7 @@ def fit(
     save_minutes: Annotated[float, typer.Option(help="Between two checkpoints.")] = 5.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished fit.")] = False,
     force: ForceOption = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -141,6 +145,7 @@ def fit(
             where, settings, device=_device(device), workers=_workers(workers), resume=resume,
             force=force, save_seconds=60 * save_minutes, track=terminal.track, step=step,
         ),
+        verbose=verbose,
     )  # fmt: skip
     if as_json:
         terminal.json({**dataclasses.asdict(summary), "run": str(summary.run)})
@@ -222,6 +227,12 @@ def export(
     candidate: Annotated[
         str, typer.Option(help="An id, whole, or twin (random, as large); default: the winner.")
     ] = "",
+    round_to: Annotated[
+        int, typer.Option(help="Make numbers of channels multiples of this, say 8.")
+    ] = 1,
+    layout: Annotated[
+        str | None, typer.Option(help="Of an ONNX file: small or fast; default: small.")
+    ] = None,
     opset: Annotated[int, typer.Option(help="Of an ONNX file.")] = 18,
     run: RunOption = None,
     device: DeviceOption = "auto",
@@ -237,8 +248,9 @@ def export(
     from .selection import export_stage
 
     about = export_stage(
-        where, path, candidate=candidate, opset=opset, force=force, device=_device(device),
-        workers=_workers(workers), track=terminal.track, notice=terminal.notice,
+        where, path, candidate=candidate, layout=layout, round_to=round_to, opset=opset,
+        force=force, device=_device(device), workers=_workers(workers), track=terminal.track,
+        notice=terminal.notice,
     )  # fmt: skip
     if as_json:
         fields = dataclasses.asdict(about)
@@ -287,9 +299,7 @@ def backbones(
     name: Annotated[str | None, typer.Argument(help="Show every layer of this one.")] = None,
     img_size: Annotated[int | None, typer.Option(help="Pixels; default: its own.")] = None,
     gates: Annotated[str, typer.Option(help="all or hidden, as in fit.")] = "all",
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Name what the analysis keeps whole.")
-    ] = False,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the registered super-networks, or the layers of one: their gates, or why none."""

@@ -127,6 +127,8 @@ def _large(number: float) -> str:
 def show_fit(
     terminal: Terminal,
     stage: "Callable[[Callable[[int, int], None]], FitEvents]",
+    *,
+    verbose: bool = False,
 ) -> "FitSummary":
     """Draw what the fit stage yields, and return its summary."""
     from .fitting import FitSummary, Started
@@ -148,6 +150,8 @@ def show_fit(
                     total = event.steps
                     for line in started_lines(event):
                         terminal.notice(line)
+                    for name in event.kept_whole if verbose else ():
+                        terminal.notice(f"kept whole: {name}")
                 elif isinstance(event, FitSummary):
                     return event
                 else:

@@ -16,7 +16,8 @@ from .candidates import Sizes
 from .errors import PgnasError
 from .files import Subject, checked, from_json, read_tensors, to_json, versioned, write_tensors
 from .randomness import generator
-from .slimming import Cut, Layout, arranged, plan, reshape_, slim, ungated_copy
+from .reshaping import Cut, reshape_
+from .slimming import Layout, arranged, plan, slim, ungated_copy
 from .supernet import masked
 from .wiring import wire
 
@@ -65,12 +66,20 @@ def largest_difference(
     return worst
 
 
-def checked_slim(path: Path, network: nn.Module, keep: Tensor, batches: list[Tensor]) -> nn.Module:
+def checked_slim(
+    path: Path,
+    network: nn.Module,
+    keep: Tensor,
+    batches: list[Tensor],
+    layout: Layout = "small",
+    *,
+    round_to: int = 1,
+) -> nn.Module:
     """The candidate `keep` as a slim network that has the masked one's logits on `batches`.
 
     Raises PgnasError, naming the `path` that is not written, where it has not.
     """
-    smaller = slim(network, keep)
+    smaller = slim(network, keep, layout, round_to=round_to)
     difference = largest_difference(network, keep, smaller, batches)
     if not difference <= TOLERANCE:
         raise PgnasError(
@@ -80,11 +89,9 @@ def checked_slim(path: Path, network: nn.Module, keep: Tensor, batches: list[Ten
     return smaller
 
 
-def write_network(
-    path: Path, network: nn.Module, keep: Tensor, batches: list[Tensor], about: Slim
-) -> None:
-    """Cut `network` to the candidate `keep`, check it on `batches` of real images, store it."""
-    smaller = checked_slim(path, network, keep, batches).cpu()
+def write_network(path: Path, smaller: nn.Module, about: Slim) -> None:
+    """Store a slim network in layout "small"."""
+    smaller = smaller.cpu()
     with torch.no_grad():
         fingerprint = smaller(fixed_input(about.subject.preprocessing.input_shape))
     tensors = {f"network.{k}": v for k, v in smaller.state_dict().items()}
@@ -157,11 +164,13 @@ def slim_record(
     whole: tuple[int, int],  # parameters and multiply-adds of the whole network
     held_out: tuple[int, int],  # errors, images
     made_from: str,
+    *,
+    round_to: int = 1,
 ) -> Slim:
     """What the file will say about the candidate `keep`."""
     return Slim(
         subject=subject,
-        cuts=plan(network, wire(network, keep[None])),
+        cuts=plan(network, wire(network, keep[None], round_to=round_to)),
         candidate=candidate,
         params=int(sizes.params[0]),
         paper_params=int(sizes.paper_params[0]),

@@ -104,6 +104,7 @@ class Started:
     epochs: int
     steps: int
     remarks: tuple[str, ...]
+    kept_whole: tuple[str, ...]  # steps of the forward that the analysis does not cut
 
 
 def fit_stage(
@@ -181,6 +182,7 @@ def fit_stage(
         parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
         recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch), backbone.remarks,
+        tuple(bank.graph.opaque()),
     )  # fmt: skip
     saver = _Saver(run, posterior, save_seconds, step)
     saved = _metrics(run, state)

@@ -47,6 +47,7 @@ from .files import (
 from .fitting import FitSettings, held_out_decoded, read_settings
 from .randomness import generator
 from .ranking import Ranking, ordered, prepared, rank
+from .slimming import known_layout
 from .sources import open_data
 from .supernet import drop_probabilities, gates
 
@@ -194,6 +195,8 @@ def export_stage(
     path: Path,
     *,
     candidate: str,  # "" for the winner, an id, "whole", or "twin"
+    layout: str | None,  # of an ONNX file; None: small
+    round_to: int,  # numbers of channels become multiples of it
     opset: int,  # of an ONNX file
     force: bool,
     device: torch.device,
@@ -206,6 +209,14 @@ def export_stage(
         raise PgnasError(f"'{path}' has no known ending; possible: .safetensors, .onnx")
     if path.exists() and not force:
         raise PgnasError(f"'{path}' exists; choose another name, or add --force")
+    if layout and path.suffix != ".onnx":
+        raise PgnasError(
+            "--layout is for .onnx files; a .safetensors file takes either when it is loaded:"
+            " pgnas_cli.load(FILE, layout='fast')"
+        )
+    known_layout(layout or "small")
+    if not 1 <= round_to <= 1024:
+        raise PgnasError(f"--round-to {round_to} is out of range; possible: 1 to 1024")
     network, posterior = posterior_of(run)
     if candidate != "whole":
         if not run.candidates.exists():
@@ -216,7 +227,7 @@ def export_stage(
             rank_stage(run, device=device, workers=workers, track=track)
     data = held_out_of(run, posterior, read_settings(run), workers, track)
     keep, label = _chosen(run, network, posterior, candidate)
-    sizes = count(network, keep[None])
+    sizes = count(network, keep[None], round_to=round_to)
     assert data.held_out.pixels is not None
     held_out = rank(
         network, keep[None], sizes, data.held_out.pixels, data.held_out.labels, data.preprocessing,
@@ -225,14 +236,17 @@ def export_stage(
     about = slim_record(
         posterior.subject, network, keep, label, sizes,
         (parameter_count(network), whole_macs(network)),
-        (int(held_out.errors[0]), held_out.images), file_digest(run.posterior),
+        (int(held_out.errors[0]), held_out.images), file_digest(run.posterior), round_to=round_to,
     )  # fmt: skip
     batches = prepared(data.held_out.pixels[:256], data.preprocessing, device)
+    smaller = checked_slim(
+        path, network, keep, batches, known_layout(layout or "small"), round_to=round_to
+    )
     if path.suffix == ".onnx":
         images = torch.cat(batches)[: data.held_out.pixels[:256].shape[0]]
-        write_onnx(path, checked_slim(path, network, keep, batches), images, about, opset=opset)
+        write_onnx(path, smaller, images, about, opset=opset)
     else:
-        write_network(path, network, keep, batches, about)
+        write_network(path, smaller, about)
     return about
 
 

@@ -13,6 +13,9 @@ Three passes over the graph, all on bool tensors with a row per candidate:
    are free: each picks its inputs from a wider tensor. One channel stays where none is needed.
 
 There are no coupling groups: what one reader drops stays for the others.
+
+`round_to` then brings dropped channels back until every layer's number of outputs and inputs is a
+multiple, as some hardware likes it; they are multiplied by zero weights (`spare`).
 """
 
 import functools
@@ -35,6 +38,7 @@ class Wiring:
     live: tuple[Tensor, ...]  # per node, bool (candidates, channels)
     reads: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): what it multiplies
     folds: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): kept, but constant
+    spare: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): read with zero weights
 
     def varies(self, layer: str) -> Tensor:
         """Whether an output of `layer` is needed that depends on the image, bool (candidates,)."""
@@ -46,7 +50,7 @@ class Wiring:
         return torch.stack([self.needed[c].any(1) for c in self.graph.calls()[layer]]).any(0)
 
 
-def wire(network: nn.Module, keep: Tensor) -> Wiring:
+def wire(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Wiring:
     """Trace the candidates `keep`, bool (candidates, gates), through the network's graph."""
     bank = gates(network)
     graph = bank.graph
@@ -59,7 +63,11 @@ def wire(network: nn.Module, keep: Tensor) -> Wiring:
     constant = _constant(graph, kept, shared, len(keep))
     needed, reads, folds = _needed(graph, kept, constant, shared)
     live = _live(graph, constant, needed, shared)
-    return Wiring(graph, tuple(constant), tuple(needed), tuple(live), reads, folds)
+    spare: dict[str, Tensor] = {}
+    if round_to > 1:
+        _round_live(graph, constant, needed, live, shared, round_to)
+        spare = _round_reads(graph, live, reads, folds, round_to)
+    return Wiring(graph, tuple(constant), tuple(needed), tuple(live), reads, folds, spare)
 
 
 def is_fixed(needed: Tensor, constant: Tensor) -> Tensor:
@@ -165,6 +173,18 @@ def _live(
                 live[source][:] = True
         if node.channels:
             live[position][~live[position].any(1), 0] = True
+    _settle(graph, constant, needed, live, shared)
+    return live
+
+
+def _settle(
+    graph: Graph,
+    constant: list[Tensor],
+    needed: list[Tensor],
+    live: list[Tensor],
+    shared: dict[str, list[int]],
+) -> None:
+    """Widen `live` in place until the operands of every node agree."""
     order = [*range(len(graph.nodes)), *range(len(graph.nodes) - 1, -1, -1)]
     while True:
         before = sum(int(mask.sum()) for mask in live)
@@ -175,7 +195,51 @@ def _live(
                 _unite(live, [graph.nodes[call].inputs[0] for call in calls])
             _unite(live, calls)
         if sum(int(mask.sum()) for mask in live) == before:
-            return live
+            return
+
+
+def _round_live(
+    graph: Graph,
+    constant: list[Tensor],
+    needed: list[Tensor],
+    live: list[Tensor],
+    shared: dict[str, list[int]],
+    multiple: int,
+) -> None:
+    """Bring dropped outputs back, the first ones first, and what must then agree with them."""
+    while True:
+        before = sum(int(mask.sum()) for mask in live)
+        for position, node in enumerate(graph.nodes):
+            if node.cuttable:
+                live[position] |= _missing(live[position], ~live[position], multiple)
+        _settle(graph, constant, needed, live, shared)
+        if sum(int(mask.sum()) for mask in live) == before:
+            return
+
+
+def _round_reads(
+    graph: Graph,
+    live: list[Tensor],
+    reads: dict[str, Tensor],
+    folds: dict[str, Tensor],
+    multiple: int,
+) -> dict[str, Tensor]:
+    """Let each mix layer read more of the channels that are there anyway; which those are."""
+    calls = graph.calls()
+    spare = {}
+    for layer, mask in reads.items():
+        node = graph.nodes[calls[layer][0]]
+        plane = folds[layer].any(1, keepdim=True) & node.borders
+        more = _missing(torch.cat([mask, plane], 1), live[node.inputs[0]] & ~mask, multiple)
+        spare[layer] = more & mask.any(1, keepdim=True)
+        mask |= spare[layer]
+    return spare
+
+
+def _missing(present: Tensor, absent: Tensor, multiple: int) -> Tensor:
+    """The first of `absent` that bring the number of `present` up to a multiple, if enough."""
+    lacking = -present.sum(1, keepdim=True) % multiple
+    return absent & (absent.cumsum(1) <= lacking)
 
 
 def _agree(

@@ -14,18 +14,9 @@ from torch import Tensor, nn
 
 from pgnas_cli.supernet import create_supernet, draw, gates
 
+from .randomised import randomised
+
 torch.set_num_threads(1)
-
-
-def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch-norm as after training: fresh scales and zero biases hide mistakes."""
-    g = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean):
-                tensor.data.normal_(generator=g)
-            module.running_var.uniform_(0.5, 2.0, generator=g)
-    return network.eval()
 
 
 def tiny(size: int = 8, channels: int = 1, **options: object) -> nn.Module:

@@ -19,11 +19,13 @@ from pgnas_cli.candidates import (
     whole_macs,
 )
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.slimming import Constant, slim
+from pgnas_cli.reshaping import Constant
+from pgnas_cli.slimming import slim
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 from pgnas_cli.wiring import wire
 
-from .conftest import random_keep, randomised, tiny
+from .conftest import random_keep, tiny
+from .randomised import randomised
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from pgnas_cli.cli import main
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.export import load
 from pgnas_cli.slimming import slim
-from pgnas_cli.supernet import create_supernet, gates, layer_gates, masked
+from pgnas_cli.supernet import create_supernet, gates, layer_gates, make_concrete_, masked
+from pgnas_cli.wiring import wire
 
-from .conftest import random_keep, randomised
+from .conftest import random_keep
+from .randomised import randomised
 
 SMALL = (3, 64, 64)
 
@@ -37,9 +40,6 @@ FAMILIES = [
 
 def supernet(name: str, **options: object) -> nn.Module:
     network = create_supernet(f"timm/{name}", 10, input_shape=SMALL, **options)
-    for key, value in network.named_parameters():
-        if key.endswith("gamma") or key.endswith("gain"):
-            value.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
     return randomised(network)
 
 
@@ -66,6 +66,103 @@ def test_slim_timm_network_equals_the_masked_one(name: str) -> None:
                 built = sum(p.numel() for p in smaller.parameters())
                 assert built == int(count(network, keep[None]).params)
                 assert built < 0.9 * parameter_count(network)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002", "ese_vovnet19b_slim_dw"])
+def test_corrupting_any_layer_of_a_slim_network_shows(name: str) -> None:
+    """The parity check can fail: in each gated layer in turn one slice that it reads is changed."""
+    network = supernet(name)
+    keep = random_keep(network, 0.3)
+    smaller = slim(network, keep)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    reads = {}
+    for layer in gates(network).spans:
+        module = smaller.get_submodule(layer)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            noted = partial(note_activity, reads, layer)
+            reads[layer] = module.register_forward_pre_hook(noted)
+    with torch.no_grad(), masked(network, keep):
+        expected = network(x)
+        smaller(x)
+        tried = 0
+        for layer, activity in reads.items():
+            module = smaller.get_submodule(layer)
+            busiest = int(activity.argmax())
+            whole = module.weight.clone()
+            module.weight[:, busiest] *= -10
+            changed = float((smaller(x) - expected).abs().max() / expected.abs().max())
+            assert changed > 1e-4, layer
+            module.weight.copy_(whole)
+            tried += 1
+        assert tried == len(reads) > 15
+        assert (smaller(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def note_activity(found: dict, layer: str, module: nn.Module, inputs: tuple) -> None:
+    """Replace the hook in `found` by the mean size of each channel that the layer multiplies."""
+    found[layer].remove()
+    read = getattr(module, "read", None)
+    features = inputs[0] if read is None else inputs[0].index_select(1, read)
+    found[layer] = features.abs().transpose(0, 1).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnety_002"])
+def test_dead_channels_have_no_gradient_and_live_ones_have(name: str) -> None:
+    """On smooth activations, against autograd: what the wiring calls needed, and nothing else."""
+    network = randomised(make_concrete_(timm.create_model(name, act_layer="silu"), SMALL))
+    keep = random_keep(network, 0.5)
+    wiring = wire(network, keep[None])
+    assert not wiring.graph.opaque()
+    outputs = {}
+
+    def note(layer: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        output.retain_grad()
+        outputs[layer] = output
+
+    calls = wiring.graph.calls()
+    for layer, positions in calls.items():
+        if wiring.graph.nodes[positions[0]].kind in ("mix", "grouped"):
+            network.get_submodule(layer).register_forward_hook(partial(note, layer))
+    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with masked(network, keep):
+        logits = network(x)
+    logits.mul(
+        torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
+    ).sum().backward()
+    dead = live = 0
+    for layer, output in outputs.items():
+        gradient = output.grad.abs().transpose(0, 1).flatten(1).amax(1)
+        needed = wiring.needed[calls[layer][0]][0]
+        assert (gradient[~needed] == 0).all(), layer
+        assert (gradient[needed] > 0).all(), layer
+        dead, live = dead + int((~needed).sum()), live + int(needed.sum())
+    assert dead > 500 and live > 500
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002", "ghostnet_050", "densenet121"])
+def test_rounding_brings_channels_back_with_the_same_logits(name: str) -> None:
+    network = supernet(name)
+    keep = random_keep(network, 0.6)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), masked(network, keep):
+        expected = network(x)
+    plain, rounded = slim(network, keep), slim(network, keep, round_to=8)
+    with torch.no_grad():
+        assert (rounded(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    uneven = 0
+    for layer in gates(network).spans:
+        module, whole = rounded.get_submodule(layer), network.get_submodule(layer)
+        if not isinstance(module, nn.Conv2d):
+            continue
+        there = getattr(module, "picks", 0) or module.in_channels
+        assert module.in_channels % 8 == 0 or module.in_channels == there
+        assert module.out_channels % 8 == 0 or module.out_channels == whole.out_channels
+        before = plain.get_submodule(layer)
+        uneven += isinstance(before, nn.Conv2d) and before.out_channels % 8 > 0
+    assert uneven > 5  # it had something to do
+    built = sum(p.numel() for p in rounded.parameters())
+    assert built == int(count(network, keep[None], round_to=8).params)
+    assert built > sum(p.numel() for p in plain.parameters())
 
 
 def test_densenet_has_a_group_for_every_segment() -> None:

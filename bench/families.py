@@ -1,0 +1,125 @@
+"""Exactness, size and speed of slimming, one small member of many timm families.
+
+For each: masked and slim logits at drop rates 0.3 (one layer closed besides) and 0.9, two image
+sizes, both layouts, batch-norm and per-channel parameters randomised, and the counted parameters
+against those of the built network. Then, at drop rate 0.3, parameters and the time of a forward
+in both layouts, whole = 1. One row per family as it is done; status 1 if any is not exact.
+
+    .venv/bin/python -m bench.families [NAME ...]
+"""
+
+import argparse
+import itertools
+import platform
+import sys
+import time
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pgnas_cli.candidates import count, parameter_count
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.evaluation import latencies
+from pgnas_cli.slimming import Layout, slim, ungated_copy
+from pgnas_cli.supernet import create_supernet, draw, gates, masked
+from tests.randomised import randomised
+
+FAMILIES = """
+resnet18 resnet26d resnetaa50 resnetblur18 resnext50_32x4d wide_resnet50_2 seresnet18 ecaresnet26t
+resnetrs50 gcresnet33ts legacy_seresnet18 resnetv2_50 resnetv2_50d_gn resnetv2_18 tresnet_m
+densenet121 rdnet_tiny efficientnet_b0 efficientnet_lite0 efficientnet_es tf_efficientnetv2_b0
+mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small mobilenet_edgetpu_v2_xs mnasnet_small
+spnasnet_100 semnasnet_075 regnetx_002 regnety_002 convnext_atto convnextv2_atto inception_next_atto
+hrnet_w18_small inception_v3 inception_v4 inception_resnet_v2 nasnetalarge pnasnet5large dpn68
+ghostnet_050 ghostnetv2_100 repghostnet_050 mixnet_s tf_mixnet_s nfnet_l0 eca_nfnet_l0 nf_resnet26
+nf_regnet_b0 dla34 dla46_c res2net50_14w_8s res2next50 skresnet18 resnest14d vgg11 vgg11_bn
+repvgg_a0
+cspresnet50 cspdarknet53 cs3darknet_s darknet53 hardcorenas_a lcnet_050 fbnetc_100 fbnetv3_b
+rexnet_100 xception41 legacy_xception selecsls42b ese_vovnet19b_slim_dw ese_vovnet19b_dw gernet_s
+tinynet_e starnet_s1 edgenext_xx_small fasternet_t0 mobileone_s0 repvit_m0_9 hgnet_tiny hgnetv2_b0
+convmixer_768_32 focalnet_tiny_srf mambaout_femto
+""".split()  # noqa: SIM905 - a list of this length is read better so
+LARGE = {"inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "legacy_xception"}
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def candidate(network: nn.Module, drop: float, *, close: bool = False) -> Tensor:
+    """A draw at one rate; with `close`, the layer in the middle has no input left."""
+    rates = torch.full((len(gates(network).groups),), drop)
+    keep = draw(network, generator=torch.Generator().manual_seed(1), drop_probability=rates)
+    if close:
+        spans = list(gates(network).spans.values())
+        first, last = spans[len(spans) // 2]
+        keep[first:last] = False
+    return keep
+
+
+@torch.no_grad()
+def largest_difference(network: nn.Module, sizes: tuple[int, ...]) -> float:
+    """Of masked and slim logits, as a share of the largest; infinite where a count is wrong."""
+    worst = 0.0
+    layouts: tuple[Layout, ...] = ("small", "fast")
+    for drop, layout in itertools.product((0.3, 0.9), layouts):
+        keep = candidate(network, drop, close=drop < 0.5)
+        smaller = slim(network, keep, layout)
+        built = sum(p.numel() for p in smaller.parameters())
+        if layout == "small" and built != int(count(network, keep[None]).params):
+            return float("inf")
+        for size in sizes:
+            x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(size))
+            with masked(network, keep):
+                expected = network(x)
+            scale = float(expected.abs().max())
+            assert scale > 0
+            worst = max(worst, float((smaller(x) - expected).abs().max()) / scale)
+    return worst
+
+
+def row(name: str) -> tuple[str, bool, bool]:
+    """One line of the table; whether it is exact; whether it shrinks by more than a tenth."""
+    began = time.perf_counter()
+    sizes = (96, 128) if name in LARGE else (64, 96)
+    try:
+        network = create_supernet(f"timm/{name}", 10, input_shape=(3, sizes[0], sizes[0]))
+    except PgnasError as error:
+        return f"| {name} | left out: {error} |", False, False
+    randomised(network)
+    difference = largest_difference(network, sizes)
+    keep = candidate(network, 0.3)
+    found = count(network, keep[None])
+    share = int(found.params) / parameter_count(network)
+    macs = int(found.macs) / int(count(network, torch.ones_like(keep)[None]).macs)
+    networks = [ungated_copy(network), slim(network, keep, "small"), slim(network, keep, "fast")]
+    whole, small, fast = latencies(
+        networks, [(3, 96, 96) if sizes[0] < 96 else (3, 128, 128)] * 3, batch=8,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    graph = gates(network).graph
+    text = (
+        f"| {name} | {difference:.0e} | {share:.2f} | {macs:.2f} | {small / whole:.2f} |"
+        f" {fast / whole:.2f} | {len(graph.opaque())} of {len(graph.nodes)} |"
+        f" {time.perf_counter() - began:.0f} |"
+    )
+    return text, difference <= TOLERANCE, share < 0.9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=FAMILIES)
+    torch.set_flush_denormal(True)
+    print(f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()},"
+          f" {torch.get_num_threads()} threads")  # fmt: skip
+    print("| family | difference | params | MACs | time small | time fast | kept whole | s |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = []
+    for name in parser.parse_args().names:
+        rows.append(row(name))
+        print(rows[-1][0], flush=True)
+    exact, smaller = (sum(r[i] for r in rows) for i in (1, 2))
+    print(f"{len(rows)} families: {exact} exact, {smaller} smaller by more than 10 %")
+    sys.exit(exact < len(rows))
+
+
+if __name__ == "__main__":
+    main()
