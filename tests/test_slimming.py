@@ -19,7 +19,7 @@ from pgnas_cli.candidates import (
     whole_macs,
 )
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.reshaping import Constant
+from pgnas_cli.reshaping import Constant, picked
 from pgnas_cli.slimming import slim
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 from pgnas_cli.wiring import wire
@@ -321,6 +321,24 @@ def test_corrupting_any_kept_slice_breaks_the_equality() -> None:
             busiest = int(picked.abs().flatten(2).sum((0, 2)).argmax()) if picked.dim() > 2 else 0
             module.weight[:, busiest] *= -1
             assert (smaller(x) - expected).abs().max() > 1e-4 * expected.abs().max(), layer
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((2, 5, 4, 3), 1), ((2, 4, 3, 5), 3), ((2, 5, 1, 1), 1), ((2, 5), 1), ((2, 3, 5), 2)],
+)
+def test_picking_channels_keeps_the_memory_format(shape: tuple[int, ...], axis: int) -> None:
+    """Against index_select, which is slow on channels_last and leaves it."""
+    features = torch.randn(shape, generator=seeded())
+    read = torch.tensor([0, 2])
+    expected = features.index_select(axis, read)
+    assert torch.equal(picked(features, read, axis), expected)
+    if features.dim() == 4:
+        last = features.contiguous(memory_format=torch.channels_last)
+        found = picked(last, read, axis)
+        assert torch.equal(found, expected)
+        if axis == 1:
+            assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_slim_network_trains_like_any_other() -> None:
