@@ -88,5 +88,15 @@ class Graph:
         }
 
     def opaque(self) -> list[str]:
-        """What the analysis keeps whole: the name of each opaque step that handles tensors."""
-        return [n.layer or n.name for n in self.nodes if n.kind == "opaque" and n.channels]
+        """What the analysis keeps whole: each opaque step that handles tensors, and in what."""
+        return [
+            node.layer or described(step)
+            for node, step in zip(self.nodes, self.program.nodes, strict=True)
+            if node.kind == "opaque" and node.channels
+        ]
+
+
+def described(step: fx.Node) -> str:
+    """A step of a program by the path of the module that it is in, and its name."""
+    owner = next(reversed(step.meta.get("nn_module_stack", {})), "")
+    return f"{owner} ({step.name})" if owner else step.name

@@ -25,6 +25,8 @@ def gateable(network: nn.Module, graph: Graph) -> dict[str, str]:
             reason = "grouped: a dropped input would leave its outputs alive"
         elif any(image[at] for at in calls[path]):
             reason = "reads the image"
+        elif "weight" not in module._parameters:
+            reason = "its weight is computed by a parametrization"
         elif kinds != {"mix"}:
             reason = "its input is not one row of channels"
         elif path in follows:

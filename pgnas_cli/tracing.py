@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm
 
 from .errors import PgnasError
-from .graph import Graph
+from .graph import Graph, described
 from .randomness import generator
 from .vocabulary import Reader, Seen
 
@@ -110,14 +110,17 @@ def _traced(network: nn.Module, image: Tensor) -> tuple[fx.Graph, _Watch]:
     }
     attempts = [tuple(set(kept_whole) - hiding), kept_whole] if hiding else [kept_whole]
     for attempt in attempts:
+        tracer = _Tracer(attempt)
         try:
-            program = _Tracer(attempt).trace(network)
+            program = tracer.trace(network)
             seen = _Watch(network, program)
             with torch.no_grad():
                 seen.logits = seen.run(image.clone())
-        except Exception:
+        except Exception as error:
             if attempt is attempts[-1]:
-                raise
+                last = next(reversed(tracer.graph.nodes), None)
+                where = f"behind step {described(last)}: " if last is not None else ""
+                raise RuntimeError(f"{where}{_one_line(error)}") from error
         else:
             return program, seen
     raise AssertionError("the last attempt returns or raises")

@@ -62,6 +62,10 @@ def _argument(step: fx.Node, position: int, name: str, default: Any) -> Any:
     return step.args[position] if len(step.args) > position else default
 
 
+def _weighted(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
 @dataclass(frozen=True)
 class _Fact:
     """What `Reader` finds out about one step."""
@@ -81,6 +85,8 @@ class Reader:
         self.first_name: dict[int, str] = {}  # of a module that is registered under several
         for path, module in self.modules.items():
             self.first_name.setdefault(id(module), path)
+        weights = [id(m._parameters.get("weight")) for m in network.modules() if _weighted(m)]
+        self.tied = {weight for weight in weights if weights.count(weight) > 1}
         self.axes: dict[fx.Node, int] = {}
 
     def nodes(self) -> Iterator[Node]:
@@ -182,6 +188,8 @@ class Reader:
         if len(sources) != 1:
             return None
         ndim = len(self._shape(sources[0]))
+        if _weighted(module) and id(module._parameters.get("weight")) in (*self.tied, id(None)):
+            return None  # shared with another layer, or computed: weight norm, spectral norm
         if isinstance(module, nn.Linear):
             return _Fact("mix", -1) if axis == -1 and is_plain_linear(module) else None
         if isinstance(module, nn.Conv2d):

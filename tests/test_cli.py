@@ -102,6 +102,26 @@ def test_twin_whole_and_any_id_can_be_exported(capsys: pytest.CaptureFixture[str
     assert (status, "no candidate '5'; possible: 0 to 4, whole, or twin" in err) == (1, True)
 
 
+def test_rounded_and_onnx_exports_are_the_same_network(capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", *QUICK, "--initial-drop", "0.5", "-q")
+    run("sample", "--n", "4", "-q")
+    files = {"a.safetensors": [], "b.safetensors": ["--round-to", "8"],
+             "c.onnx": ["--round-to", "8", "--layout", "fast"]}  # fmt: skip
+    sizes = {
+        name: object_of(capsys, "export", name, *options)["params"]
+        for name, options in files.items()
+    }
+    assert sizes["a.safetensors"] < sizes["b.safetensors"] == sizes["c.onnx"]
+    rows = object_of(capsys, "evaluate", *files)["networks"]
+    assert len({row["errors"] for row in rows}) == 1
+
+
+def test_verbose_names_what_is_kept_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, expected in (([], False), (["-v"], True)):
+        _, _, err = said(capsys, "backbones", "timm/convnext_atto", "--img-size", "64", *flags)
+        assert ("kept whole: stages.0.blocks.0.norm" in err) == expected
+
+
 def test_sample_can_draw_the_permuted_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", *QUICK, "--run", "r", "-q") == 0
     plain = object_of(capsys, "sample", "--run", "r", "-n", "50")
@@ -376,6 +396,18 @@ MISTAKES = [
     (
         ["export", "a.pt", "--run", "none"],
         "'a.pt' has no known ending; possible: .safetensors, .onnx",
+    ),
+    (
+        ["export", "a.safetensors", "--layout", "fast", "--run", "none"],
+        "--layout is for .onnx files; a .safetensors",
+    ),
+    (
+        ["export", "a.onnx", "--layout", "quick", "--run", "none"],
+        "layout 'quick' is not known; possible: small, fast",
+    ),
+    (
+        ["export", "a.onnx", "--round-to", "0", "--run", "none"],
+        "--round-to 0 is out of range; possible: 1 to 1024",
     ),
     (["evaluate", "none.safetensors"], "no file 'none.safetensors'"),
     (["evaluate", "folder"], "'folder' is not a whole safetensors file"),

@@ -21,7 +21,7 @@ from pgnas_cli.candidates import (
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.reshaping import Constant, picked
 from pgnas_cli.slimming import slim
-from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
+from pgnas_cli.supernet import drop_probabilities, gates, layer_gates, make_concrete_, masked
 from pgnas_cli.wiring import wire
 
 from .conftest import random_keep, tiny
@@ -240,6 +240,35 @@ class PaddedPointwise(ConstantBehindPadding):
         super().__init__(1)
         self.closed = nn.Conv2d(6, 5, 1, padding=1, bias=True)
         self.reader = nn.Conv2d(5, 4, 1, padding=1)
+
+
+class Computed(nn.Module):
+    """Layers whose weight is no parameter of their own, or also another layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3))
+        self.first, self.second = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.normed(torch.relu(self.stem(x)))
+        x = self.second(torch.relu(self.first(torch.relu(x))))
+        return self.head(torch.relu(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_weights_that_are_shared_or_computed_are_kept_whole() -> None:
+    torch.manual_seed(0)
+    network = make_concrete_(Computed(), (3, 8, 8))
+    reasons = {row.layer: row.remark for row in layer_gates(network) if not row.gates}
+    assert reasons["normed"] == "its weight is computed by a parametrization"
+    assert set(reasons) == {"stem", "normed", "first", "second"}
+    keep = random_keep(network.eval(), 0.5)
+    assert_same_logits(network, keep, 8)
+    built = sum(p.numel() for p in slim(network, keep).parameters())
+    assert built == int(count(network, keep[None]).params)
 
 
 def test_a_padded_pointwise_convolution_is_exact() -> None:
