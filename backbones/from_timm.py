@@ -1,6 +1,7 @@
 """Any convolutional network of timm, as it is: `timm/resnet50`, `timm/efficientnet_b0`, ..."""
 
 import difflib
+import logging
 
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
@@ -23,6 +24,13 @@ def build(
         near = difflib.get_close_matches(model, known, n=3)
         hint = f"did you mean {', '.join('timm/' + n for n in near)}?" if near else "see timm"
         raise PgnasError(f"timm has no network '{model}'; {hint}")
+    if "." in model and model.partition(".")[2] not in _tags(model):
+        raise PgnasError(
+            f"timm has no weights '{model}'; it has {', '.join(_tags(model)) or 'none'}"
+        )
+    loud = logging.getLogger("huggingface_hub")  # tells of each try again
+    level = loud.level
+    loud.setLevel(logging.ERROR)
     try:
         network = timm.create_model(
             model, num_classes=classes, in_chans=channels, pretrained=pretrained
@@ -35,6 +43,8 @@ def build(
             f"timm cannot fetch the pretrained weights of '{model}' ({cause}); download them where"
             " there is a network and give the file with --weights"
         ) from None
+    finally:
+        loud.setLevel(level)
     config = get_pretrained_cfg(model) or PretrainedCfg()
     mean, std = config.mean, config.std
     if channels == 1:
@@ -51,3 +61,8 @@ def build(
         images=Normalisation(tuple(mean), tuple(std), config.interpolation, config.crop_pct),
         heads=(heads,) if isinstance(heads, str) else tuple(heads),
     )  # fmt: skip
+
+
+def _tags(model: str) -> list[str]:
+    name = model.partition(".")[0]
+    return [n.partition(".")[2] for n in timm.list_models(f"{name}.*", pretrained=True)]

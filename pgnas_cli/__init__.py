@@ -15,19 +15,23 @@ The modules, in the order in which data flows; each imports only from those abov
     supernet      a network with gates in place
     wiring        which channels a candidate still needs
     candidates    sub-networks as rows of bits, and what they cost
+    budget        the expected size, and the prior that steers it
     reshaping     modules in the shapes of a candidate
     slimming      cut a network down to a candidate
     data          image data sets, cut into fit, held-out and test
     sources       where data sets come from
     loading       batches of images, for fitting and for judging
+    states        what a fit needs to go on
     training      fit weights and drop probabilities together
     ranking       errors of candidates on the held-out images
     files         the files of a run
+    settings      the options of a fit
     fitting       the fit as a stage: options to posterior
     export        a slim network on disk, verified
     deployment    ONNX files, checked by running them
     selection     draw, rank and export as stages: posterior to slim network
     evaluation    error on the test split, time per image
+    machine       devices and worker processes
     console       what people see
     cli           the commands
 

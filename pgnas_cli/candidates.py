@@ -97,6 +97,7 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
         elif node.cuttable:
             own, multiplied = _layer_cost(modules[node.layer], node, out, wiring)
         else:
+            macs += whole_layer_macs(modules.get(node.layer), node)
             continue
         macs += multiplied * math.prod(node.size)
         if node.layer not in counted:
@@ -106,6 +107,14 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
         p.numel() for layer in counted for p in _own_parameters(network, modules, layer)
     )
     return params + untouched, macs
+
+
+def whole_layer_macs(module: nn.Module | None, node: Node) -> int:
+    """Multiply-adds of a convolution or linear layer that the analysis keeps whole."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+        return 0
+    weight = module.weight
+    return node.channels * math.prod(node.size) // len(weight) * weight.numel()
 
 
 def _own_parameters(

@@ -4,6 +4,7 @@ Nothing here imports torch before a command runs, so that `--help` is quick.
 """
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,6 @@ import typer
 from .errors import Interrupted, PgnasError
 
 if TYPE_CHECKING:
-    import torch
-
     from .console import Terminal
     from .files import Run
 
@@ -36,6 +35,9 @@ WorkersOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+SkipOption = Annotated[
+    bool, typer.Option("--skip-corrupt", help="Leave out files that do not decode.")
+]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Name what the analysis keeps whole.")
 ]
@@ -72,6 +74,12 @@ def fit(
         float | None, typer.Option(help="What --l2 auto amounts to at the start.")
     ] = None,
     l2: Annotated[str | None, typer.Option(help="Prior strength (Table 4), or auto.")] = None,
+    target_params: Annotated[
+        str | None, typer.Option(help="Mean size of the candidates: 60%, or 10M parameters.")
+    ] = None,
+    target_macs: Annotated[
+        str | None, typer.Option(help="The same in multiply-adds: 60%, or 2G.")
+    ] = None,
     kl_images: Annotated[
         float | None, typer.Option(help="N of Eq. 15; default: 10 x images, at least 500000.")
     ] = None,
@@ -84,11 +92,13 @@ def fit(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the relaxed gates.")] = None,
     gates: Annotated[
-        str, typer.Option(help="all, or hidden: only channels that die with their one reader.")
-    ] = "all",
+        str | None,
+        typer.Option(help="all, or hidden: only channels that die with their one reader."),
+    ] = None,
     groups: Annotated[
-        str, typer.Option(help="Gates with a common p: layer, channel, or a number of channels.")
-    ] = "layer",
+        str | None,
+        typer.Option(help="Gates with a common p: layer, channel, or a number of channels."),
+    ] = None,
     fixed_drop: Annotated[
         str | None,
         typer.Option(help="One drop probability for all; or a run, for candidates as large."),
@@ -99,12 +109,10 @@ def fit(
     held_out: Annotated[
         float | None, typer.Option(help="Share of the training images kept for ranking.")
     ] = None,
-    skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out files that do not decode.")
-    ] = False,
+    skip_corrupt: SkipOption = False,
     data_root: Annotated[str | None, typer.Option(help="Where timm's data sets live.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every draw.")] = None,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     save_minutes: Annotated[float, typer.Option(help="Between two checkpoints.")] = 5.0,
@@ -116,7 +124,9 @@ def fit(
 ) -> None:
     """Fit a super-network: weights and drop probabilities in one training run."""
     from .console import fit_summary_lines, show_fit
-    from .fitting import fit_stage, fixed_rate, run_to_fit
+    from .fitting import fit_stage
+    from .machine import device_of, worker_count
+    from .settings import fixed_rate, run_to_fit
 
     terminal = _terminal(quiet)
     recipe = {
@@ -130,10 +140,10 @@ def fit(
         "weights": None if weights is None else str(weights),
         "data": data, "data_root": data_root, "img_size": img_size,
         "held_out": held_out, "skip_corrupt": skip_corrupt or None,
-        "layers": None if gates == "all" else gates,
-        "groups": None if groups == "layer" else groups, "fixed_drop": fixed_rate(fixed_drop),
-        "constant_l2": constant_l2 or None, "seed": seed,
-        "precision": None if precision == "float32" else precision,
+        "layers": gates, "groups": groups, "fixed_drop": fixed_rate(fixed_drop),
+        "constant_l2": constant_l2 or None, "target_params": target_params,
+        "target_macs": target_macs, "seed": seed,
+        "precision": precision,
     }  # fmt: skip
     given = {k: v for k, v in given.items() if v is not None}
     given["recipe"] = {k: v for k, v in recipe.items() if v is not None}
@@ -142,8 +152,9 @@ def fit(
     summary = show_fit(
         terminal,
         lambda step: fit_stage(
-            where, settings, device=_device(device), workers=_workers(workers), resume=resume,
-            force=force, save_seconds=60 * save_minutes, track=terminal.track, step=step,
+            where, settings, device=device_of(device), workers=worker_count(workers),
+            resume=resume, force=force, save_seconds=60 * save_minutes, track=terminal.track,
+            step=step,
         ),
         verbose=verbose,
     )  # fmt: skip
@@ -209,10 +220,11 @@ def rank(
     terminal = _terminal(quiet)
     where = _run(run, terminal)
     from .console import ranking_json, ranking_table
+    from .machine import device_of, worker_count
     from .selection import rank_stage
 
     ranking, seconds = rank_stage(
-        where, device=_device(device), workers=_workers(workers), track=terminal.track
+        where, device=device_of(device), workers=worker_count(workers), track=terminal.track
     )
     if as_json:
         terminal.json(ranking_json(ranking, max(0, top), seconds))
@@ -245,12 +257,13 @@ def export(
     terminal = _terminal(quiet)
     where = _run(run, terminal)
     from .console import export_lines
+    from .machine import device_of, worker_count
     from .selection import export_stage
 
     about = export_stage(
         where, path, candidate=candidate, layout=layout, round_to=round_to, opset=opset,
-        force=force, device=_device(device), workers=_workers(workers), track=terminal.track,
-        notice=terminal.notice,
+        force=force, device=device_of(device), workers=worker_count(workers),
+        track=terminal.track, notice=terminal.notice,
     )  # fmt: skip
     if as_json:
         fields = dataclasses.asdict(about)
@@ -270,6 +283,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Of the latency.")] = 64,
     data_root: Annotated[Path, typer.Option(help="Where timm's data sets live.")] = Path("data"),
+    skip_corrupt: SkipOption = False,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
@@ -281,10 +295,11 @@ def evaluate(
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 to 4096")
     from .console import evaluation_json, evaluation_table, latency_lines
     from .evaluation import evaluate_stage
+    from .machine import device_of, worker_count
 
     found = evaluate_stage(
-        files, data, data_root=data_root, batch=batch_size, device=_device(device),
-        workers=_workers(workers), track=terminal.track,
+        files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch=batch_size,
+        device=device_of(device), workers=worker_count(workers), track=terminal.track,
     )  # fmt: skip
     if as_json:
         terminal.json(evaluation_json(found))
@@ -319,7 +334,8 @@ def backbones(
     from .supernet import create_supernet, layer_gates
     from .supernet import gates as gates_of
 
-    terminal = _terminal(False)
+    if img_size is not None and img_size < 1:
+        raise PgnasError(f"--img-size {img_size} is out of range; possible: 1 or more")
     network = create_supernet(
         name, 1000, layers=gates, input_shape=None if img_size is None else (3, img_size, img_size)
     )
@@ -356,33 +372,13 @@ def _terminal(quiet: bool) -> "Terminal":
     return Terminal(quiet=quiet)
 
 
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise PgnasError(f"no device '{name}' here; possible: cpu, or auto") from None
-    return device
-
-
-def _workers(count: int | None) -> int:
-    import os
-
-    if count is not None and count < 0:
-        raise PgnasError(f"--workers {count} is out of range; possible: 0 or more")
-    return min(8, os.cpu_count() or 1) if count is None else count
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a PgnasError becomes one line on stderr and exit status 1."""
     from .console import failure
 
+    for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(arguments)
     except Interrupted as error:

@@ -17,6 +17,7 @@ and a candidate a hard one: kept ~ Bernoulli(1 - p), the same for every image.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,10 @@ class Gated:
     """
 
     keep: Tensor | None = None
+    ungated: type[nn.Module]  # the layer's own class
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (self.ungated,), self.__dict__.copy()
 
     def forward(self, input: Tensor) -> Tensor:
         if self.keep is not None:
@@ -124,3 +129,9 @@ def gated_class(layer_class: type[nn.Module]) -> type[nn.Module]:
     """
     name = f"Concrete{layer_class.__name__}"
     return type(name, (Gated, layer_class), {"__module__": __name__, "ungated": layer_class})
+
+
+def _blank(layer_class: type[nn.Module]) -> nn.Module:
+    """A gated layer without content, for copies to fill."""
+    kind = gated_class(layer_class)  # type: ignore[arg-type]
+    return kind.__new__(kind)

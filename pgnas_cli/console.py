@@ -290,6 +290,14 @@ def evaluation_json(evaluations: "Sequence[Evaluation]") -> dict[str, Any]:
     return rows[0] if len(rows) == 1 else {"networks": rows}
 
 
+def _names(evaluations: "Sequence[Evaluation]") -> list[str]:
+    """What to call each file: its name, or its path where two have one name."""
+    names = [row.path.name.removesuffix(".safetensors") for row in evaluations]
+    if len(set(names)) == len(names):
+        return names
+    return [str(row.path) for row in evaluations]
+
+
 def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
     """A row per exported network."""
     table = Table(title="test split", title_justify="left")
@@ -303,10 +311,10 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
         f"ms at {evaluations[0].many.batch}",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in evaluations:
+    for name, row in zip(_names(evaluations), evaluations, strict=True):
         low, high = row.score.interval
         table.add_row(
-            Text(row.path.name.removesuffix(".safetensors")), _percent(row.score.error),
+            Text(name), _percent(row.score.error),
             f"{100 * low:.1f}-{100 * high:.1f}", _large(row.about.params), _large(row.about.macs),
             f"{row.one.slim:.2f}", f"{row.many.slim:.1f}",
         )  # fmt: skip
@@ -316,8 +324,7 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
 def latency_lines(evaluations: "Sequence[Evaluation]") -> list[str]:
     """How each network's time compares with that of the whole network, plainly."""
     lines = []
-    for row in evaluations:
-        name = row.path.name.removesuffix(".safetensors")
+    for name, row in zip(_names(evaluations), evaluations, strict=True):
         for found in (row.one, row.many):
             verdict = "" if found.ratio < 0.95 else ", not faster"
             lines.append(

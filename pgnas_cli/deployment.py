@@ -9,7 +9,9 @@ import json
 import math
 import tempfile
 import warnings
+from collections.abc import Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from .files import from_json, parsed, to_json, versioned, write_with
 
 TOLERANCE = 1e-4  # of the largest logit
 BATCHES = (1, 8)
+OPSETS = (11, 23)  # that one of torch's exporters can write
 
 
 def write_onnx(path: Path, network: nn.Module, images: Tensor, about: Slim, *, opset: int) -> None:
@@ -34,23 +37,50 @@ def write_onnx(path: Path, network: nn.Module, images: Tensor, about: Slim, *, o
     network = network.cpu().eval()
     images = images.detach().cpu().contiguous()
     failures = []
-    for modern in (True, False):
-        exporter = "torch.export's" if modern else "the TorchScript"
+    for plain, failure in _attempts(network, images, opset):
+        if plain is None:
+            failures.append(failure)
+            continue
         try:
-            content = _described(_exported(network, images, opset, modern=modern), about)
+            content = _described(plain, about)
             difference = _difference(network, images, content)
-        except Exception as error:  # exporters and runtime raise many kinds
-            failures.append(f"{exporter} exporter: {' '.join(str(error).split())[:200]}")
+        except Exception as error:  # the runtime raises many kinds
+            failures.append(f"{failure}: {_one_line(error)}")
             continue
         if difference <= TOLERANCE:
-            _store(path, content)
+            write_with(path, partial(_store, content))
             return
-        failures.append(f"{exporter} exporter: logits differ by {difference:.1e} of the largest")
+        failures.append(f"{failure}: logits differ by {difference:.1e} of the largest")
     raise PgnasError(f"'{path}' was not written: {'; '.join(failures)}; try another --opset")
 
 
-def _store(path: Path, content: bytes) -> None:
-    write_with(path, lambda part: part.write_bytes(content))
+def _store(content: bytes, part: Path) -> None:
+    part.write_bytes(content)
+
+
+def in_onnx(network: nn.Module, images: Tensor) -> bytes:
+    """`network` as an ONNX file in memory, not checked: for comparing times."""
+    _packages()
+    for content, _ in _attempts(network.cpu().eval(), images, 18):
+        if content is not None:
+            return content
+    raise PgnasError(f"{type(network).__name__} cannot be written as ONNX by torch's exporters")
+
+
+def _attempts(network: nn.Module, images: Tensor, opset: int) -> Iterator[tuple[bytes | None, str]]:
+    """What each of torch's exporters makes of it, or why nothing; and the exporter's name."""
+    for modern in (True, False):
+        if not (18 if modern else 7) <= opset <= (23 if modern else 20):
+            continue  # the older exporter prints what it fails on
+        name = "torch.export's exporter" if modern else "the TorchScript exporter"
+        try:
+            yield _exported(network, images, opset, modern=modern), name
+        except Exception as error:  # exporters raise many kinds
+            yield None, f"{name}: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _packages() -> Any:
@@ -80,7 +110,13 @@ def _exported(network: nn.Module, images: Tensor, opset: int, *, modern: bool) -
             network, (images[:2],), target, dynamo=modern, opset_version=opset,
             input_names=["images"], output_names=["logits"], verbose=False, **options,
         )  # fmt: skip
-        return target.read_bytes()
+        content = target.read_bytes()
+    import onnx
+
+    found = onnx.load_from_string(content).opset_import[0].version
+    if found != opset:
+        raise PgnasError(f"it gives opset {found}, not {opset}")
+    return content
 
 
 def _described(content: bytes, about: Slim) -> bytes:

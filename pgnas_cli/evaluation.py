@@ -16,11 +16,11 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from .data import FOLDER, Part, Preprocessing, Source, Track, untracked
-from .deployment import OnnxNetwork, read_onnx
+from .deployment import OnnxNetwork, in_onnx, read_onnx
 from .errors import PgnasError
 from .export import Slim, read_network
 from .loading import evaluation_images, placed
-from .ranking import BATCH, predictions, prepared
+from .ranking import BATCH, Batches, predictions
 from .slimming import arranged, ungated_copy
 from .sources import find_data
 
@@ -61,7 +61,7 @@ def test_score(
     with closing(images):
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
-            logits = predictions(network, prepared(pixels, preprocessing, device), len(pixels))
+            logits = predictions(network, Batches(pixels, preprocessing, device), len(pixels))
             errors += int((logits.argmax(1) != labels[place]).sum())
     return Score(errors, len(test))
 
@@ -114,7 +114,7 @@ class Latency:
     batch: int  # images in the forward
     slim: float
     whole: float
-    layout: str  # of the slim network: the faster one here, "onnx" for ONNX Runtime
+    layout: str  # of the slim network: the faster one here, or that of the ONNX file
 
     @property
     def ratio(self) -> float:
@@ -138,6 +138,7 @@ def evaluate_stage(
     data_name: str | None,
     *,
     data_root: Path,
+    skip_corrupt: bool,
     batch: int,
     device: torch.device,
     workers: int,
@@ -150,7 +151,8 @@ def evaluate_stage(
     ]
     scores = []
     for (network, about), path, name in zip(found, paths, names, strict=True):
-        test = _test_images(find_data(name, root=data_root, track=track), name, about, path)
+        source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, track=track)
+        test = _test_images(source, name, about, path)
         scores.append(
             test_score(
                 network, test, about.subject.preprocessing, device=device, workers=workers,
@@ -195,16 +197,19 @@ def _timings(
     shapes: list[tuple[int, int, int]] = []
     for network, about in found:
         shape = about.subject.preprocessing.input_shape
-        key = repr(
-            (about.subject.backbone, about.subject.options, len(about.subject.classes), shape)
-        )
+        onnx = isinstance(network, OnnxNetwork)
+        of = about.subject
+        key = repr((of.backbone, of.options, len(of.classes), shape, onnx))
         if key not in wholes:
+            dense: nn.Module = ungated_copy(about.subject.network()).eval()
+            if onnx:  # runtime against the same runtime
+                dense = OnnxNetwork(in_onnx(dense, torch.randn(2, *shape)))
             wholes[key] = len(networks)
-            networks.append(ungated_copy(about.subject.network()))
+            networks.append(dense)
             shapes.append(shape)
         place = {"whole": wholes[key]}
-        if isinstance(network, OnnxNetwork):
-            layouts: list[tuple[str, nn.Module]] = [("onnx", network)]
+        if onnx:
+            layouts: list[tuple[str, nn.Module]] = [(f"{about.layout}, onnx", network)]
         else:
             layouts = [("small", network), ("fast", arranged(copy.deepcopy(network), "fast"))]
         for name, arrangement in layouts:

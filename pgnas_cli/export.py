@@ -33,6 +33,7 @@ class Slim:
     subject: Subject
     cuts: dict[str, Cut]
     candidate: str  # id of the candidate, "whole" or "twin"
+    layout: Layout  # of an ONNX file; a safetensors file is "small" and takes either on loading
     params: int
     paper_params: int
     macs: int
@@ -165,6 +166,7 @@ def slim_record(
     held_out: tuple[int, int],  # errors, images
     made_from: str,
     *,
+    layout: Layout = "small",
     round_to: int = 1,
 ) -> Slim:
     """What the file will say about the candidate `keep`."""
@@ -172,6 +174,7 @@ def slim_record(
         subject=subject,
         cuts=plan(network, wire(network, keep[None], round_to=round_to)),
         candidate=candidate,
+        layout=layout,
         params=int(sizes.params[0]),
         paper_params=int(sizes.paper_params[0]),
         macs=int(sizes.macs[0]),

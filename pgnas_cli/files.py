@@ -29,11 +29,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import __version__
+from .budget import Target
 from .data import Preprocessing
 from .errors import PgnasError
 from .registry import Recipe
+from .states import State
 from .supernet import create_supernet, gates
-from .training import State
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Objective:
     kl_images: float
     fixed_drop: float | None
     constant_l2: bool
+    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def _typed(kind: Any, value: Any, name: str, path: Path) -> Any:
         return _typed(arguments[0], value, name, path)
     elif arguments and value in arguments:  # Literal
         return value
-    elif kind is float and type(value) in (int, float):
+    elif kind is float and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
         return float(value)
     elif kind in (int, str, bool) and type(value) is kind:
         return value

@@ -5,22 +5,19 @@ it.
 """
 
 import dataclasses
-import difflib
 import json
 import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
-from timm.optim import list_optimizers
 from torch import nn
 
-from .candidates import baseline_probabilities, parameter_count
+from .budget import target_of
+from .candidates import parameter_count
 from .data import ImageData, Preprocessing, Track, cut_data
 from .data import digest as data_digest
 from .errors import Interrupted, PgnasError
@@ -31,48 +28,18 @@ from .files import (
     Run,
     Subject,
     checked,
-    newest_run,
     read_checkpoint,
-    read_posterior,
     to_json,
     write_checkpoint,
     write_posterior,
     write_text,
 )
 from .loading import evaluation_images
-from .randomness import generator
-from .registry import Recipe, load_backbone
+from .registry import load_backbone
+from .settings import FitSettings, check_recipe
 from .sources import find_data
-from .supernet import drop_probabilities, gates, make_concrete_
+from .supernet import gates, make_concrete_
 from .training import EpochRecord, State, auto_l2, fit, objective_images
-
-# Second-order, or only with packages for CUDA.
-_UNFIT_OPTIMIZERS = (
-    "adahessian", "fusedadam", "fusedadamw", "fusedlamb", "fusednovograd", "fusedsgd",
-)  # fmt: skip
-PRECISIONS = ("float32", "bfloat16")
-SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")  # of timm; fixed in advance
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """The options of a fit; None in a recipe field leaves it to the backbone's recipe."""
-
-    backbone: str = "multibranch-tiny"
-    data: str = "digits"
-    data_root: str = "data"
-    img_size: int | None = None
-    pretrained: bool = False
-    weights: str | None = None
-    held_out: float = 0.2
-    skip_corrupt: bool = False
-    layers: str = "all"
-    groups: str = "layer"
-    fixed_drop: float | None = None
-    constant_l2: bool = False
-    precision: str = "float32"
-    seed: int = 0
-    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,7 +114,7 @@ def fit_stage(
     )  # fmt: skip
     data = held_out_decoded(data, workers)
     recipe = dataclasses.replace(backbone.recipe, **settings.recipe)
-    _check_recipe(recipe, settings)
+    check_recipe(recipe, settings)
     network = make_concrete_(
         backbone.network,
         shape,
@@ -156,6 +123,9 @@ def fit_stage(
         initial_drop=recipe.initial_drop,
         ungated=backbone.ungated,
     )
+    target = target_of(network, settings.target_params, settings.target_macs)
+    if target is not None and settings.fixed_drop is not None:
+        raise PgnasError("--fixed-drop sets the size; leave --target-params and --target-macs out")
     kl_images = objective_images(recipe, len(data.fit))
     l2 = auto_l2(recipe, kl_images) if recipe.l2 is None else recipe.l2
     posterior = Posterior(
@@ -167,7 +137,7 @@ def fit_stage(
             settings.seed, settings.held_out, len(data.fit), len(data.held_out),
             data_digest(data.held_out), data_digest(data.fit),
         ),
-        Objective(l2, kl_images, settings.fixed_drop, settings.constant_l2),
+        Objective(l2, kl_images, settings.fixed_drop, settings.constant_l2, target),
         recipe,
         settings.seed,
     )  # fmt: skip
@@ -189,7 +159,7 @@ def fit_stage(
     records = fit(
         network, data, recipe, seed=settings.seed, workers=workers, device=device,
         fixed_drop=settings.fixed_drop, constant_l2=settings.constant_l2,
-        bfloat16=settings.precision == "bfloat16", state=state, between=saver,
+        target=target, bfloat16=settings.precision == "bfloat16", state=state, between=saver,
     )  # fmt: skip
     with saver, closing(records):
         for record in records:
@@ -244,54 +214,6 @@ class _Saver:
             )
 
 
-def fixed_rate(text: str | None) -> float | None:
-    """A fixed drop probability from a number, or that at which candidates are as large as a run's.
-
-    Raises PgnasError for anything else.
-    """
-    if text is None:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        run = Run(Path(text))
-    if not run.posterior.exists():
-        raise PgnasError(f"--fixed-drop '{text}' is neither a number nor a fitted run")
-    network, posterior = read_posterior(run.posterior)
-    rates = baseline_probabilities(
-        network, drop_probabilities(network), "fixed",
-        generator=generator(posterior.seed, "fixed rate"),
-    )  # fmt: skip
-    return float(rates[0])
-
-
-def run_to_fit(
-    folder: Path | None, given: dict[str, Any], *, resume: bool
-) -> tuple[Run, FitSettings]:
-    """The run directory and the settings; a run that goes on keeps those it was started with.
-
-    `given` holds the options that the user named, those of the recipe under "recipe".
-    """
-    if folder is None and resume:
-        run = newest_run()
-    elif folder is None:
-        name = given.get("backbone", FitSettings.backbone).replace("/", "-")
-        run = Run(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    else:
-        run = Run(folder)
-    if not (resume and run.settings.exists()):
-        return run, FitSettings(**given)
-    stored = read_settings(run)
-    for key, value in [*given.items(), *given["recipe"].items()]:
-        now = stored.recipe.get(key) if key in given["recipe"] else getattr(stored, key)
-        if key != "recipe" and now != value:
-            raise PgnasError(
-                f"'{run.folder}' was started with {key} {now}, not {value}; leave the option out to"
-                " go on, or start another run"
-            )
-    return run, stored
-
-
 def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | None:
     """Whether the run directory can be ours, or why not; the state to go on from, if any."""
     if run.folder.exists() and not run.folder.is_dir():
@@ -342,48 +264,12 @@ def _begin(run: Run, settings: FitSettings) -> None:
     write_text(run.settings, json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n")
 
 
-def read_settings(run: Run) -> FitSettings:
-    """The options that a run was started with."""
-    try:
-        return FitSettings(**json.loads(run.settings.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise PgnasError(f"no run in '{run.folder}'; start one with pgnas fit") from None
-    except (ValueError, TypeError):
-        raise PgnasError(f"'{run.settings}' is damaged; fit again with --force") from None
-
-
 def _metrics(run: Run, state: State | None) -> list[str]:
     """The lines of metrics.jsonl up to the state that the fit goes on from."""
     if state is None or not run.metrics.exists():
         return []
     epochs = int(state.numbers["epochs_done"])
     return run.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
-
-
-def _check_recipe(recipe: Recipe, settings: FitSettings) -> None:
-    if settings.precision not in PRECISIONS:
-        raise PgnasError(f"no precision '{settings.precision}'; possible: {', '.join(PRECISIONS)}")
-    names = [str(name) for name in list_optimizers() if str(name) not in _UNFIT_OPTIMIZERS]
-    if recipe.optimizer not in names:
-        near = difflib.get_close_matches(recipe.optimizer, names, n=3)
-        raise PgnasError(f"no optimizer '{recipe.optimizer}'; near: {', '.join(near) or 'sgd'}")
-    if recipe.schedule not in SCHEDULES:
-        raise PgnasError(f"no schedule '{recipe.schedule}'; possible: {', '.join(SCHEDULES)}")
-    for name, value, low, high in (
-        ("--epochs", recipe.epochs, 1, 10**6),
-        ("--batch-size", recipe.batch_size, 2, 10**6),
-        ("--temperature", recipe.temperature, 1e-3, 100),
-        ("--initial-drop", recipe.initial_drop, 1e-6, 0.999),
-        ("--l2", recipe.l2, 0, 1e12),
-        ("--kl-images", recipe.kl_images, 1, 1e15),
-        ("--fixed-drop", settings.fixed_drop, 0, 0.999),
-        ("--lr", recipe.learning_rate, 0, 1e3),
-        ("--drop-lr", recipe.drop_learning_rate, 0, 1e3),
-        ("--weight-decay", recipe.weight_decay, 0, 1e3),
-        ("--warmup-epochs", recipe.warmup_epochs, 0, 10**6),
-    ):
-        if value is not None and not low <= value <= high:
-            raise PgnasError(f"{name} {value:g} is out of range; possible: {low:g} to {high:g}")
 
 
 def held_out_decoded(data: ImageData, workers: int) -> ImageData:

@@ -9,7 +9,7 @@ depend on which other images share its batch.
 Order: fewer errors, then fewer parameters, then the smaller id.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +33,17 @@ class Ranking:
     sizes: Sizes  # by id
 
 
-def prepared(pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> list[Tensor]:
-    """Batches of exactly `BATCH` normalised images, the last one padded with its first image."""
-    batches = []
-    for part in pixels.split(BATCH):
-        padded = torch.cat([part, part[:1].expand(BATCH - len(part), -1, -1, -1)])
-        batches.append(preprocessing.normalised(padded.to(device)))
-    return batches
+class Batches:
+    """Images in batches of exactly `BATCH`, the last one padded; bytes until they are read."""
+
+    def __init__(self, pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> None:
+        self.pixels = pixels.to(device)  # uint8 (images, channels, height, width)
+        self.preprocessing = preprocessing
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self.pixels.split(BATCH):
+            padding = part[:1].expand(BATCH - len(part), -1, -1, -1)
+            yield self.preprocessing.normalised(torch.cat([part, padding]))
 
 
 @torch.inference_mode()
@@ -62,7 +66,7 @@ def rank(
 ) -> Ranking:
     """Evaluate every candidate on every held-out image."""
     placed(network, device).eval()
-    batches = prepared(pixels, preprocessing, device)
+    batches = Batches(pixels, preprocessing, device)
     errors = torch.zeros(len(keep), dtype=torch.int64)
     for index in track(range(len(keep)), "ranking candidates"):
         with masked(network, keep[index]):

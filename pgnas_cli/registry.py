@@ -38,6 +38,10 @@ class Recipe:
     temperature: float = 0.2  # of the relaxed draw (Table 5)
     l2: float | None = None  # prior strength, released convention; None: from weight_decay
     kl_images: float | None = None  # N of Eq. 15; None: 10 x the images fitted, >= 500,000
+    size_ramp: float = 0.3  # share of the fit after which the size aimed at is the target
+    freeze: float = 1.0  # share of the fit after which p stays and the weights learn under draws
+    price_rate: float = 20.0  # of the dual ascent, nats per whole network over the whole fit
+    price_push: float = 20.0  # nats per whole network
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ def load_backbone(
 
     extra: dict[str, Any] = {"model": model} if model else {}
     if pretrained:
+        if weights is not None:
+            raise PgnasError("--pretrained and --weights both name a start; give one")
         if entry_name != "timm":
             raise PgnasError(f"'{name}' has no pretrained weights to fetch; give a file: --weights")
         extra["pretrained"] = True

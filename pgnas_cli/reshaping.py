@@ -11,13 +11,13 @@ one that is rebuilt from a file. Three kinds of module come out:
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import plain_shell
+from .convolution import plain_shell, window_of
 from .errors import PgnasError
 
 
@@ -40,6 +40,10 @@ class Narrow:
 
     read: Tensor | None  # int64 (inputs,), positions in the incoming tensor; None: all
     plane: bool
+    wide: type[nn.Module]  # the layer's own class
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (self.wide,), self.__dict__.copy()
 
     def forward(self, input: Tensor) -> Tensor:
         axis = input.dim() - 1 if isinstance(self, nn.Linear) else 1
@@ -68,7 +72,14 @@ def picked(features: Tensor, read: Tensor, axis: int) -> Tensor:
 @cache
 def narrow_class(layer_class: type[nn.Module]) -> type[nn.Module]:
     """`layer_class` that picks its inputs; one class for each layer class."""
-    return type(f"Narrow{layer_class.__name__}", (Narrow, layer_class), {"__module__": __name__})
+    inner = {"__module__": __name__, "wide": layer_class}
+    return type(f"Narrow{layer_class.__name__}", (Narrow, layer_class), inner)
+
+
+def _blank(layer_class: type[nn.Module]) -> nn.Module:
+    """A narrow layer without content, for copies to fill."""
+    kind = narrow_class(layer_class)  # type: ignore[arg-type]
+    return kind.__new__(kind)
 
 
 class Constant(nn.Module):
@@ -77,8 +88,9 @@ class Constant(nn.Module):
     def __init__(self, channels: int, module: nn.Module, *, value: bool) -> None:
         super().__init__()
         self.channels = channels
-        self.value = nn.Parameter(torch.zeros(channels)) if value else None
-        self.window = _window(module) if isinstance(module, nn.Conv2d) else None
+        learns = all(p.requires_grad for p in module.parameters(recurse=False))
+        self.value = nn.Parameter(torch.zeros(channels), learns) if value else None
+        self.window = window_of(module) if isinstance(module, nn.Conv2d) else None
         self.last = isinstance(module, nn.Linear)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -91,19 +103,6 @@ class Constant(nn.Module):
             grid = F.pad(grid, pads)[:, :, ::down, ::right]
         shape = (len(input), self.channels, *grid.shape[2:])
         return value.view(1, -1, 1, 1).expand(shape).clone()  # in-place steps may follow
-
-
-def _window(module: nn.Conv2d) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-    """Padding less kernel overhang (left, right, top, bottom), and strides, of a convolution."""
-    reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    own_forward = type(module).forward is not nn.Conv2d.forward
-    if own_forward or module.padding == "same":  # pads to ceil(size / stride)
-        pads = (0, 0, 0, 0)
-    else:
-        before = (0, 0) if module.padding == "valid" else cast("tuple[int, int]", module.padding)
-        (top, left), (tall, wide) = before, reach
-        pads = (left, left - wide, top, top - tall)
-    return pads, cast("tuple[int, int]", tuple(module.stride))
 
 
 def reshape_(network: nn.Module, cuts: dict[str, Cut]) -> nn.Module:
@@ -152,7 +151,9 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
     layer: Any = module
     if cut.kind == "mix":
         _resize_(layer, "weight", (cut.outputs, cut.inputs, *layer.weight.shape[2:]))
-        layer.bias = nn.Parameter(layer.weight.new_empty(cut.outputs)) if cut.bias else None
+        learns = layer.weight.requires_grad if layer.bias is None else layer.bias.requires_grad
+        bias = layer.weight.detach().new_empty(cut.outputs)
+        layer.bias = nn.Parameter(bias, learns) if cut.bias else None
         if isinstance(module, nn.Conv2d):
             layer.in_channels, layer.out_channels = cut.inputs, cut.outputs
         else:

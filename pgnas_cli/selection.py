@@ -30,7 +30,7 @@ from .candidates import (
 )
 from .data import ImageData, Track
 from .data import digest as data_digest
-from .deployment import write_onnx
+from .deployment import OPSETS, write_onnx
 from .errors import PgnasError
 from .export import Slim, checked_slim, slim_record, write_network
 from .files import (
@@ -44,9 +44,10 @@ from .files import (
     write_tensors,
     write_text,
 )
-from .fitting import FitSettings, held_out_decoded, read_settings
+from .fitting import held_out_decoded
 from .randomness import generator
-from .ranking import Ranking, ordered, prepared, rank
+from .ranking import Batches, Ranking, ordered, rank
+from .settings import FitSettings, read_settings
 from .slimming import known_layout
 from .sources import open_data
 from .supernet import drop_probabilities, gates
@@ -214,9 +215,11 @@ def export_stage(
             "--layout is for .onnx files; a .safetensors file takes either when it is loaded:"
             " pgnas_cli.load(FILE, layout='fast')"
         )
-    known_layout(layout or "small")
+    arrangement = known_layout(layout or "small")
     if not 1 <= round_to <= 1024:
         raise PgnasError(f"--round-to {round_to} is out of range; possible: 1 to 1024")
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise PgnasError(f"--opset {opset} is out of range; possible: {OPSETS[0]} to {OPSETS[1]}")
     network, posterior = posterior_of(run)
     if candidate != "whole":
         if not run.candidates.exists():
@@ -236,12 +239,11 @@ def export_stage(
     about = slim_record(
         posterior.subject, network, keep, label, sizes,
         (parameter_count(network), whole_macs(network)),
-        (int(held_out.errors[0]), held_out.images), file_digest(run.posterior), round_to=round_to,
+        (int(held_out.errors[0]), held_out.images), file_digest(run.posterior),
+        layout=arrangement, round_to=round_to,
     )  # fmt: skip
-    batches = prepared(data.held_out.pixels[:256], data.preprocessing, device)
-    smaller = checked_slim(
-        path, network, keep, batches, known_layout(layout or "small"), round_to=round_to
-    )
+    batches = list(Batches(data.held_out.pixels[:256], data.preprocessing, device))
+    smaller = checked_slim(path, network, keep, batches, arrangement, round_to=round_to)
     if path.suffix == ".onnx":
         images = torch.cat(batches)[: data.held_out.pixels[:256].shape[0]]
         write_onnx(path, smaller, images, about, opset=opset)

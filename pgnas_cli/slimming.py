@@ -21,7 +21,7 @@ from .convolution import plain_twin
 from .errors import PgnasError
 from .graph import Graph, Node
 from .reshaping import Cut, Narrow, reshape_
-from .supernet import gates, masked
+from .supernet import gates, masked, one_candidate
 from .wiring import Wiring, wire
 
 Layout = Literal["small", "fast"]
@@ -39,6 +39,9 @@ def slim(
     a shared tensor would cost more time than it saves. `round_to` makes numbers of channels
     multiples of it where the network is wide enough, with zero weights for what was dropped.
     """
+    if type(round_to) is not int or round_to < 1:
+        raise PgnasError(f"round_to {round_to} is out of range; possible: 1 or more")
+    keep = one_candidate(network, keep)
     wiring = wire(network, keep[None], round_to=round_to)
     cuts = plan(network, wiring)
     tensors = _tensors(network, keep, wiring, cuts)
@@ -164,8 +167,7 @@ def _mix_tensors(
     reads = wiring.reads[node.layer][0].to(weight.device)
     folds = wiring.folds[node.layer][0].to(weight.device)
     smaller = {"weight": weight[:, reads]}
-    if node.layer in wiring.spare:
-        smaller["weight"][:, wiring.spare[node.layer][0].to(weight.device)[reads]] = 0
+    smaller["weight"][:, wiring.spare[node.layer][0].to(weight.device)[reads]] = 0
     if cut.bias:
         smaller["bias"] = own["bias"][rows] if "bias" in own else weight.new_zeros(len(weight))
     if bool(folds.any()):
@@ -197,7 +199,8 @@ class _Values(fx.Interpreter):
             flat = whole.reshape(len(whole), -1)
             level = flat[:, 0].clone()
             fixed = self.constant[at][0].to(flat.device)
-            assert torch.allclose(flat[fixed], level[fixed, None], rtol=1e-5, atol=1e-6), n.name
+            if not torch.allclose(flat[fixed], level[fixed, None], rtol=1e-3, atol=1e-5):
+                raise PgnasError(f"step '{n.name}' is no constant as analysed; please report this")
             self.levels[at] = level
         return value
 

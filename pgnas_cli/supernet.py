@@ -62,6 +62,10 @@ class Gates(nn.Module):
             at += size
         self.spans = spans  # layer -> its gates [first, last); a squeeze has those of another
 
+    def forward(self, input: Tensor) -> Tensor:
+        """The input: where the network is an nn.Sequential, its gates are called last."""
+        return input
+
     @property
     def count(self) -> int:
         """Number of gates."""
@@ -70,7 +74,22 @@ class Gates(nn.Module):
 
 def gates(network: nn.Module) -> Gates:
     """The gates of a super-network."""
-    return cast(Gates, network.gates)
+    bank = getattr(network, "gates", None)
+    if not isinstance(bank, Gates):
+        raise PgnasError(
+            f"{type(network).__name__} has no gates; make a super-network of it first: see"
+            " create_supernet"
+        )
+    return bank
+
+
+def one_candidate(network: nn.Module, keep: Any) -> Tensor:
+    """`keep`, if it is bool (gates,) of this network; else raises PgnasError."""
+    count = gates(network).count
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != (count,):
+        found = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep)
+        raise PgnasError(f"a candidate is a bool tensor ({count},), this is {found}")
+    return keep
 
 
 def make_concrete_(
@@ -176,6 +195,11 @@ def create_supernet(
     seed: int = 0,  # of the initial weights
 ) -> nn.Module:
     """Build the backbone called `name`, or "timm/NAME", and put its gates in place."""
+    if num_classes < 2:
+        raise PgnasError(f"{num_classes} classes are too few; possible: 2 or more")
+    square = input_shape is None or (len(input_shape) == 3 and input_shape[1] == input_shape[2])
+    if not square or (input_shape is not None and min(input_shape) < 1):
+        raise PgnasError(f"input_shape {input_shape} is not (channels, size, size)")
     channels, size = (3, None) if input_shape is None else input_shape[:2]
     backbone = load_backbone(
         name, classes=num_classes, channels=channels, size=size, options=options,
@@ -216,9 +240,8 @@ def opened(network: nn.Module) -> Any:
 
 def masked(network: nn.Module, keep: Tensor) -> Any:
     """Context: hard gates; `keep` is bool (gates,), or (batch, gates) with a row per image."""
-    count = gates(network).count
-    if keep.shape[-1] != count:
-        raise PgnasError(f"keep has {keep.shape[-1]} gates, the network has {count}")
+    for row in [keep] if not isinstance(keep, Tensor) or keep.dim() != 2 else keep[:1]:
+        one_candidate(network, row)
     return _kept(network, keep.to(gates(network).group.device))
 
 
@@ -250,6 +273,10 @@ def draw(
     """One candidate of the posterior."""
     if drop_probability is None:
         drop_probability = drop_probabilities(network)
+    groups = len(gates(network).groups)
+    sane = isinstance(drop_probability, Tensor) and drop_probability.shape == (groups,)
+    if not sane or not bool(((drop_probability >= 0) & (drop_probability <= 1)).all()):
+        raise PgnasError(f"drop_probability is a tensor ({groups},) of numbers from 0 to 1")
     return hard_keep(drop_probability.cpu()[gates(network).group.cpu()], generator=generator)
 
 

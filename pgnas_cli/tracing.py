@@ -63,6 +63,7 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
     image = image.to(next(network.parameters()).device)
     try:
         with torch.no_grad():
+            network(image.contiguous(memory_format=torch.channels_last))  # as in training
             expected = network(image.clone())
     except RuntimeError as error:
         raise PgnasError(
@@ -93,7 +94,13 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
             " torch.fx does not see (x /= y, say); write them out of place"
         )
     facts = Seen(seen.shapes, seen.memory, seen.writers)
-    return Graph(tuple(Reader(network, program, facts).nodes()), program, input_shape)
+    try:
+        nodes = tuple(Reader(network, program, facts).nodes())
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise PgnasError(
+            f"{name} has a step that the analysis misreads ({_one_line(error)}); please report this"
+        ) from error
+    return Graph(nodes, program, input_shape)
 
 
 def _one_line(error: Exception) -> str:

@@ -22,13 +22,14 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from .candidates import expected_paper_params, parameter_count
+from .budget import ExpectedSize, Price, Target
 from .concrete import hard_keep
 from .data import ImageData, Preprocessing
 from .errors import PgnasError
 from .loading import placed, steps_per_epoch, training_batches
 from .randomness import derived_seed, generator, seeded_globals
 from .registry import Recipe
+from .states import State, restore_optimizer, save_optimizer
 from .supernet import drop_probabilities, gates, kl, masked, opened, relaxed
 
 SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
@@ -45,8 +46,11 @@ class EpochRecord:
     train_error: float
     soft_error: float  # held-out, relaxed gates
     hard_error: float  # held-out, hard gates drawn anew for every image: the mean candidate
-    expected_params: float  # the paper's count, mean over the posterior
-    expected_share: float  # the same as a share of the whole network
+    expected_params: float  # the file's count, mean over the posterior
+    expected_macs: float  # multiply-adds, mean over the posterior
+    expected_share: float  # of the whole network's parameters
+    expected_macs_share: float  # of the whole network's multiply-adds
+    price: float  # of size, nats per whole network; 0 without a target
     mean_drop: float  # mean of p over gates
     settled: float  # share of gates whose p is below 0.05 or above 0.95
     drift: float  # how far p moves in 100 steps at the full rate of its optimizer, mean over gates
@@ -54,15 +58,6 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     images_per_second: float
-
-
-@dataclass(frozen=True)
-class State:
-    """All that a fit needs to go on from between two steps; randomness has none (randomness.py)."""
-
-    step: int  # steps done
-    tensors: dict[str, Tensor]  # network.*, weights.*, drops.*, epoch.*
-    numbers: dict[str, float]
 
 
 def auto_l2(recipe: Recipe, kl_images: float) -> float:
@@ -88,6 +83,7 @@ def fit(
     device: torch.device | None = None,
     fixed_drop: float | None = None,
     constant_l2: bool = False,
+    target: Target | None = None,
     bfloat16: bool = False,
     state: State | None = None,
     between: Callable[[int, int, Callable[[], State]], None] | None = None,
@@ -100,7 +96,7 @@ def fit(
     """
     device = device or torch.device("cpu")
     placed(network, device)
-    run = _Run(network, data, recipe, seed, fixed_drop, constant_l2, device)
+    run = _Run(network, data, recipe, seed, fixed_drop, constant_l2, target, device)
     if state is not None:
         run.restore(state)
     network.train()
@@ -134,6 +130,7 @@ class _Run:
         seed: int,
         fixed_drop: float | None,
         constant_l2: bool,
+        target: Target | None,
         device: torch.device,
     ) -> None:
         self.network, self.data, self.recipe, self.seed = network, data, recipe, seed
@@ -158,6 +155,10 @@ class _Run:
         )
         both = [self._schedule(self.weights), self._schedule(self.drops)]
         self.schedules = [schedule for schedule in both if schedule is not None]
+        self.freeze = round(recipe.freeze * self.steps)
+        self.target = target
+        self.price = Price(recipe.price_rate / self.steps, recipe.price_push)
+        self.size = ExpectedSize(network)
         self._start_epoch()
         self.best_loss = math.inf
         self._set_rates()
@@ -217,7 +218,9 @@ class _Run:
                 self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2
             )
             (loss + divergence).backward()
-        learning_drops = self.fixed_drop is None and self.step >= self.warmup
+        learning_drops = self.fixed_drop is None and self.warmup <= self.step < self.freeze
+        if learning_drops and self.target is not None:
+            self._add_price()
         self.weights.step()
         if learning_drops:
             self.drops.step()
@@ -232,9 +235,26 @@ class _Run:
         self.step += 1
         self._set_rates()
 
+    def _add_price(self) -> None:
+        """The gradient of the prior over architectures, exp(-price x size)."""
+        assert self.target is not None
+        ramp = max(1, round(self.recipe.size_ramp * self.steps) - self.warmup)
+        progress = min(1.0, (self.step - self.warmup + 1) / ramp)
+        aim = 1 - (1 - self.target.share) * progress
+        logits = self.drop_logit.detach().cpu().double().requires_grad_()
+        share = self.size.shares(torch.sigmoid(logits))[self.target.kind]
+        (slope,) = torch.autograd.grad(share, logits)
+        price = self.price.step(float(share.detach()) - aim)
+        assert self.drop_logit.grad is not None
+        self.drop_logit.grad += price * slope.to(self.drop_logit)
+
     def _gates(self, batch: int) -> Any:
         if self.fixed_drop == 0:
             return opened(self.network)
+        if self.step >= self.freeze:
+            per_gate = drop_probabilities(self.network)[gates(self.network).group].cpu()
+            draws = generator(self.seed, "gates", self.step, 0)
+            return masked(self.network, hard_keep(per_gate, generator=draws, rows=(batch,)))
         return relaxed(
             self.network,
             batch=batch,
@@ -255,7 +275,8 @@ class _Run:
             divergence = kl(
                 self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2
             )
-        expected = expected_paper_params(self.network, probability)
+        with torch.no_grad():
+            params, macs = map(float, self.size(probability.cpu()))
         soft, hard = self._held_out_errors(epoch)
         record = EpochRecord(
             epoch=epoch,
@@ -265,8 +286,11 @@ class _Run:
             train_error=float(self.wrong) / self.seen,
             soft_error=soft,
             hard_error=hard,
-            expected_params=expected,
-            expected_share=expected / parameter_count(self.network),
+            expected_params=params,
+            expected_macs=macs,
+            expected_share=params / self.size.whole[0],
+            expected_macs_share=macs / max(1, self.size.whole[1]),
+            price=self.price.level,
             mean_drop=float(per_gate.mean()),
             settled=float(((per_gate < 0.05) | (per_gate > 0.95)).float().mean()),
             drift=100 * float(moved) / self.full_rate_steps if self.full_rate_steps else 0.0,
@@ -333,16 +357,7 @@ class _Run:
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         numbers: dict[str, float] = {}
         for name, optimizer in (("weights", self.weights), ("drops", self.drops)):
-            for index, slots in optimizer.state_dict()["state"].items():
-                for slot, value in slots.items():
-                    key = f"{name}.{index}.{slot}"
-                    if isinstance(value, Tensor):
-                        tensors[key] = value
-                    elif value is not None:
-                        numbers[key] = float(value)
-            for index, group in enumerate(optimizer.param_groups):
-                if "step" in group:  # some optimizers of timm count here
-                    numbers[f"{name}.group.{index}"] = float(group["step"])
+            save_optimizer(optimizer, name, tensors, numbers)
         tensors |= {
             "epoch.before": self.before,
             "epoch.loss_sum": self.loss_sum,
@@ -353,6 +368,7 @@ class _Run:
             "epochs_done": self.step // self.per_epoch,
             "full_rate_steps": self.full_rate_steps,
             "best_loss": min(self.best_loss, 1e30),
+            "price": self.price.level,
         }
         return State(self.step, {k: v.detach().clone() for k, v in tensors.items()}, numbers)
 
@@ -365,16 +381,7 @@ class _Run:
         }
         self.network.load_state_dict(network)
         for name, optimizer in (("weights", self.weights), ("drops", self.drops)):
-            slots: dict[int, dict[str, Any]] = {}
-            for key, value in [*state.tensors.items(), *state.numbers.items()]:
-                if key.startswith(f"{name}.group."):
-                    group = optimizer.param_groups[int(key.rpartition(".")[2])]
-                    group["step"] = int(state.numbers[key])
-                elif key.startswith(f"{name}."):
-                    _, index, slot = key.split(".", 2)
-                    slots.setdefault(int(index), {})[slot] = value
-            whole = optimizer.state_dict()
-            optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+            restore_optimizer(optimizer, name, state)
         self.step = state.step
         self.before = state.tensors["epoch.before"].to(self.device)
         self.loss_sum = state.tensors["epoch.loss_sum"].to(self.device)
@@ -382,4 +389,5 @@ class _Run:
         self.seen = int(state.numbers["seen"])
         self.full_rate_steps = state.numbers["full_rate_steps"]
         self.best_loss = state.numbers["best_loss"]
+        self.price.level = state.numbers["price"]
         self._set_rates()

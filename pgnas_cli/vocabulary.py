@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import fx, nn
 from torch.nn.modules import activation, batchnorm, dropout, pooling
@@ -56,14 +57,16 @@ _ELEMENTWISE: set[Any] = {
 _PRODUCTS: set[Any] = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
 
+_PERMUTING: set[Any] = {
+    "permute", torch.permute, "transpose", torch.transpose, "squeeze", torch.squeeze, "unsqueeze",
+    torch.unsqueeze,
+}  # fmt: skip
+
+
 def _argument(step: fx.Node, position: int, name: str, default: Any) -> Any:
     if name in step.kwargs:
         return step.kwargs[name]
     return step.args[position] if len(step.args) > position else default
-
-
-def _weighted(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,40 @@ class Reader:
         self.first_name: dict[int, str] = {}  # of a module that is registered under several
         for path, module in self.modules.items():
             self.first_name.setdefault(id(module), path)
-        weights = [id(m._parameters.get("weight")) for m in network.modules() if _weighted(m)]
-        self.tied = {weight for weight in weights if weights.count(weight) > 1}
+        calls = [step for step in program.nodes if step.op == "call_module"]
+        self.called = {id(self.modules[str(step.target)]) for step in calls}
+        self.whole = self._kept_whole(network, program)
         self.axes: dict[fx.Node, int] = {}
+
+    def _kept_whole(self, network: nn.Module, program: fx.Graph) -> set[int]:
+        """Modules whose tensors also serve elsewhere: shared with another, or read by a step."""
+        users: dict[int, set[int]] = {}
+        for module in network.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    users.setdefault(id(parameter), set()).add(id(module))
+        found = {module for shared in users.values() if len(shared) > 1 for module in shared}
+        for step in program.nodes:
+            owner = self.modules.get(str(step.target).rpartition(".")[0])
+            if step.op == "get_attr" and owner is not None:
+                found.add(id(owner))
+        return found
 
     def nodes(self) -> Iterator[Node]:
         position: dict[fx.Node, int] = {}
+        same, stray = self._writing()
+        last: dict[fx.Node, fx.Node] = {}  # a tensor -> the step that last wrote into it
         for step in self.program.nodes:
             module = self.modules[str(step.target)] if step.op == "call_module" else None
             fact = self._fact(step, module)
+            if step in stray:
+                fact = _Fact("opaque", fact.axis, borders=True)
             shape = self._shape(step)
             tensors = fact.kind not in ("opaque", "shape", "output")
-            operands = [o for o in self._operands(step) if not tensors or o.name in self.shapes]
+            read = [o for o in self._operands(step) if not tensors or o.name in self.shapes]
+            operands = [last.get(same[o], o) for o in read]
+            if step.name in self.seen.writers:
+                last[same[step]] = step
             if fact.kind == "elementwise":
                 operands = [o for o in operands if prod(self._shape(o)) > 1]
             position[step], self.axes[step] = len(position), fact.axis
@@ -115,6 +140,32 @@ class Reader:
                 in_place=step.name in self.seen.writers,
                 product=step.target in _PRODUCTS,
             )
+
+    def _writing(self) -> tuple[dict[fx.Node, fx.Node], set[fx.Node]]:
+        """Which steps return the very tensor of an earlier one, having written into it; and which
+        of them are read later through another view, or do not return what they wrote."""
+        same: dict[fx.Node, fx.Node] = {}
+        stray = set()
+        order = {step: at for at, step in enumerate(self.program.nodes)}
+        for step in self.program.nodes:
+            same[step] = step
+            if step.name not in self.seen.writers:
+                continue
+            memory = self.seen.memory.get(step.name)
+            for operand in step.all_input_nodes:
+                alike = self._shape(operand) == self._shape(step)
+                if alike and self.seen.memory.get(operand.name) == memory:
+                    same[step] = same[operand]
+            touched = {self.seen.memory.get(o.name) for o in step.all_input_nodes}
+            views = [
+                node
+                for node in same
+                if self.seen.memory.get(node.name) in touched and same[node] is not same[step]
+            ]
+            late = any(order[user] > order[step] for view in views for user in view.users)
+            if same[step] is step or late:
+                stray.add(step)
+        return same, stray
 
     def _shape(self, step: fx.Node) -> torch.Size:
         return self.shapes.get(step.name, torch.Size())
@@ -155,7 +206,9 @@ class Reader:
         """A parameter with one number per channel, wherever its axis lies; else opaque."""
         shape = self._shape(step)
         long = [i for i, n in enumerate(shape) if n > 1]
-        if len(long) == 1 and str(step.target) in self.parameters:
+        owner = self.modules.get(str(step.target).rpartition(".")[0])
+        called = owner is not None and id(owner) in self.called
+        if len(long) == 1 and str(step.target) in self.parameters and not called:
             return _Fact("parameter", long[0] - len(shape))
         return _Fact("opaque", -1)
 
@@ -188,8 +241,10 @@ class Reader:
         if len(sources) != 1:
             return None
         ndim = len(self._shape(sources[0]))
-        if _weighted(module) and id(module._parameters.get("weight")) in (*self.tied, id(None)):
-            return None  # shared with another layer, or computed: weight norm, spectral norm
+        if id(module) in self.whole:
+            return None
+        if isinstance(module, nn.Linear | nn.Conv2d) and module._parameters.get("weight") is None:
+            return None  # computed: weight norm, spectral norm
         if isinstance(module, nn.Linear):
             return _Fact("mix", -1) if axis == -1 and is_plain_linear(module) else None
         if isinstance(module, nn.Conv2d):
@@ -201,12 +256,16 @@ class Reader:
             pads = not inside and reaches
             return _Fact("mix" if module.groups == 1 else "grouped", -3, pads)
         if isinstance(module, batchnorm._BatchNorm):
-            return _Fact("norm", axis) if axis == 1 - ndim else None
+            return _Fact("norm", axis) if axis == 1 - ndim and _is_plain_norm(module) else None
         if isinstance(module, nn.Flatten):
-            return self._flattened(sources[0], module.start_dim)
+            to_end = module.end_dim % ndim == ndim - 1
+            return self._flattened(sources[0], module.start_dim) if to_end else None
         if isinstance(module, _PLAIN_MODULES):
-            averages = isinstance(module, pooling._AvgPoolNd)
-            pads = averages and getattr(module, "padding", 0) not in (0, (0, 0))
+            pads = isinstance(module, pooling._AvgPoolNd) and (
+                getattr(module, "padding", 0) not in (0, (0, 0))
+                or isinstance(module, AvgPool2dSame)  # pads in its forward
+                or getattr(module, "divisor_override", None) is not None
+            )
             return _Fact("channelwise", axis, pads or isinstance(module, nn.ZeroPad2d))
         return None
 
@@ -225,16 +284,19 @@ class Reader:
             return None
         if step.target in _CHANNELWISE:
             padding = _argument(step, 3, "padding", 0)
-            pads = step.target is F.avg_pool2d and padding not in (0, (0, 0))
+            divisor = _argument(step, 6, "divisor_override", None)
+            pads = step.target is F.avg_pool2d and (padding not in (0, (0, 0)) or bool(divisor))
             return _Fact("channelwise", axis, pads)
         if step.target is F.pad:
             ahead = len(_argument(step, 1, "pad", ())) // 2
             return _Fact("channelwise", axis, True) if ahead < -axis else None
         if step.target in (torch.flatten, "flatten"):
-            return self._flattened(sources[0], int(_argument(step, 1, "start_dim", 0)))
+            end = int(_argument(step, 2, "end_dim", -1)) % len(source)
+            start = int(_argument(step, 1, "start_dim", 0))
+            return self._flattened(sources[0], start) if end == len(source) - 1 else None
         if step.target in ("view", "reshape", torch.reshape):
             return self._reshaped(step, sources[0], shape)
-        moved = _moved_axes(step, len(source))
+        moved = _moved_axes(step, source)
         if moved is not None and channel in moved:
             return _Fact("channelwise", moved.index(channel) - len(moved))
         return None
@@ -261,6 +323,8 @@ class Reader:
     def _reshaped(self, step: fx.Node, source: fx.Node, shape: torch.Size) -> _Fact | None:
         """(batch, -1) is a flattening; (1, -1, 1, 1) of a parameter moves its one long axis."""
         sizes = step.args[1:]
+        if step.kwargs or not sizes:
+            return None
         if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
             sizes = tuple(sizes[0])
         long = [i for i, n in enumerate(shape) if n > 1]
@@ -271,10 +335,20 @@ class Reader:
         return None
 
 
-def _moved_axes(step: fx.Node, ndim: int) -> list[int] | None:
+def _is_plain_norm(module: batchnorm._BatchNorm) -> bool:
+    """Whether it scales and shifts each channel by stored numbers, and at most activates after."""
+    known = (nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward)
+    inner = [p for child in module.children() for p in child.parameters()]
+    return type(module).forward in known and module.track_running_stats and not inner
+
+
+def _moved_axes(step: fx.Node, shape: torch.Size) -> list[int] | None:
     """For steps that permute or drop axes: which axis of the input each axis of the output was."""
+    ndim = len(shape)
     axes = list(range(ndim))
     rest = step.args[1:]
+    if step.target in (*_PERMUTING, operator.getitem) and step.kwargs:
+        return None  # by name: rare enough to be kept whole
     if len(rest) == 1 and isinstance(rest[0], list | tuple) and step.target is not operator.getitem:
         rest = tuple(rest[0])
     if step.target in ("permute", torch.permute):
@@ -294,7 +368,8 @@ def _moved_axes(step: fx.Node, ndim: int) -> list[int] | None:
             return [-1 if a in reduced else a for a in axes]
         return [a for a in axes if a not in reduced]
     if step.target in ("squeeze", torch.squeeze) and rest:
-        return [a for a in axes if a != int(rest[0]) % ndim]  # type: ignore[arg-type]
+        gone = [int(a) % ndim for a in rest]  # type: ignore[arg-type]
+        return [a for a in axes if a not in gone or shape[a] > 1]
     if step.target in ("unsqueeze", torch.unsqueeze):
         axes.insert(int(rest[0]) % (ndim + 1), -1)  # type: ignore[arg-type]
         return axes

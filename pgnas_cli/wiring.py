@@ -61,12 +61,11 @@ def wire(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Wiring:
             kept[node.layer] = keep.new_ones(len(keep), graph.nodes[node.inputs[0]].channels)
     shared = graph.shared()
     constant = _constant(graph, kept, shared, len(keep))
-    needed, reads, folds = _needed(graph, kept, constant, shared)
+    needed, reads, folds, spare = _needed(graph, kept, constant, shared)
     live = _live(graph, constant, needed, shared)
-    spare: dict[str, Tensor] = {}
     if round_to > 1:
         _round_live(graph, constant, needed, live, shared, round_to)
-        spare = _round_reads(graph, live, reads, folds, round_to)
+        _round_reads(graph, live, reads, folds, spare, round_to)
     return Wiring(graph, tuple(constant), tuple(needed), tuple(live), reads, folds, spare)
 
 
@@ -123,10 +122,11 @@ def _needed(
     kept: dict[str, Tensor],
     constant: list[Tensor],
     shared: dict[str, list[int]],
-) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     needed = [torch.zeros_like(value) for value in constant]
     reads = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
     folds = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
+    spare = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
     for position in range(len(graph.nodes) - 1, -1, -1):
         node, wanted = graph.nodes[position], needed[position]
         varies = ~is_fixed(wanted, constant[position])[:, None]
@@ -141,6 +141,11 @@ def _needed(
             reads[node.layer] |= kept[node.layer] & ~fold & varies
             folds[node.layer] |= fold & varies
             needed[source] |= kept[node.layer] & ~fold & varies
+            # Its output is overwritten and read again: it stays, with a zero weight.
+            plane = folds[node.layer].any(1, keepdim=True) & node.borders
+            blank = (varies & ~reads[node.layer].any(1, keepdim=True) & ~plane)[:, 0]
+            for mask in (spare[node.layer], reads[node.layer], needed[source]):
+                mask[:, 0] |= blank
         elif node.kind == "grouped":
             source = node.inputs[0]
             group = _any_of_group(wanted & varies, node.groups)
@@ -158,7 +163,7 @@ def _needed(
             for operand in node.inputs:
                 alike = graph.nodes[operand].channels == node.channels
                 needed[operand] |= wanted if alike else wanted.any(1, keepdim=True)
-    return needed, reads, folds
+    return needed, reads, folds, spare
 
 
 def _live(
@@ -222,18 +227,18 @@ def _round_reads(
     live: list[Tensor],
     reads: dict[str, Tensor],
     folds: dict[str, Tensor],
+    spare: dict[str, Tensor],
     multiple: int,
-) -> dict[str, Tensor]:
-    """Let each mix layer read more of the channels that are there anyway; which those are."""
+) -> None:
+    """Let each mix layer read more of the channels that are there anyway."""
     calls = graph.calls()
-    spare = {}
     for layer, mask in reads.items():
         node = graph.nodes[calls[layer][0]]
         plane = folds[layer].any(1, keepdim=True) & node.borders
         more = _missing(torch.cat([mask, plane], 1), live[node.inputs[0]] & ~mask, multiple)
-        spare[layer] = more & mask.any(1, keepdim=True)
-        mask |= spare[layer]
-    return spare
+        more &= mask.any(1, keepdim=True)
+        spare[layer] |= more
+        mask |= more
 
 
 def _missing(present: Tensor, absent: Tensor, multiple: int) -> Tensor:

@@ -114,6 +114,11 @@ def test_rounded_and_onnx_exports_are_the_same_network(capsys: pytest.CaptureFix
     assert sizes["a.safetensors"] < sizes["b.safetensors"] == sizes["c.onnx"]
     rows = object_of(capsys, "evaluate", *files)["networks"]
     assert len({row["errors"] for row in rows}) == 1
+    assert [row["latency_one"]["layout"] for row in rows][2] == "fast, onnx"
+    import onnx
+
+    run("export", "d.onnx", "--opset", "13", "-q")
+    assert onnx.load("d.onnx").opset_import[0].version == 13
 
 
 def test_verbose_names_what_is_kept_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -376,6 +381,17 @@ MISTAKES = [
     (["fit", "--fixed-drop", "none"], "--fixed-drop 'none' is neither a number nor a fitted run"),
     (["fit", "--temperature", "0"], "--temperature 0 is out of range"),
     (["fit", "--l2", "strong"], "--l2 'strong' is not a number; possible: a number, or auto"),
+    (["fit", "--target-params", "much"], "--target-params 'much' is no size; possible: a share"),
+    (["fit", "--target-params", "120%"], "--target-params 120% is out of range; the whole network"),
+    (
+        ["fit", "--target-macs", "9G"],
+        "--target-macs 9G is out of range; the whole network has 1500800",
+    ),
+    (
+        ["fit", "--target-macs", "50%", "--target-params", "50%"],
+        "--target-params and --target-macs cannot both be met; give one",
+    ),
+    (["fit", "--target-params", "50%", "--fixed-drop", "0.1"], "--fixed-drop sets the size; leave"),
     (["fit", "--gates", "some"], "gates 'some' are not known; possible: all, hidden"),
     (["fit", "--groups", "0"], "groups '0' are not known; possible: layer, channel"),
     (["fit", "--opt", "adamm"], "no optimizer 'adamm'; near: adam"),

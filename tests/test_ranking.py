@@ -10,7 +10,7 @@ from pgnas_cli.candidates import Sizes, count, draw_candidates
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.evaluation import Score, latencies
 from pgnas_cli.evaluation import test_score as score_on_test
-from pgnas_cli.ranking import BATCH, ordered, predictions, prepared, rank
+from pgnas_cli.ranking import BATCH, Batches, ordered, predictions, rank
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import masked
@@ -68,8 +68,8 @@ def test_a_pair_does_not_depend_on_the_images_around_it() -> None:
     pixels, _ = some_images(150)
     shuffled = torch.randperm(150, generator=torch.Generator().manual_seed(1))
     with masked(network, random_keep(network, 0.3)):
-        straight = predictions(network, prepared(pixels, PLAIN, CPU), 150)
-        other = predictions(network, prepared(pixels[shuffled], PLAIN, CPU), 150)
+        straight = predictions(network, Batches(pixels, PLAIN, CPU), 150)
+        other = predictions(network, Batches(pixels[shuffled], PLAIN, CPU), 150)
     assert torch.equal(straight[shuffled], other)
 
 

@@ -294,7 +294,7 @@ def test_a_timm_network_goes_through_all_commands(
     rows = json.loads(capsys.readouterr().out)["networks"]
     assert rows[0]["errors"] == rows[1]["errors"]
     assert rows[0]["latency_one"]["layout"] in ("small", "fast")
-    assert rows[1]["latency_one"]["layout"] == "onnx"
+    assert rows[1]["latency_one"]["layout"] == "small, onnx"
     network = load("a.safetensors")
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():

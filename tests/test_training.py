@@ -8,13 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pgnas_cli.budget import Target
+from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
 from pgnas_cli.data import ImageData
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.files import read_checkpoint, write_checkpoint
 from pgnas_cli.registry import Recipe, load_backbone
 from pgnas_cli.sources import open_data
+from pgnas_cli.states import State
 from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
-from pgnas_cli.training import EpochRecord, State, auto_l2, fit, objective_images
+from pgnas_cli.training import EpochRecord, auto_l2, fit, objective_images
 
 from .test_files import POSTERIOR
 
@@ -140,6 +143,37 @@ def test_constant_l2_leaves_p_to_data_and_entropy(digits: ImageData) -> None:
     assert full.abs().min() > 1e5
 
 
+@pytest.mark.parametrize(("kind", "share"), [("params", 0.6), ("params", 0.3), ("macs", 0.5)])
+def test_candidates_are_as_large_as_the_target(digits: ImageData, kind: str, share: float) -> None:
+    """Counted draws, not the estimate that steers the fit."""
+    network, records = fitted(
+        digits, {"target": Target(kind, share)}, epochs=12, drop_learning_rate=0.15
+    )
+    keep = draw_candidates(drop_probabilities(network), network, 50, 0)
+    sizes = count(network, keep)
+    params = float(sizes.params.double().mean()) / parameter_count(network)
+    macs = float(sizes.macs.double().mean()) / whole_macs(network)
+    assert {"params": params, "macs": macs}[kind] == pytest.approx(share, rel=0.15)
+    assert records[-1].price != 0
+    assert records[-1].hard_error < 0.3
+
+
+def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> None:
+    seen = []
+
+    def between(step: int, steps: int, state: object) -> None:
+        seen.append((state().tensors["network.gates.drop_logit"],
+                     state().tensors["network.head.weight"]))  # fmt: skip
+
+    network, recipe = prepared(digits, freeze=0.5, epochs=2, warmup_epochs=0.0)
+    list(fit(network, digits, recipe, seed=0, between=between))
+    half = len(seen) // 2
+    assert not torch.equal(seen[half - 2][0], seen[half - 1][0])
+    for (before, weight), (after, changed) in zip(seen[half - 1 :], seen[half:], strict=False):
+        assert torch.equal(before, after)
+        assert not torch.equal(weight, changed)
+
+
 def test_a_stronger_prior_gives_a_smaller_network(digits: ImageData) -> None:
     """The direction of Table 4."""
     weak, strong = (
@@ -159,8 +193,11 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(digits: ImageData) -> None
         fitted(digits, epochs=3, learning_rate=1000.0, l2=1e8)
 
 
+@pytest.mark.parametrize("target", [None, Target("params", 0.5)], ids=["plain", "target"])
 @pytest.mark.parametrize("stop_at", [1, 11, 12, 20])
-def test_a_fit_that_goes_on_from_a_state_ends_the_same(digits: ImageData, stop_at: int) -> None:
+def test_a_fit_that_goes_on_from_a_state_ends_the_same(
+    digits: ImageData, stop_at: int, target: Target | None
+) -> None:
     """Mid-epoch, at the last step of an epoch, at its end; records agree too, but for times."""
 
     class Stop(Exception):
@@ -173,14 +210,14 @@ def test_a_fit_that_goes_on_from_a_state_ends_the_same(digits: ImageData, stop_a
             saved.append(state())
             raise Stop
 
-    straight, records = fitted(digits)
-    network, recipe = prepared(digits)
+    straight, records = fitted(digits, {"target": target}, freeze=0.7)
+    network, recipe = prepared(digits, freeze=0.7)
     first: list[EpochRecord] = []
     with pytest.raises(Stop):
-        for record in fit(network, digits, recipe, seed=0, between=between):
+        for record in fit(network, digits, recipe, seed=0, target=target, between=between):
             first.append(record)
-    again, recipe = prepared(digits)
-    first += list(fit(again, digits, recipe, seed=0, state=saved[0]))
+    again, recipe = prepared(digits, freeze=0.7)
+    first += list(fit(again, digits, recipe, seed=0, target=target, state=saved[0]))
     for name, value in straight.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     timeless = [

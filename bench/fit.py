@@ -1,0 +1,355 @@
+"""How good is a posterior after an afternoon? One cell of the yardstick per call, resumable.
+
+    python -m bench.fit TASK SIDE --data DIR [--seeds 0 1 2] [--set field=value ...] [--final]
+    python -m bench.fit table
+
+Tasks: t1 (timm/tf_efficientnet_lite0 with pretrained weights, photos of 112 px, 7 epochs of 40
+images a step), t2 (multibranch-tiny from scratch, 10,000 CIFAR images as JPEG, --epochs), t3
+(digits). Sides: whole, pgnas, fixed (ramped, sizes as --set target), narrow (t2: a uniformly
+narrower network). `--set` changes fields of the recipe, and target, kind, gates, groups.
+
+Every cell appends one JSON line to `--results`; a cell that is there is not run again. The test
+split is scored only with `--final`, for cells whose settings were chosen on held-out images.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pgnas_backbones.multibranch import MultiBranch
+from torch import Tensor, nn
+
+from pgnas_cli import training
+from pgnas_cli.budget import Target
+from pgnas_cli.candidates import (
+    count,
+    draw_candidates,
+    parameter_count,
+    shifted_to_size,
+    whole_macs,
+)
+from pgnas_cli.data import ImageData, Preprocessing, Source, cut_data
+from pgnas_cli.evaluation import test_score as score_on_test
+from pgnas_cli.files import to_json
+from pgnas_cli.fitting import held_out_decoded
+from pgnas_cli.loading import placed
+from pgnas_cli.randomness import derived_seed, generator, seeded_globals
+from pgnas_cli.ranking import BATCH, Batches, Ranking, rank
+from pgnas_cli.registry import Backbone, Recipe, load_backbone
+from pgnas_cli.slimming import slim
+from pgnas_cli.sources import find_data
+from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
+
+CPU = torch.device("cpu")
+CANDIDATES = {"t1": 20, "t2": 60, "t3": 100}
+
+
+def backbone_of(task: str, seed: int, options: argparse.Namespace, width: float = 1.0) -> Backbone:
+    """The network of a task, at `width` times its usual width (t2, t3)."""
+    if task == "t1":
+        weights = options.data / "tf_efficientnet_lite0.safetensors"
+        found = load_backbone(
+            "timm/tf_efficientnet_lite0", classes=10, size=112, weights=weights, seed=seed
+        )
+        return dataclasses.replace(
+            found, recipe=dataclasses.replace(found.recipe, epochs=7, batch_size=40)
+        )
+    channels, size = (3, 32) if task == "t2" else (1, 8)
+    found = load_backbone("multibranch-tiny", classes=10, channels=channels, size=size, seed=seed)
+    if width == 1:
+        return found
+    widths = [max(1, round(width * w)) for w in (16, 32, 64, 16)]
+    with seeded_globals(derived_seed(seed, "initial weights")):
+        network = MultiBranch(tuple(widths[:3]), 1, widths[3], found.input_shape, 10)
+    return dataclasses.replace(found, network=network)
+
+
+def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespace) -> ImageData:
+    """Fit, held-out and test images; held-out ones decoded."""
+    folders = {"t1": str(options.photos), "t2": str(options.cifar), "t3": "digits"}
+    source = find_data(folders[task])
+    if task == "t2":  # the same 12,500 for every seed, 2,500 of them held out
+        chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:12500]
+        source = dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
+    preprocessing = None
+    if backbone.images is not None:
+        shape = backbone.input_shape
+        preprocessing = Preprocessing(shape[0], shape[1], **to_json(backbone.images))
+    return held_out_decoded(_cut(source, seed, preprocessing, backbone.input_shape[1]), 0)
+
+
+def _cut(source: Source, seed: int, preprocessing: Preprocessing | None, size: int) -> ImageData:
+    return cut_data(source, seed=seed, preprocessing=preprocessing, size=size)
+
+
+def recalibrated(network: nn.Module, keep: Tensor, images: list[Tensor]) -> nn.Module:
+    """Batch-norm statistics of `network` under the mask `keep`, from `images`; in place."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over the batches
+    network.train()
+    with torch.no_grad(), masked(network, keep):
+        for batch in images:
+            network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()
+
+
+@dataclasses.dataclass
+class Judge:
+    """Draws candidates of one network and says what they are worth."""
+
+    network: nn.Module
+    data: ImageData
+    seed: int
+    number: int
+    final: bool
+
+    def board(self, probability: Tensor) -> dict[str, Any]:
+        keep = draw_candidates(probability, self.network, self.number, self.seed)
+        assert self.data.held_out.pixels is not None
+        sizes = count(self.network, keep)
+        found = rank(
+            self.network, keep, sizes, self.data.held_out.pixels, self.data.held_out.labels,
+            self.data.preprocessing, device=CPU,
+        )  # fmt: skip
+        return self._row(found, keep)
+
+    def recalibrated_board(self, probability: Tensor, images: int) -> dict[str, Any]:
+        """The same after each candidate's batch-norm statistics were taken anew."""
+        keep = draw_candidates(probability, self.network, self.number, self.seed)
+        sizes = count(self.network, keep)
+        own = {k: v.clone() for k, v in self.network.state_dict().items()}
+        pixels, labels = self.data.held_out.pixels, self.data.held_out.labels
+        assert pixels is not None
+        batches = fit_images(self.data, images)
+        errors = []
+        tests = []
+        for row in range(len(keep)):
+            recalibrated(self.network, keep[row], batches)
+            one = dataclasses.replace(
+                sizes, **{k: v[row : row + 1] for k, v in vars(sizes).items()}
+            )
+            errors.append(
+                rank(self.network, keep[row : row + 1], one, pixels, labels,
+                     self.data.preprocessing, device=CPU).errors[0]
+            )  # fmt: skip
+        errors_ = torch.stack(errors)
+        best = int(min(range(len(keep)), key=lambda i: (int(errors_[i]), int(sizes.params[i]))))
+        result = {"mean": float(errors_.double().mean()) / len(labels),
+                  "best": int(errors_[best]) / len(labels)}  # fmt: skip
+        if self.final:
+            recalibrated(self.network, keep[best], batches)
+            tests.append(self._test(keep[best]))
+            result["test"] = tests[0]
+        self.network.load_state_dict(own)
+        return result
+
+    def _row(self, board: Ranking, keep: Tensor) -> dict[str, Any]:
+        errors, sizes = board.errors.double() / board.images, board.sizes
+        winner = int(board.order[0])
+        whole = parameter_count(self.network), whole_macs(self.network)
+        row = {
+            "mean": float(errors.mean()), "best": float(errors[winner]),
+            "mean_params": float(sizes.params.double().mean()) / whole[0],
+            "params": int(sizes.params[winner]) / whole[0],
+            "mean_macs": float(sizes.macs.double().mean()) / whole[1],
+            "macs": int(sizes.macs[winner]) / whole[1],
+            "distinct": len({bytes(k.numpy()) for k in keep}),
+        }  # fmt: skip
+        if self.final:
+            row["test"] = self._test(keep[winner])
+        return row
+
+    def _test(self, keep: Tensor) -> float:
+        assert self.data.test is not None
+        return score_on_test(
+            slim(self.network, keep), self.data.test, self.data.preprocessing, device=CPU, workers=0
+        ).error
+
+
+def fit_images(data: ImageData, images: int) -> list[Tensor]:
+    """The first images of the fit as they are judged (not augmented), in batches."""
+    chosen = torch.randperm(len(data.fit), generator=generator(0, "recalibration"))[:images]
+    part = data.fit.subset(chosen.tolist())
+    if part.pixels is None:
+        source = dataclasses.replace(data, held_out=part)
+        part = held_out_decoded(source, 0).held_out
+    assert part.pixels is not None
+    whole = part.pixels[: len(part.pixels) // BATCH * BATCH]  # a padded batch has other statistics
+    return list(Batches(whole, data.preprocessing, CPU))
+
+
+def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One fit and what came of it."""
+    changes = dict(options.set)
+    share = float(changes.pop("target", 0)) or None
+    kind = str(changes.pop("kind", "params"))
+    layers, groups = str(changes.pop("gates", "all")), str(changes.pop("groups", "layer"))
+    width = float(changes.pop("width", 1))
+    began = time.perf_counter()
+    backbone = backbone_of(task, seed, options, width)
+    data = data_of(task, seed, backbone, options)
+    recipe: Recipe = dataclasses.replace(backbone.recipe, **changes)
+    if options.epochs:
+        recipe = dataclasses.replace(recipe, epochs=options.epochs)
+    network = make_concrete_(
+        backbone.network, backbone.input_shape, layers=layers, groups=groups,
+        initial_drop=recipe.initial_drop,
+    )  # fmt: skip
+    placed(network, CPU)
+    fixed: float | None = None
+    if side in ("whole", "narrow"):
+        fixed = 0.0
+    elif side == "fixed":
+        assert share is not None and kind == "params"
+        noise = torch.rand(64, gates(network).count, generator=generator(seed, "size"))
+        start = torch.full((len(gates(network).groups),), 0.5)
+        wanted = share * parameter_count(network)
+        fixed = float(shifted_to_size(network, start, wanted, noise)[0])
+    target = Target(kind, share) if share and side == "pgnas" else None
+    history = []
+    for record in training.fit(network, data, recipe, seed=seed, fixed_drop=fixed, target=target):
+        if record.epoch == record.epochs or record.epoch % max(1, record.epochs // 8) == 0:
+            row = [record.epoch, round(record.loss, 3), round(record.hard_error, 4),
+                   round(record.expected_share, 3), list(record.drop_histogram)]  # fmt: skip
+            history.append(row)
+    network.eval()
+    judge = Judge(network, data, seed, options.candidates or CANDIDATES[task], options.final)
+    probability = drop_probabilities(network)
+    if fixed == 0:
+        judge.number = 1
+        probability = torch.zeros_like(probability)
+    found: dict[str, Any] = {"drawn": judge.board(probability)}
+    if options.recalibrate and side in ("pgnas", "fixed"):
+        found["recalibrated"] = judge.recalibrated_board(probability, options.recalibrate)
+    if options.final and side == "pgnas":
+        noise = torch.rand(64, gates(network).count, generator=generator(seed, "permuted"))
+        order = torch.randperm(len(probability), generator=generator(seed, "order"))
+        size = found["drawn"]["mean_params"] * parameter_count(network)
+        dealt = shifted_to_size(network, probability[order], size, noise)
+        found["permuted"] = judge.board(dealt)
+    return {**found, "history": history, "seconds": time.perf_counter() - began}
+
+
+def remember_batches(folder: Path, task: str) -> None:
+    """Photos are decoded once per seed: what a step sees is a function of seed and step."""
+    real = training.training_batches
+
+    def batches(data: ImageData, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        if data.fit.pixels is not None:
+            yield from real(data, **how)
+            return
+        size, batch = data.preprocessing.size, how["batch"]
+        path = folder / f"{task}-{size}-{how['seed']}-{batch}-{how['steps']}.pt"
+        if not path.exists():
+            pairs = list(real(data, **{**how, "first_step": 0}))
+            part = path.with_suffix(f".{time.time_ns()}")
+            images, labels = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
+            torch.save((images, labels), part)
+            part.rename(path)
+        images, labels = torch.load(path, mmap=True)
+        for step in range(how["first_step"], how["steps"]):
+            yield images[step].clone(), labels[step].clone()
+
+    training.training_batches = batches  # type: ignore[assignment]
+
+
+def value(text: str) -> tuple[str, Any]:
+    key, _, given = text.partition("=")
+    for kind in (int, float):
+        try:
+            return key, kind(given)
+        except ValueError:
+            continue
+    return key, {"True": True, "False": False, "None": None}.get(given, given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=("t1", "t2", "t3", "table"))
+    parser.add_argument("side", nargs="?", choices=("whole", "pgnas", "fixed", "narrow"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the weights")
+    parser.add_argument("--photos", type=Path, default=Path("data/photos"))
+    parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
+    parser.add_argument("--cache", type=Path, default=Path("bench/cache"))
+    parser.add_argument("--results", type=Path, default=Path("bench/results/fit.jsonl"))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--candidates", type=int)
+    parser.add_argument("--recalibrate", type=int, default=0, help="images")
+    parser.add_argument("--set", type=value, nargs="*", default=[])
+    parser.add_argument("--final", action="store_true")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    done = [json.loads(line) for line in lines]
+    if options.task == "table":
+        table(done)
+        return
+    remember_batches(options.cache, options.task)
+    settings = {"task": options.task, "side": options.side, "set": sorted(map(list, options.set)),
+                "epochs": options.epochs, "final": options.final,
+                "recalibrate": options.recalibrate}  # fmt: skip
+    for seed in options.seeds:
+        key = {**settings, "seed": seed}
+        if any(all(old.get(k) == v for k, v in key.items()) for old in done):
+            continue
+        found = cell(options.task, options.side, seed, options)
+        versions = {"torch": torch.__version__, "machine": platform.machine(),
+                    "threads": torch.get_num_threads()}  # fmt: skip
+        with options.results.open("a") as file:
+            file.write(json.dumps({**key, **found, **versions}) + "\n")
+        drawn = found["drawn"]
+        again = found.get("recalibrated")
+        print(options.task, options.side, seed, " ".join(f"{k}={v}" for k, v in options.set),
+              f"| params {drawn['mean_params']:.3f} macs {drawn['mean_macs']:.3f} mean"
+              f" {drawn['mean']:.2%} best {drawn['best']:.2%} distinct {drawn['distinct']}",
+              f"recalibrated {again['mean']:.2%} {again['best']:.2%}" if again else "",
+              f"test {drawn['test']:.2%}" if "test" in drawn else "",
+              f"{found['seconds']:.0f} s", flush=True)  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Means over seeds of all cells that are there, and the standard error of the best error."""
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = " ".join([row["task"], row["side"], str(row["epochs"] or ""),
+                         *(f"{k}={v}" for k, v in row["set"])])  # fmt: skip
+        cells.setdefault(name, []).append(row)
+    print("| cell | seeds | params | MACs | mean held-out | best held-out | test | permuted |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, found in sorted(cells.items()):
+        for kind in ("drawn", "recalibrated"):
+            have = [row[kind] for row in found if kind in row]
+            if not have:
+                continue
+            tests = [row["test"] for row in have if "test" in row]
+            spread = statistics.stdev(tests) / len(tests) ** 0.5 if len(tests) > 1 else 0.0
+            dealt = [row["permuted"]["test"] for row in found if "permuted" in row]
+
+            def mean(key: str, have: list[dict[str, Any]] = have) -> float:
+                values = [row[key] for row in have if key in row]
+                return statistics.mean(values) if values else float("nan")
+
+            print(f"| {name} {kind if kind != 'drawn' else ''} | {len(have)} |"
+                  f" {mean('params'):.2f} | {mean('macs'):.2f} | {mean('mean'):.2%} |"
+                  f" {mean('best'):.2%} |"
+                  + (f" {statistics.mean(tests):.2%} ± {spread:.2%} |" if tests else " |")
+                  + (f" {statistics.mean(dealt):.2%} |" if dealt else " |"))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

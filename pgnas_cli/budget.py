@@ -1,0 +1,228 @@
+"""The expected size of a candidate, differentiable, and a prior that steers it to a target.
+
+`expected_sizes` walks the graph as wiring.py does, with probabilities in place of bits: a channel
+is needed unless every reader drops it, readers drop independently, and a layer costs (inputs that
+it keeps) x (outputs that are needed). It is the file's count, in expectation.
+
+The prior over architectures is exp(-price x size): the price of size is found by dual ascent
+(`Price`), so that the expected size meets the target.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from .candidates import parameter_count, whole_layer_macs, whole_macs
+from .errors import PgnasError
+from .graph import Graph, Node
+from .placement import followers
+from .supernet import gates
+
+LEAST = 1e-9  # probability of being dropped: its logarithm stays finite
+
+
+@dataclass(frozen=True)
+class Target:
+    """A wanted mean size of the candidates."""
+
+    kind: Literal["params", "macs"]  # params: the file's count
+    share: float  # of the whole network, in (0, 1)
+
+
+def target_of(
+    network: nn.Module, params: str | None = None, macs: str | None = None
+) -> Target | None:
+    """The target that "60%" or "10M" names, of parameters or of multiply-adds.
+
+    Raises PgnasError where both are given, and for what is no size below the whole network's.
+    """
+    if params and macs:
+        raise PgnasError("--target-params and --target-macs cannot both be met; give one")
+    text, kind, whole = params, "params", parameter_count(network)
+    if macs:
+        text, kind, whole = macs, "macs", whole_macs(network)
+    if not text:
+        return None
+    return Target(cast(Any, kind), size_of(text, whole, f"--target-{kind}") / whole)
+
+
+UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def size_of(text: str, whole: int, option: str) -> float:
+    """A size in numbers from "60%", "10M" or "250000"; `whole` is the whole network's.
+
+    Raises PgnasError, naming `option`, where it is none or not below the whole.
+    """
+    given = text.strip()
+    unit = given[-1:].upper() if given[-1:].isalpha() else ""
+    try:
+        if given.endswith("%"):
+            size = float(given[:-1]) / 100 * whole
+        else:
+            size = float(given.removesuffix(given[-1:]) if unit else given) * UNITS[unit]
+    except (ValueError, KeyError):
+        raise PgnasError(
+            f"{option} '{text}' is no size; possible: a share (60%) or a number (250000, 10M, 2G)"
+        ) from None
+    if not 0 < size < whole:
+        raise PgnasError(f"{option} {text} is out of range; the whole network has {whole}")
+    return size
+
+
+class ExpectedSize:
+    """Expected parameters and multiply-adds of the candidates of one network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        bank = gates(network)
+        self.graph: Graph = bank.graph
+        self.spans = bank.spans
+        self.group = bank.group.cpu()
+        self.modules = dict(network.named_modules())
+        self.parameters = dict(network.named_parameters())
+        self.followers = followers(bank.graph)
+        self.whole = parameter_count(network), whole_macs(network)
+
+    def shares(self, drop_probability: Tensor) -> dict[str, Tensor]:
+        """Of the whole network's parameters and multiply-adds, each (); (groups,) on the CPU."""
+        params, macs = self(drop_probability)
+        return {"params": params / self.whole[0], "macs": macs / max(1, self.whole[1])}
+
+    def __call__(self, drop_probability: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters (the file's count) and multiply-adds, each (), from (groups,) on the CPU."""
+        drop = drop_probability.double().clamp(LEAST, 1 - LEAST)[self.group]
+        kept = {layer: 1 - drop[first:last] for layer, (first, last) in self.spans.items()}
+        unneeded = self._settled(self._unneeded(kept))
+        params, macs = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for calls in self._calls.values():
+            for call in calls:
+                node = self.graph.nodes[call]
+                outputs = -torch.expm1(unneeded[call]).sum()
+                weights, others = self._cost(node, outputs, kept)
+                if node.kind in ("mix", "grouped"):
+                    macs = macs + weights * math.prod(node.size)
+                if call == calls[0]:
+                    params = params + weights + others
+        return params + self._untouched, macs + self._whole_macs
+
+    def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:
+        """Per node, the logarithm of the probability that nobody needs a channel, (channels,)."""
+        nodes = self.graph.nodes
+        logs = [torch.zeros(node.channels, dtype=torch.float64) for node in nodes]
+        for position in range(len(nodes) - 1, -1, -1):
+            node, own = nodes[position], logs[position]
+            if node.kind in ("output", "opaque"):
+                for source in node.inputs:
+                    logs[source] = torch.full_like(logs[source], math.log(LEAST))
+            elif node.kind == "mix":
+                if node.layer in self.followers and node.layer in self.spans:
+                    continue  # its gates are those of another reader
+                source = node.inputs[0]
+                reads = -torch.expm1(own.sum()) * kept.get(node.layer, 1.0)
+                logs[source] = logs[source] + torch.log((1 - reads).clamp(min=LEAST))
+            elif node.kind == "grouped":
+                source = node.inputs[0]
+                per_group = own.view(node.groups, -1).sum(1)
+                logs[source] = logs[source] + _spread(per_group, nodes[source].channels)
+            elif node.kind == "concatenate":
+                widths = [nodes[source].channels for source in node.inputs]
+                for source, part in zip(node.inputs, own.split(widths), strict=True):
+                    logs[source] = logs[source] + part
+            elif node.kind == "flatten":
+                source = node.inputs[0]
+                logs[source] = logs[source] + own.view(nodes[source].channels, -1).sum(1)
+            elif node.kind in ("norm", "channelwise", "elementwise"):
+                for source in node.inputs:
+                    alike = nodes[source].channels == node.channels
+                    logs[source] = logs[source] + (own if alike else own.sum())
+        return logs
+
+    def _settled(self, logs: list[Tensor]) -> list[Tensor]:
+        """The operands of a sum stay as long as any of them is needed."""
+        nodes = self.graph.nodes
+        order = range(len(nodes))
+        for position in (*order, *reversed(order)):
+            node = nodes[position]
+            if node.kind in ("channelwise", "elementwise"):
+                places = [i for i in node.inputs if nodes[i].channels == node.channels]
+                places.append(position)
+            elif node.kind == "norm":
+                places = [node.inputs[0]]  # its input widens with it, not it with its input
+            else:
+                continue
+            least = logs[position]
+            for place in places:
+                least = torch.minimum(least, logs[place])
+            for place in places:
+                logs[place] = least
+        return logs
+
+    def _cost(self, node: Node, outputs: Tensor, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Weights that are multiplied and other parameters of one layer, each ()."""
+        if node.kind == "parameter":
+            return torch.zeros_like(outputs), outputs
+        module = self.modules[node.layer]
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        if node.kind == "norm":
+            return torch.zeros_like(outputs), outputs * (own // node.channels)
+        weight = cast(Tensor, module.weight)
+        per_output = weight[0].numel()
+        if node.kind == "mix":
+            inputs = kept.get(node.layer)
+            area = weight[0, 0].numel()
+            weights = outputs * (per_output if inputs is None else inputs.sum() * area)
+        else:
+            weights = outputs * per_output
+        return weights, outputs * (module.bias is not None)
+
+    @cached_property
+    def _calls(self) -> dict[str, list[int]]:
+        nodes = self.graph.nodes
+        return {
+            layer: calls
+            for layer, calls in self.graph.calls().items()
+            if nodes[calls[0]].cuttable or nodes[calls[0]].kind == "parameter"
+        }
+
+    @cached_property
+    def _whole_macs(self) -> int:
+        nodes = self.graph.nodes
+        rest = [n for n in nodes if not n.cuttable and n.layer in self.modules]
+        return sum(whole_layer_macs(self.modules[node.layer], node) for node in rest)
+
+    @cached_property
+    def _untouched(self) -> int:
+        touched = 0
+        for layer in self._calls:
+            module = self.modules.get(layer)
+            own = [self.parameters[layer]] if module is None else module.parameters(recurse=False)
+            touched += sum(p.numel() for p in own)
+        return self.whole[0] - touched
+
+
+def _spread(values: Tensor, width: int) -> Tensor:
+    return values.repeat_interleave(width // len(values))
+
+
+@dataclass
+class Price:
+    """What size costs, in nats per whole network, so that the expected size meets a target.
+
+    The method of multipliers: the price in force is level + push x gap, and the level then moves by
+    rate x gap, where the gap is the expected share less the share aimed at. Below the target the
+    price may become negative: the other terms alone would drop more than was asked for.
+    """
+
+    rate: float
+    push: float
+    level: float = 0.0
+
+    def step(self, gap: float) -> float:
+        """The price for this step; then the level moves."""
+        price = self.level + self.push * gap
+        self.level += self.rate * gap
+        return price

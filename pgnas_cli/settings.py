@@ -1,0 +1,134 @@
+"""The options of a fit: what a run was started with, and whether it makes sense."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from timm.optim import list_optimizers
+
+from .candidates import baseline_probabilities
+from .errors import PgnasError
+from .files import Run, from_json, newest_run, read_posterior, to_json
+from .randomness import generator
+from .registry import Recipe
+from .supernet import drop_probabilities
+
+# Second-order, or only with packages for CUDA.
+_UNFIT_OPTIMIZERS = (
+    "adahessian", "fusedadam", "fusedadamw", "fusedlamb", "fusednovograd", "fusedsgd",
+)  # fmt: skip
+PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")  # of timm; fixed in advance
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The options of a fit; None in a recipe field leaves it to the backbone's recipe."""
+
+    backbone: str = "multibranch-tiny"
+    data: str = "digits"
+    data_root: str = "data"
+    img_size: int | None = None
+    pretrained: bool = False
+    weights: str | None = None
+    held_out: float = 0.2
+    skip_corrupt: bool = False
+    layers: str = "all"
+    groups: str = "layer"
+    fixed_drop: float | None = None
+    constant_l2: bool = False
+    target_params: str | None = None
+    target_macs: str | None = None
+    precision: str = "float32"
+    seed: int = 0
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
+    if settings.precision not in PRECISIONS:
+        raise PgnasError(f"no precision '{settings.precision}'; possible: {', '.join(PRECISIONS)}")
+    names = [str(name) for name in list_optimizers() if str(name) not in _UNFIT_OPTIMIZERS]
+    if recipe.optimizer not in names:
+        near = difflib.get_close_matches(recipe.optimizer, names, n=3)
+        raise PgnasError(f"no optimizer '{recipe.optimizer}'; near: {', '.join(near) or 'sgd'}")
+    if recipe.schedule not in SCHEDULES:
+        raise PgnasError(f"no schedule '{recipe.schedule}'; possible: {', '.join(SCHEDULES)}")
+    for name, value, low, high in (
+        ("--epochs", recipe.epochs, 1, 10**6),
+        ("--batch-size", recipe.batch_size, 2, 10**6),
+        ("--temperature", recipe.temperature, 1e-3, 100),
+        ("--initial-drop", recipe.initial_drop, 1e-6, 0.999),
+        ("--l2", recipe.l2, 0, 1e12),
+        ("--kl-images", recipe.kl_images, 1, 1e15),
+        ("--fixed-drop", settings.fixed_drop, 0, 0.999),
+        ("--lr", recipe.learning_rate, 0, 1e3),
+        ("--drop-lr", recipe.drop_learning_rate, 0, 1e3),
+        ("--weight-decay", recipe.weight_decay, 0, 1e3),
+        ("--warmup-epochs", recipe.warmup_epochs, 0, 10**6),
+    ):
+        if value is not None and not low <= value <= high:
+            raise PgnasError(f"{name} {value:g} is out of range; possible: {low:g} to {high:g}")
+
+
+def fixed_rate(text: str | None) -> float | None:
+    """A fixed drop probability from a number, or that at which candidates are as large as a run's.
+
+    Raises PgnasError for anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        run = Run(Path(text))
+    if not run.posterior.exists():
+        raise PgnasError(f"--fixed-drop '{text}' is neither a number nor a fitted run")
+    network, posterior = read_posterior(run.posterior)
+    rates = baseline_probabilities(
+        network, drop_probabilities(network), "fixed",
+        generator=generator(posterior.seed, "fixed rate"),
+    )  # fmt: skip
+    return float(rates[0])
+
+
+def run_to_fit(
+    folder: Path | None, given: dict[str, Any], *, resume: bool
+) -> tuple[Run, FitSettings]:
+    """The run directory and the settings; a run that goes on keeps those it was started with.
+
+    `given` holds the options that the user named, those of the recipe under "recipe".
+    """
+    if folder is None and resume:
+        run = newest_run()
+    elif folder is None:
+        name = given.get("backbone", FitSettings.backbone).replace("/", "-")
+        run = Run(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    else:
+        run = Run(folder)
+    if not (resume and run.settings.exists()):
+        return run, FitSettings(**given)
+    stored = read_settings(run)
+    for key, value in [*given.items(), *given["recipe"].items()]:
+        now = stored.recipe.get(key) if key in given["recipe"] else getattr(stored, key)
+        if key != "recipe" and now != value:
+            raise PgnasError(
+                f"'{run.folder}' was started with {key} {now}, not {value}; leave the option out to"
+                " go on, or start another run"
+            )
+    return run, stored
+
+
+def read_settings(run: Run) -> FitSettings:
+    """The options that a run was started with."""
+    try:
+        stored = json.loads(run.settings.read_text(encoding="utf-8"))
+        from_json(Recipe, {**to_json(Recipe()), **stored["recipe"]}, run.settings)
+        return from_json(FitSettings, {**to_json(FitSettings()), **stored}, run.settings)
+    except FileNotFoundError:
+        raise PgnasError(f"no run in '{run.folder}'; start one with pgnas fit") from None
+    except (ValueError, TypeError, KeyError, OSError):
+        raise PgnasError(f"'{run.settings}' is damaged; fit again with --force") from None

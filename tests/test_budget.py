@@ -1,0 +1,89 @@
+"""Expected sizes against counted draws, and the price of size against a closed form."""
+
+import pytest
+import timm
+import torch
+from scipy.optimize import brentq
+from torch import nn
+
+from pgnas_cli.budget import ExpectedSize, Price
+from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
+from pgnas_cli.supernet import gates, make_concrete_
+
+from .conftest import tiny
+
+
+def timm_network(name: str, layers: str) -> nn.Module:
+    network = timm.create_model(name, num_classes=10)
+    return make_concrete_(network, (3, 64, 64), layers=layers)
+
+
+@pytest.mark.parametrize("layers", ["all", "hidden"])
+@pytest.mark.parametrize("name", ["multibranch-tiny", "resnet18", "efficientnet_b0", "densenet121"])
+def test_expected_size_is_the_mean_of_counted_draws(name: str, layers: str) -> None:
+    network = tiny(layers=layers) if name == "multibranch-tiny" else timm_network(name, layers)
+    groups = len(gates(network).groups)
+    for level in (0.3, 0.6):
+        p = torch.full((groups,), level)
+        p[::3] = 0.1
+        params, macs = ExpectedSize(network)(p)
+        drawn = count(network, draw_candidates(p, network, 40, 0))
+        assert float(params) == pytest.approx(float(drawn.params.double().mean()), rel=0.03)
+        assert float(macs) == pytest.approx(float(drawn.macs.double().mean()), rel=0.03)
+
+
+def test_without_drops_the_expected_size_is_that_of_the_whole_network() -> None:
+    network = timm_network("efficientnet_b0", "all")
+    params, macs = ExpectedSize(network)(torch.zeros(len(gates(network).groups)))
+    assert float(params) == pytest.approx(parameter_count(network), rel=1e-6)
+    assert float(macs) == pytest.approx(whole_macs(network), rel=1e-6)
+
+
+def test_the_slope_of_the_expected_size_is_that_of_finite_differences() -> None:
+    size = ExpectedSize(tiny())
+    p = torch.linspace(0.1, 0.8, len(size.group.unique()), dtype=torch.float64).requires_grad_()
+    for which in (0, 1):
+        (slope,) = torch.autograd.grad(size(p)[which], p)
+        for group in (0, 3, len(p) - 1):
+            step = torch.zeros_like(p)
+            step[group] = 1e-6
+            with torch.no_grad():
+                change = float(size(p + step)[which] - size(p - step)[which]) / 2e-6
+            assert float(slope[group]) == pytest.approx(change, rel=1e-4)
+
+
+def test_the_price_finds_the_constrained_optimum() -> None:
+    """Toy: minimise sum(worth * p - entropy(p)) so that sum(cost * (1-p)) meets a target.
+
+    The optimum is p = sigmoid(price * cost - worth), with the price as the root of the constraint.
+    """
+    worth = torch.tensor([2.0, 1.0, 3.0, 0.5], dtype=torch.float64)
+    cost = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    target = 0.5
+
+    def excess(price: float) -> float:
+        return float((cost * (1 - torch.sigmoid(price * cost - worth))).sum()) - target
+
+    expected = brentq(excess, 0, 100)
+    logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    price = Price(rate=0.5, push=5.0)
+    for _ in range(3000):
+        p = torch.sigmoid(logits)
+        entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum()
+        size = (cost * (1 - p)).sum()
+        level = price.step(float(size.detach()) - target)
+        optimizer.zero_grad()
+        ((worth * p).sum() - entropy + level * size).backward()
+        optimizer.step()
+    assert price.level == pytest.approx(expected, rel=1e-3)
+    solution = torch.sigmoid(expected * cost - worth)
+    assert torch.allclose(torch.sigmoid(logits.detach()), solution, atol=1e-3)
+
+
+def test_the_price_rises_above_the_target_and_falls_below_it() -> None:
+    price = Price(rate=1.0, push=5.0, level=0.2)
+    assert price.step(0.5) == 2.7
+    assert price.level == 0.7
+    assert price.step(-1.0) == pytest.approx(-4.3)
+    assert price.level == pytest.approx(-0.3)
