@@ -151,7 +151,7 @@ def test_odd_networks_slim_exactly(name: str) -> None:
 def test_a_forward_that_wants_contiguous_memory_is_refused() -> None:
     """Training is channels_last, where view() fails: said before it starts."""
     network = Five(lambda m, x: m.c(x).view(len(x), -1), head=nn.Linear(16 * 64, 5))
-    with pytest.raises(PgnasError, match="Use .reshape"):
+    with pytest.raises(PgnasError, match=r"Use \.reshape"):
         make_concrete_(network, (3, 8, 8))
 
 
