@@ -4,11 +4,11 @@
 is needed unless every reader drops it, readers drop independently, and a layer costs (inputs that
 it keeps) x (outputs that are needed). It is the file's count, in expectation.
 
-The prior over architectures is exp(-price x size): the price of size is found by dual ascent
-(`Price`), so that the expected size meets the target.
+The prior over architectures is exp(-price x size). Its price follows the target: `priced_step`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -208,21 +208,28 @@ def _spread(values: Tensor, width: int) -> Tensor:
     return values.repeat_interleave(width // len(values))
 
 
-@dataclass
-class Price:
-    """What size costs, in nats per whole network, so that the expected size meets a target.
+def priced_step(
+    size: Callable[[Tensor], Tensor],
+    drop_logit: Tensor,  # float64 (groups,), on the CPU, after the optimizer's own step
+    scale: Tensor,  # (groups,), what the optimizer divides a gradient by
+    aim: float,
+    *,
+    rate: float,  # of the optimizer
+    limit: float,  # no logit moves further than this
+) -> tuple[Tensor, float]:
+    """The part of an optimizer's step that the prior exp(-price x size) makes; and the price.
 
-    The method of multipliers: the price in force is level + push x gap, and the level then moves by
-    rate x gap, where the gap is the expected share less the share aimed at. Below the target the
-    price may become negative: the other terms alone would drop more than was asked for.
+    `size` maps drop probabilities to the expected size, (). The price is the one at which the step,
+    rate x price x slope / scale, brings the expected size to `aim`: the multiplier of the
+    constraint, found anew in each step. Where the other terms' step and this one cancel, the
+    condition of a constrained optimum holds, whatever `scale` is.
     """
-
-    rate: float
-    push: float
-    level: float = 0.0
-
-    def step(self, gap: float) -> float:
-        """The price for this step; then the level moves."""
-        price = self.level + self.push * gap
-        self.level += self.rate * gap
-        return price
+    logits = drop_logit.clone().requires_grad_()
+    now = size(torch.sigmoid(logits))
+    (slope,) = torch.autograd.grad(now, logits)
+    direction = slope / scale
+    steepness = float(slope @ direction)
+    if steepness <= 0 or rate <= 0:
+        return drop_logit, 0.0
+    price = (float(now.detach()) - aim) / (rate * steepness)
+    return drop_logit - (rate * price * direction).clamp(-limit, limit), price

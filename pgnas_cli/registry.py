@@ -40,8 +40,7 @@ class Recipe:
     kl_images: float | None = None  # N of Eq. 15; None: 10 x the images fitted, >= 500,000
     size_ramp: float = 0.3  # share of the fit after which the size aimed at is the target
     freeze: float = 1.0  # share of the fit after which p stays and the weights learn under draws
-    price_rate: float = 20.0  # of the dual ascent, nats per whole network over the whole fit
-    price_push: float = 20.0  # nats per whole network
+    sharpen: float = 1.0  # factor on the drop logits from the end of the ramp to the freeze
 
 
 @dataclass(frozen=True)

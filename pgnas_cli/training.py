@@ -22,7 +22,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from .budget import ExpectedSize, Price, Target
+from .budget import ExpectedSize, Target, priced_step
 from .concrete import hard_keep
 from .data import ImageData, Preprocessing
 from .errors import PgnasError
@@ -157,7 +157,8 @@ class _Run:
         self.schedules = [schedule for schedule in both if schedule is not None]
         self.freeze = round(recipe.freeze * self.steps)
         self.target = target
-        self.price = Price(recipe.price_rate / self.steps, recipe.price_push)
+        self.ramp_end = max(self.warmup + 1, round(recipe.size_ramp * self.steps))
+        self.price = 0.0
         self.size = ExpectedSize(network)
         self._start_epoch()
         self.best_loss = math.inf
@@ -219,11 +220,14 @@ class _Run:
             )
             (loss + divergence).backward()
         learning_drops = self.fixed_drop is None and self.warmup <= self.step < self.freeze
-        if learning_drops and self.target is not None:
-            self._add_price()
         self.weights.step()
-        if learning_drops:
+        if self.fixed_drop is None and self.step < self.freeze:
+            if not learning_drops:
+                self.drops.param_groups[0]["lr"] = 0.0  # the moments are gathered
             self.drops.step()
+        if learning_drops:
+            if self.target is not None:
+                self._steer()
             self.full_rate_steps += self.drops.param_groups[0]["lr"] / (
                 self.recipe.drop_learning_rate or 1.0
             )
@@ -235,18 +239,29 @@ class _Run:
         self.step += 1
         self._set_rates()
 
-    def _add_price(self) -> None:
-        """The gradient of the prior over architectures, exp(-price x size)."""
+    def _steer(self) -> None:
+        """Sharpen the drop probabilities, then bring the expected size to where it should be."""
         assert self.target is not None
-        ramp = max(1, round(self.recipe.size_ramp * self.steps) - self.warmup)
-        progress = min(1.0, (self.step - self.warmup + 1) / ramp)
-        aim = 1 - (1 - self.target.share) * progress
-        logits = self.drop_logit.detach().cpu().double().requires_grad_()
-        share = self.size.shares(torch.sigmoid(logits))[self.target.kind]
-        (slope,) = torch.autograd.grad(share, logits)
-        price = self.price.step(float(share.detach()) - aim)
-        assert self.drop_logit.grad is not None
-        self.drop_logit.grad += price * slope.to(self.drop_logit)
+        kind, group = self.target.kind, self.drops.param_groups[0]
+        progress = min(1.0, (self.step + 1 - self.warmup) / (self.ramp_end - self.warmup))
+        logits = self.drop_logit.detach().cpu().double()
+        if self.ramp_end <= self.step:
+            span = max(1, self.freeze - self.ramp_end)
+            logits *= self.recipe.sharpen ** (1 / span)
+        slots = self.drops.state[self.drop_logit]
+        correction = 1 - group["betas"][1] ** float(slots["step"])
+        scale = (slots["exp_avg_sq"].cpu().double() / correction).sqrt()
+        scale += 0.05 * scale.mean() + 1e-12
+        logits, price = priced_step(
+            lambda p: self.size.shares(p)[kind],
+            logits,
+            scale,
+            1 - (1 - self.target.share) * progress,
+            rate=group["lr"],
+            limit=4 * self.recipe.drop_learning_rate,
+        )
+        self.drop_logit.data.copy_(logits)
+        self.price += 0.05 * (price - self.price)
 
     def _gates(self, batch: int) -> Any:
         if self.fixed_drop == 0:
@@ -290,7 +305,7 @@ class _Run:
             expected_macs=macs,
             expected_share=params / self.size.whole[0],
             expected_macs_share=macs / max(1, self.size.whole[1]),
-            price=self.price.level,
+            price=self.price,
             mean_drop=float(per_gate.mean()),
             settled=float(((per_gate < 0.05) | (per_gate > 0.95)).float().mean()),
             drift=100 * float(moved) / self.full_rate_steps if self.full_rate_steps else 0.0,
@@ -305,6 +320,8 @@ class _Run:
     def _refuse_collapse(self, loss: float, kept: float, epoch: int) -> None:
         chance = math.log(len(self.data.classes))
         advice = "lower --l2 or --initial-drop, or lengthen --warmup-epochs"
+        if self.target is not None:
+            advice = "aim at a larger size, or lengthen the fit with --epochs"
         if not math.isfinite(loss):
             raise PgnasError(
                 f"the loss is {loss} in epoch {epoch}; lower --lr (now {self.recipe.learning_rate})"
@@ -368,7 +385,7 @@ class _Run:
             "epochs_done": self.step // self.per_epoch,
             "full_rate_steps": self.full_rate_steps,
             "best_loss": min(self.best_loss, 1e30),
-            "price": self.price.level,
+            "price": self.price,
         }
         return State(self.step, {k: v.detach().clone() for k, v in tensors.items()}, numbers)
 
@@ -389,5 +406,5 @@ class _Run:
         self.seen = int(state.numbers["seen"])
         self.full_rate_steps = state.numbers["full_rate_steps"]
         self.best_loss = state.numbers["best_loss"]
-        self.price.level = state.numbers["price"]
+        self.price = state.numbers["price"]
         self._set_rates()

@@ -184,8 +184,10 @@ def test_a_stronger_prior_gives_a_smaller_network(digits: ImageData) -> None:
 
 
 def test_collapse_stops_with_a_remedy(digits: ImageData) -> None:
-    with pytest.raises(PgnasError, match=r"the fit collapsed in epoch \d+.*lower --l2 or"):
-        fitted(digits, epochs=12, l2=1e6, drop_learning_rate=0.5, learning_rate=0.02)
+    options = {"target": Target("params", 0.015)}
+    steep = {"drop_learning_rate": 0.5, "size_ramp": 0.8, "sharpen": 4.0}
+    with pytest.raises(PgnasError, match=r"the fit collapsed in epoch \d+.*aim at a larger size"):
+        fitted(digits, options, epochs=12, **steep)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_remedy(digits: ImageData) -> None:
