@@ -195,16 +195,16 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
     changes = dict(options.set)
     share = float(changes.pop("target", 0)) or None
     kind = str(changes.pop("kind", "params"))
-    layers, groups = str(changes.pop("gates", "all")), str(changes.pop("groups", "layer"))
     width = float(changes.pop("width", 1))
     began = time.perf_counter()
     backbone = backbone_of(task, seed, options, width)
     data = data_of(task, seed, backbone, options)
+    changes = {k: str(v) if k == "groups" else v for k, v in changes.items()}
     recipe: Recipe = dataclasses.replace(backbone.recipe, **changes)
     if options.epochs:
         recipe = dataclasses.replace(recipe, epochs=options.epochs)
     network = make_concrete_(
-        backbone.network, backbone.input_shape, layers=layers, groups=groups,
+        backbone.network, backbone.input_shape, layers=recipe.gates, groups=recipe.groups,
         initial_drop=recipe.initial_drop,
     )  # fmt: skip
     placed(network, CPU)

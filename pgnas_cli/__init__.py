@@ -6,6 +6,7 @@ The modules, in the order in which data flows; each imports only from those abov
     randomness    generators as functions of seed and purpose
     weights       starting weights from a file
     registry      super-networks by name, through entry points
+    objective     the constants of the objective
     convolution   convolutions with a forward of their own
     graph         what a network computes, as channel-wise facts
     vocabulary    what each step of a traced program does to channels

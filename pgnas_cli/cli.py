@@ -62,6 +62,9 @@ def fit(
     run: Annotated[
         Path | None, typer.Option(help="Run directory; default: runs/<backbone>-<date>-<time>.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: its gates and objective alone.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", "-b")] = None,
     img_size: Annotated[
@@ -91,6 +94,15 @@ def fit(
         float | None, typer.Option(help="Epochs in which only the weights learn.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the relaxed gates.")] = None,
+    size_ramp: Annotated[
+        float | None, typer.Option(help="Share of the fit that shrinks to the target.")
+    ] = None,
+    freeze: Annotated[
+        float | None, typer.Option(help="With a target: share of the fit in which p learns.")
+    ] = None,
+    sharpen: Annotated[
+        float | None, typer.Option(help="With a target: factor that drives p to 0 and 1.")
+    ] = None,
     gates: Annotated[
         str | None,
         typer.Option(help="all, or hidden: only channels that die with their one reader."),
@@ -126,21 +138,22 @@ def fit(
     from .console import fit_summary_lines, show_fit
     from .fitting import fit_stage
     from .machine import device_of, worker_count
-    from .settings import fixed_rate, run_to_fit
+    from .settings import fixed_rate, l2_of, run_to_fit
 
     terminal = _terminal(quiet)
     recipe = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": opt,
-        "schedule": sched, "weight_decay": weight_decay, "l2": _l2(l2), "kl_images": kl_images,
+        "schedule": sched, "weight_decay": weight_decay, "l2": l2_of(l2), "kl_images": kl_images,
         "initial_drop": initial_drop, "drop_learning_rate": drop_lr,
-        "warmup_epochs": warmup_epochs, "temperature": temperature,
+        "warmup_epochs": warmup_epochs, "temperature": temperature, "gates": gates,
+        "groups": groups, "size_ramp": size_ramp, "freeze": freeze, "sharpen": sharpen,
     }  # fmt: skip
     given: dict[str, Any] = {
         "backbone": backbone, "pretrained": pretrained or None,
         "weights": None if weights is None else str(weights),
         "data": data, "data_root": data_root, "img_size": img_size,
         "held_out": held_out, "skip_corrupt": skip_corrupt or None,
-        "layers": gates, "groups": groups, "fixed_drop": fixed_rate(fixed_drop),
+        "preset": preset, "fixed_drop": fixed_rate(fixed_drop),
         "constant_l2": constant_l2 or None, "target_params": target_params,
         "target_macs": target_macs, "seed": seed,
         "precision": precision,
@@ -164,15 +177,6 @@ def fit(
         for line in fit_summary_lines(summary):
             terminal.result(line)
     terminal.notice(f"next: pgnas sample --run {where.folder}")
-
-
-def _l2(text: str | None) -> float | None:
-    if text is None or text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise PgnasError(f"--l2 '{text}' is not a number; possible: a number, or auto") from None
 
 
 @app.command()

@@ -4,6 +4,7 @@ The only user of rich. Text of ours is never parsed as markup: names and paths m
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -177,6 +178,7 @@ def layer_table(layers: "Sequence[LayerGates]") -> Table:
 
 def started_lines(started: "Started") -> list[str]:
     """What is about to be fitted, and whether the prior is within reason."""
+    chance = math.log(started.classes)
     lines = [f"note: {remark}" for remark in started.remarks]
     lines += [
         f"network: {_large(started.params)} parameters; {started.gates} gates in {started.groups}"
@@ -184,13 +186,20 @@ def started_lines(started: "Started") -> list[str]:
         f"images: {started.fit_images} to fit on, {started.held_out_images} held out for ranking",
         f"prior: l2 {started.l2:.4g} at N {started.kl_images:.4g}, at first a weight decay of"
         f" {started.weight_decay:.2g}",
+        f"loss: the prior's part is {started.divergence:.3g} nats per image at the start,"
+        f" guessing costs {chance:.2f}",
         f"fit: {started.epochs} epochs, {started.steps} steps",
     ]
-    if not 1e-5 <= started.weight_decay <= 1e-2:
+    if started.target is not None:
+        what = "parameters" if started.target.kind == "params" else "multiply-adds"
+        lines.append(f"aim: candidates of {_percent(started.target.share)} of the {what}")
+    if not 1e-5 <= started.weight_decay <= 1e-3:
         lines.append(
-            "warning: that is an unusual weight decay (usual: 1e-5 to 1e-2); change --l2 or"
+            "warning: that is an unusual weight decay (usual: 1e-5 to 1e-3); change --l2 or"
             " --kl-images"
         )
+    if abs(started.divergence) > chance:
+        lines.append("warning: the prior outweighs the data; raise --kl-images, or lower --l2")
     return lines
 
 

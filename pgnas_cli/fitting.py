@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .budget import target_of
+from .budget import Target, target_of
 from .candidates import parameter_count
 from .data import ImageData, Preprocessing, Track, cut_data
 from .data import digest as data_digest
@@ -35,11 +35,13 @@ from .files import (
     write_text,
 )
 from .loading import evaluation_images
+from .objective import auto_l2, objective_images
 from .registry import load_backbone
 from .settings import FitSettings, check_recipe
 from .sources import find_data
-from .supernet import gates, make_concrete_
-from .training import EpochRecord, State, auto_l2, fit, objective_images
+from .states import State
+from .supernet import gates, kl, make_concrete_
+from .training import EpochRecord, fit
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class Started:
     weight_decay: float  # that the prior amounts to at the start
     epochs: int
     steps: int
+    divergence: float  # the KL's share of the loss at the start, nats per image
+    classes: int
+    target: Target | None
     remarks: tuple[str, ...]
     kept_whole: tuple[str, ...]  # steps of the forward that the analysis does not cut
 
@@ -113,13 +118,13 @@ def fit_stage(
         size=shape[1], track=track,
     )  # fmt: skip
     data = held_out_decoded(data, workers)
-    recipe = dataclasses.replace(backbone.recipe, **settings.recipe)
+    recipe = settings.recipe_of(backbone.recipe)
     check_recipe(recipe, settings)
     network = make_concrete_(
         backbone.network,
         shape,
-        layers=settings.layers,
-        groups=settings.groups,
+        layers=recipe.gates,
+        groups=recipe.groups,
         initial_drop=recipe.initial_drop,
         ungated=backbone.ungated,
     )
@@ -130,7 +135,7 @@ def fit_stage(
     l2 = auto_l2(recipe, kl_images) if recipe.l2 is None else recipe.l2
     posterior = Posterior(
         Subject(
-            settings.backbone, backbone.options, settings.layers, settings.groups, data.classes,
+            settings.backbone, backbone.options, recipe.gates, recipe.groups, data.classes,
             data.preprocessing, data.name,
         ),
         Cutting(
@@ -148,10 +153,13 @@ def fit_stage(
         state = _same_fit(run, network, posterior, *unfinished)
     bank = gates(network)
     batch = min(recipe.batch_size, len(data.fit))
+    with torch.no_grad():
+        divergence = float(kl(network, l2=l2, images=kl_images, constant=settings.constant_l2))
     yield Started(
         parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
-        recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch), backbone.remarks,
+        recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch), divergence,
+        len(data.classes), target, backbone.remarks,
         tuple(bank.graph.opaque()),
     )  # fmt: skip
     saver = _Saver(run, posterior, save_seconds, step)

@@ -38,9 +38,28 @@ class Recipe:
     temperature: float = 0.2  # of the relaxed draw (Table 5)
     l2: float | None = None  # prior strength, released convention; None: from weight_decay
     kl_images: float | None = None  # N of Eq. 15; None: 10 x the images fitted, >= 500,000
-    size_ramp: float = 0.3  # share of the fit after which the size aimed at is the target
-    freeze: float = 1.0  # share of the fit after which p stays and the weights learn under draws
-    sharpen: float = 1.0  # factor on the drop logits from the end of the ramp to the freeze
+    gates: str = "all"  # which layers carry them: "all" or "hidden" (supernet.py)
+    groups: str = "layer"  # gates with a common p: "layer", "channel", or a number of channels
+    # With a target size only:
+    size_ramp: float = 0.3  # share of the fit after which the expected size is the target
+    freeze: float = 0.5  # share of the fit after which p stays and the weights learn under draws
+    sharpen: float = 8.0  # factor on the drop logits from the end of the ramp to the freeze
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's gates and objective; optimizer, schedule and epochs stay the backbone's.
+    "paper": {
+        "gates": "all", "groups": "layer", "initial_drop": 0.1, "drop_learning_rate": 0.05,
+        "temperature": 0.2, "freeze": 1.0, "sharpen": 1.0,
+    },
+}  # fmt: skip
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The fields of a recipe that the preset `name` sets."""
+    if name not in PRESETS:
+        raise PgnasError(f"no preset '{name}'; possible: {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 @dataclass(frozen=True)

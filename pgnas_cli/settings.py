@@ -14,7 +14,7 @@ from .candidates import baseline_probabilities
 from .errors import PgnasError
 from .files import Run, from_json, newest_run, read_posterior, to_json
 from .randomness import generator
-from .registry import Recipe
+from .registry import Recipe, preset
 from .supernet import drop_probabilities
 
 # Second-order, or only with packages for CUDA.
@@ -37,15 +37,19 @@ class FitSettings:
     weights: str | None = None
     held_out: float = 0.2
     skip_corrupt: bool = False
-    layers: str = "all"
-    groups: str = "layer"
     fixed_drop: float | None = None
     constant_l2: bool = False
     target_params: str | None = None
     target_macs: str | None = None
     precision: str = "float32"
     seed: int = 0
+    preset: str | None = None
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def recipe_of(self, own: Recipe) -> Recipe:
+        """The recipe to follow, where `own` is the backbone's: preset and options override it."""
+        fields = preset(self.preset) if self.preset else {}
+        return dataclasses.replace(own, **{**fields, **self.recipe})
 
 
 def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
@@ -69,6 +73,9 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         ("--drop-lr", recipe.drop_learning_rate, 0, 1e3),
         ("--weight-decay", recipe.weight_decay, 0, 1e3),
         ("--warmup-epochs", recipe.warmup_epochs, 0, 10**6),
+        ("--size-ramp", recipe.size_ramp, 0, 1),
+        ("--freeze", recipe.freeze, 0.01, 1),
+        ("--sharpen", recipe.sharpen, 1, 1e3),
     ):
         if value is not None and not low <= value <= high:
             raise PgnasError(f"{name} {value:g} is out of range; possible: {low:g} to {high:g}")
@@ -112,14 +119,15 @@ def run_to_fit(
     if not (resume and run.settings.exists()):
         return run, FitSettings(**given)
     stored = read_settings(run)
+    # A field of the recipe that was not named then has the backbone's value: compared later.
     for key, value in [*given.items(), *given["recipe"].items()]:
-        now = stored.recipe.get(key) if key in given["recipe"] else getattr(stored, key)
+        now = stored.recipe.get(key, value) if key in given["recipe"] else getattr(stored, key)
         if key != "recipe" and now != value:
             raise PgnasError(
                 f"'{run.folder}' was started with {key} {now}, not {value}; leave the option out to"
                 " go on, or start another run"
             )
-    return run, stored
+    return run, dataclasses.replace(stored, recipe={**given["recipe"], **stored.recipe})
 
 
 def read_settings(run: Run) -> FitSettings:
@@ -132,3 +140,13 @@ def read_settings(run: Run) -> FitSettings:
         raise PgnasError(f"no run in '{run.folder}'; start one with pgnas fit") from None
     except (ValueError, TypeError, KeyError, OSError):
         raise PgnasError(f"'{run.settings}' is damaged; fit again with --force") from None
+
+
+def l2_of(text: str | None) -> float | None:
+    """A prior strength; None for "auto", which the recipe's weight decay decides."""
+    if text is None or text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise PgnasError(f"--l2 '{text}' is not a number; possible: a number, or auto") from None

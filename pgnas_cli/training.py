@@ -27,12 +27,11 @@ from .concrete import hard_keep
 from .data import ImageData, Preprocessing
 from .errors import PgnasError
 from .loading import placed, steps_per_epoch, training_batches
+from .objective import auto_l2, objective_images
 from .randomness import derived_seed, generator, seeded_globals
 from .registry import Recipe
 from .states import State, restore_optimizer, save_optimizer
 from .supernet import drop_probabilities, gates, kl, masked, opened, relaxed
-
-SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,6 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     images_per_second: float
-
-
-def auto_l2(recipe: Recipe, kl_images: float) -> float:
-    """The prior strength whose pull on a weight at the start equals the recipe's weight decay.
-
-    The gradient of l2 (1-p) w^2 / N is 2 l2 (1-p) w / N.
-    """
-    return recipe.weight_decay * kl_images / (2 * (1 - recipe.initial_drop))
-
-
-def objective_images(recipe: Recipe, images: int) -> float:
-    """N of Eq. 15: as the recipe has it, else 10 x the images fitted, but not below the paper's."""
-    return recipe.kl_images or max(10 * images, SMALLEST_N)
 
 
 def fit(
@@ -155,7 +141,7 @@ class _Run:
         )
         both = [self._schedule(self.weights), self._schedule(self.drops)]
         self.schedules = [schedule for schedule in both if schedule is not None]
-        self.freeze = round(recipe.freeze * self.steps)
+        self.freeze = round(recipe.freeze * self.steps) if target is not None else self.steps
         self.target = target
         self.ramp_end = max(self.warmup + 1, round(recipe.size_ramp * self.steps))
         self.price = 0.0

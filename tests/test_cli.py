@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pgnas_cli.cli import main
+from pgnas_cli.files import read_posterior
 
 QUICK = ["--epochs", "2", "--batch-size", "128"]
 
@@ -142,6 +143,25 @@ def test_a_fixed_rate_can_be_that_of_equal_size(capsys: pytest.CaptureFixture[st
     assert abs(fixed["mean"]["params"] / plain["mean"]["params"] - 1) < 0.05
     rates = load_file("fixed/posterior.safetensors")["drop_logit"]
     assert rates.unique().numel() == 1
+
+
+def test_the_papers_objective_is_one_flag_away(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a backbone whose own recipe differs: gates everywhere, one p for each layer's input."""
+    network = ["--backbone", "timm/mobilenetv3_small_050", "--img-size", "8", "--epochs", "1"]
+    own = object_of(capsys, "fit", *network, "--run", "own")
+    paper = object_of(capsys, "fit", *network, "--preset", "paper", "--run", "paper")
+    assert own["groups"] > paper["groups"]
+    assert own["gates"] < paper["gates"]
+    recipe = read_posterior(Path("paper/posterior.safetensors"))[1].recipe
+    assert (recipe.initial_drop, recipe.temperature, recipe.sharpen) == (0.1, 0.2, 1.0)
+    assert recipe.optimizer == "adamw"
+
+
+def test_a_target_is_met_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = said(capsys, "fit", "--epochs", "8", "--target-macs", "60%", "--run", "r")
+    assert "aim: candidates of 60.0 % of the multiply-adds" in err
+    found = object_of(capsys, "sample", "-n", "40", "--run", "r")
+    assert found["mean"]["macs"] / found["whole"]["macs"] == pytest.approx(0.6, abs=0.04)
 
 
 def test_quiet_leaves_stderr_empty(capsys: pytest.CaptureFixture[str]) -> None:
@@ -392,6 +412,8 @@ MISTAKES = [
         "--target-params and --target-macs cannot both be met; give one",
     ),
     (["fit", "--target-params", "50%", "--fixed-drop", "0.1"], "--fixed-drop sets the size; leave"),
+    (["fit", "--preset", "papers"], "no preset 'papers'; possible: paper"),
+    (["fit", "--freeze", "2"], "--freeze 2 is out of range; possible: 0.01 to 1"),
     (["fit", "--gates", "some"], "gates 'some' are not known; possible: all, hidden"),
     (["fit", "--groups", "0"], "groups '0' are not known; possible: layer, channel"),
     (["fit", "--opt", "adamm"], "no optimizer 'adamm'; near: adam"),

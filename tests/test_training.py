@@ -13,11 +13,12 @@ from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_
 from pgnas_cli.data import ImageData
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.files import read_checkpoint, write_checkpoint
+from pgnas_cli.objective import auto_l2, objective_images
 from pgnas_cli.registry import Recipe, load_backbone
 from pgnas_cli.sources import open_data
 from pgnas_cli.states import State
 from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
-from pgnas_cli.training import EpochRecord, auto_l2, fit, objective_images
+from pgnas_cli.training import EpochRecord, fit
 
 from .test_files import POSTERIOR
 
@@ -166,7 +167,8 @@ def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> Non
                      state().tensors["network.head.weight"]))  # fmt: skip
 
     network, recipe = prepared(digits, freeze=0.5, epochs=2, warmup_epochs=0.0)
-    list(fit(network, digits, recipe, seed=0, between=between))
+    target = Target("params", 0.5)
+    list(fit(network, digits, recipe, seed=0, target=target, between=between))
     half = len(seen) // 2
     assert not torch.equal(seen[half - 2][0], seen[half - 1][0])
     for (before, weight), (after, changed) in zip(seen[half - 1 :], seen[half:], strict=False):
@@ -185,7 +187,7 @@ def test_a_stronger_prior_gives_a_smaller_network(digits: ImageData) -> None:
 
 def test_collapse_stops_with_a_remedy(digits: ImageData) -> None:
     options = {"target": Target("params", 0.015)}
-    steep = {"drop_learning_rate": 0.5, "size_ramp": 0.8, "sharpen": 4.0}
+    steep = {"drop_learning_rate": 0.5, "size_ramp": 0.8, "freeze": 1.0, "sharpen": 4.0}
     with pytest.raises(PgnasError, match=r"the fit collapsed in epoch \d+.*aim at a larger size"):
         fitted(digits, options, epochs=12, **steep)
 
