@@ -110,36 +110,50 @@ class ExpectedSize:
         return params + self._untouched, macs + self._whole_macs
 
     def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:
-        """Per node, the logarithm of the probability that nobody needs a channel, (channels,)."""
+        """Per node, the logarithm of the probability that nobody needs a channel, (channels,).
+
+        Nodes on a chain share one tensor, which keeps the number of operations small.
+        """
         nodes = self.graph.nodes
-        logs = [torch.zeros(node.channels, dtype=torch.float64) for node in nodes]
+        found: list[Tensor | None] = [None] * len(nodes)
+
+        def add(source: int, log: Tensor) -> None:
+            own = found[source]
+            found[source] = log if own is None else own + log
+
         for position in range(len(nodes) - 1, -1, -1):
-            node, own = nodes[position], logs[position]
+            node, known = nodes[position], found[position]
+            own = torch.zeros(node.channels, dtype=torch.float64) if known is None else known
+            found[position] = own
             if node.kind in ("output", "opaque"):
                 for source in node.inputs:
-                    logs[source] = torch.full_like(logs[source], math.log(LEAST))
+                    needed = torch.full((nodes[source].channels,), math.log(LEAST))
+                    found[source] = needed.double()
             elif node.kind == "mix":
                 if node.layer in self.followers and node.layer in self.spans:
                     continue  # its gates are those of another reader
-                source = node.inputs[0]
-                reads = -torch.expm1(own.sum()) * kept.get(node.layer, 1.0)
-                logs[source] = logs[source] + torch.log((1 - reads).clamp(min=LEAST))
+                width = nodes[node.inputs[0]].channels
+                share = kept.get(node.layer, torch.ones(width, dtype=torch.float64))
+                reads = -torch.expm1(own.sum()) * share
+                add(node.inputs[0], torch.log((1 - reads).clamp(min=LEAST)))
             elif node.kind == "grouped":
                 source = node.inputs[0]
-                per_group = own.view(node.groups, -1).sum(1)
-                logs[source] = logs[source] + _spread(per_group, nodes[source].channels)
+                per_group = own if node.groups == len(own) else own.view(node.groups, -1).sum(1)
+                found[position] = _spread(per_group, node.channels)  # a group is cut whole
+                add(source, _spread(per_group, nodes[source].channels))
             elif node.kind == "concatenate":
                 widths = [nodes[source].channels for source in node.inputs]
                 for source, part in zip(node.inputs, own.split(widths), strict=True):
-                    logs[source] = logs[source] + part
+                    add(source, part)
             elif node.kind == "flatten":
                 source = node.inputs[0]
-                logs[source] = logs[source] + own.view(nodes[source].channels, -1).sum(1)
+                alike = nodes[source].channels == node.channels
+                add(source, own if alike else own.view(nodes[source].channels, -1).sum(1))
             elif node.kind in ("norm", "channelwise", "elementwise"):
                 for source in node.inputs:
-                    alike = nodes[source].channels == node.channels
-                    logs[source] = logs[source] + (own if alike else own.sum())
-        return logs
+                    width = nodes[source].channels
+                    add(source, own if width == node.channels else own.sum().expand(width))
+        return [cast(Tensor, log) for log in found]
 
     def _settled(self, logs: list[Tensor]) -> list[Tensor]:
         """The operands of a sum stay as long as any of them is needed."""
@@ -155,8 +169,9 @@ class ExpectedSize:
             else:
                 continue
             least = logs[position]
-            for place in places:
-                least = torch.minimum(least, logs[place])
+            for log in {id(logs[place]): logs[place] for place in places}.values():
+                if log is not least:
+                    least = torch.minimum(least, log)
             for place in places:
                 logs[place] = least
         return logs
@@ -205,6 +220,8 @@ class ExpectedSize:
 
 
 def _spread(values: Tensor, width: int) -> Tensor:
+    if width == len(values):
+        return values
     return values.repeat_interleave(width // len(values))
 
 

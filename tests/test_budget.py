@@ -19,7 +19,9 @@ def timm_network(name: str, layers: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("layers", ["all", "hidden"])
-@pytest.mark.parametrize("name", ["multibranch-tiny", "resnet18", "efficientnet_b0", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["multibranch-tiny", "resnet18", "efficientnet_b0", "densenet121", "regnety_002"]
+)
 def test_expected_size_is_the_mean_of_counted_draws(name: str, layers: str) -> None:
     network = tiny(layers=layers) if name == "multibranch-tiny" else timm_network(name, layers)
     groups = len(gates(network).groups)
