@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each network")
+    parser.add_argument("--round-to", type=int, default=1)
     parser.add_argument("--gates", default="all", choices=("all", "hidden"))
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
@@ -40,9 +41,12 @@ def main() -> None:
             create_supernet(f"timm/{name}", 1000, input_shape=shape, layers=options.gates)
         )
         keep = candidate(network, options.drop)
-        found = count(network, keep[None])
+        found = count(network, keep[None], round_to=options.round_to)
         macs = int(found.macs) / whole_macs(network)
-        networks = [ungated_copy(network), slim(network, keep), slim(network, keep, "fast")]
+        networks = [ungated_copy(network)]
+        networks += [
+            slim(network, keep, layout, round_to=options.round_to) for layout in ("small", "fast")
+        ]
         whole, small, fast = latencies(
             networks, [shape] * 3, batch=options.batch, device=CPU, seconds=options.seconds
         )

@@ -244,8 +244,9 @@ def export(
         str, typer.Option(help="An id, whole, or twin (random, as large); default: the winner.")
     ] = "",
     round_to: Annotated[
-        int, typer.Option(help="Make numbers of channels multiples of this, say 8.")
-    ] = 1,
+        int | None,
+        typer.Option(help="Make numbers of channels multiples; default: 8 for ONNX, else 1."),
+    ] = None,
     layout: Annotated[
         str | None, typer.Option(help="Of an ONNX file: small or fast; default: small.")
     ] = None,

@@ -21,6 +21,7 @@ from .loading import placed
 from .supernet import masked
 
 BATCH = 64  # images in each forward of the canonical evaluation
+RESIDENT = 2**28  # numbers that are kept as float32: 1 GiB
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,20 @@ class Ranking:
 
 
 class Batches:
-    """Images in batches of exactly `BATCH`, the last one padded; bytes until they are read."""
+    """Images in batches of exactly `BATCH`, the last one padded; they can be read many times.
+
+    They are normalised once where that takes little memory, else each time.
+    """
 
     def __init__(self, pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> None:
         self.pixels = pixels.to(device)  # uint8 (images, channels, height, width)
         self.preprocessing = preprocessing
+        self.ready = list(self._made()) if pixels.numel() < RESIDENT else None
 
     def __iter__(self) -> Iterator[Tensor]:
+        return self._made() if self.ready is None else iter(self.ready)
+
+    def _made(self) -> Iterator[Tensor]:
         for part in self.pixels.split(BATCH):
             padding = part[:1].expand(BATCH - len(part), -1, -1, -1)
             yield self.preprocessing.normalised(torch.cat([part, padding]))

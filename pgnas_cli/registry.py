@@ -41,8 +41,8 @@ class Recipe:
     gates: str = "all"  # which layers carry them: "all" or "hidden" (supernet.py)
     groups: str = "layer"  # gates with a common p: "layer", "channel", or a number of channels
     # With a target size only:
-    size_ramp: float = 0.3  # share of the fit after which the expected size is the target
-    freeze: float = 0.5  # share of the fit after which p stays and the weights learn under draws
+    size_ramp: float = 0.25  # share of the fit after which the expected size is the target
+    freeze: float = 0.4  # share of the fit after which p stays and the weights learn under draws
     sharpen: float = 8.0  # factor on the drop logits from the end of the ramp to the freeze
 
 

@@ -197,7 +197,7 @@ def export_stage(
     *,
     candidate: str,  # "" for the winner, an id, "whole", or "twin"
     layout: str | None,  # of an ONNX file; None: small
-    round_to: int,  # numbers of channels become multiples of it
+    round_to: int | None,  # numbers of channels become multiples of it; None: what suits the file
     opset: int,  # of an ONNX file
     force: bool,
     device: torch.device,
@@ -216,6 +216,8 @@ def export_stage(
             " pgnas_cli.load(FILE, layout='fast')"
         )
     arrangement = known_layout(layout or "small")
+    if round_to is None:  # ONNX Runtime's kernels want blocks of channels
+        round_to = 8 if path.suffix == ".onnx" else 1
     if not 1 <= round_to <= 1024:
         raise PgnasError(f"--round-to {round_to} is out of range; possible: 1 to 1024")
     if not OPSETS[0] <= opset <= OPSETS[1]:

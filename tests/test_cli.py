@@ -107,11 +107,12 @@ def test_rounded_and_onnx_exports_are_the_same_network(capsys: pytest.CaptureFix
     run("fit", *QUICK, "--initial-drop", "0.5", "-q")
     run("sample", "--n", "4", "-q")
     files = {"a.safetensors": [], "b.safetensors": ["--round-to", "8"],
-             "c.onnx": ["--round-to", "8", "--layout", "fast"]}  # fmt: skip
+             "c.onnx": ["--layout", "fast"], "e.onnx": ["--round-to", "1"]}  # fmt: skip
     sizes = {
         name: object_of(capsys, "export", name, *options)["params"]
         for name, options in files.items()
     }
+    assert sizes["a.safetensors"] == sizes["e.onnx"]
     assert sizes["a.safetensors"] < sizes["b.safetensors"] == sizes["c.onnx"]
     rows = object_of(capsys, "evaluate", *files)["networks"]
     assert len({row["errors"] for row in rows}) == 1

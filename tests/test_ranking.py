@@ -73,6 +73,19 @@ def test_a_pair_does_not_depend_on_the_images_around_it() -> None:
     assert torch.equal(straight[shuffled], other)
 
 
+def test_many_images_are_normalised_each_time_with_the_same_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels, _ = some_images(BATCH + 3)
+    once = Batches(pixels, PLAIN, CPU)
+    monkeypatch.setattr("pgnas_cli.ranking.RESIDENT", 0)
+    again = Batches(pixels, PLAIN, CPU)
+    assert (once.ready is None, again.ready is None) == (False, True)
+    for _ in range(2):
+        for a, b in zip(once, again, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_ranking_leaves_the_gates_open() -> None:
     network = tiny()
     pixels, labels = some_images(10)
