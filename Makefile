@@ -37,4 +37,6 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python bench/digits.py
+	$(BIN)/python -m bench.digits
+	$(BIN)/python -m bench.families
+	$(BIN)/python -m bench.latency

@@ -5,7 +5,7 @@ same probabilities dealt out by chance, and of a network trained at one fixed (r
 with the same mean size (the file's count); and the whole network trained plainly. Prints one table
 and the rank correlation of the learned probabilities between seeds. Some minutes on two cores.
 
-    .venv/bin/python bench/digits.py [--seeds 3] [--candidates 300]
+    .venv/bin/python -m bench.digits [--seeds 3] [--candidates 300]
 """
 
 import argparse

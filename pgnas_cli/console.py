@@ -136,6 +136,7 @@ def show_fit(
 
     marks: list[tuple[int, float]] = []  # first step seen, and when
     total = 0
+    last: EpochRecord | None = None
     with terminal.progress() as bar:
         task = bar.add_task("fitting", total=None)
 
@@ -154,8 +155,14 @@ def show_fit(
                     for name in event.kept_whole if verbose else ():
                         terminal.notice(f"kept whole: {name}")
                 elif isinstance(event, FitSummary):
+                    if last is not None and last.expected_share > 0.95 and last.mean_drop > 1e-6:
+                        terminal.notice(
+                            "note: hardly anything is dropped; name a size with --target-params, or"
+                            " raise --l2"
+                        )
                     return event
                 else:
+                    last = event
                     done = event.epoch * total // event.epochs
                     first, began = marks[0] if marks else (0, time.monotonic())
                     rate = (time.monotonic() - began) / max(1, done - first)

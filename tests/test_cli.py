@@ -165,6 +165,15 @@ def test_a_target_is_met_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["mean"]["macs"] / found["whole"]["macs"] == pytest.approx(0.6, abs=0.04)
 
 
+def test_a_fit_that_drops_nothing_says_how_to_shrink(capsys: pytest.CaptureFixture[str]) -> None:
+    hint = "hardly anything is dropped; name a size with --target-params"
+    _, _, err = said(capsys, "fit", *QUICK, "--initial-drop", "0.001", "--run", "a")
+    assert hint in err
+    for options in (["--fixed-drop", "0"], ["--target-params", "50%"]):
+        _, _, err = said(capsys, "fit", *QUICK, *options, "--run", options[0].strip("-"))
+        assert hint not in err
+
+
 def test_quiet_leaves_stderr_empty(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = said(capsys, "fit", *QUICK, "-q")
     assert status == 0
