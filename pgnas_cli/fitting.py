@@ -18,7 +18,7 @@ from torch import nn
 
 from .budget import Target, target_of
 from .candidates import parameter_count
-from .data import ImageData, Preprocessing, Track, cut_data
+from .data import ImageData, Preprocessing, Track, cut_data, untracked
 from .data import digest as data_digest
 from .errors import Interrupted, PgnasError
 from .files import (
@@ -117,7 +117,7 @@ def fit_stage(
         source, seed=settings.seed, held_out=settings.held_out, preprocessing=preprocessing,
         size=shape[1], track=track,
     )  # fmt: skip
-    data = held_out_decoded(data, workers)
+    data = held_out_decoded(data, workers, track)
     recipe = settings.recipe_of(backbone.recipe)
     check_recipe(recipe, settings)
     network = make_concrete_(
@@ -280,11 +280,13 @@ def _metrics(run: Run, state: State | None) -> list[str]:
     return run.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
 
 
-def held_out_decoded(data: ImageData, workers: int) -> ImageData:
+def held_out_decoded(data: ImageData, workers: int, track: Track = untracked) -> ImageData:
     """Held-out images are read every epoch and by every candidate: decode them once."""
     if data.held_out.pixels is not None:
         return data
-    images = evaluation_images(data.held_out, data.preprocessing, workers=workers)
-    return dataclasses.replace(
-        data, held_out=dataclasses.replace(data.held_out, pixels=torch.cat(list(images)))
-    )
+    batch = 256
+    images = evaluation_images(data.held_out, data.preprocessing, batch=batch, workers=workers)
+    with closing(images):
+        parts = range(-(-len(data.held_out) // batch))
+        pixels = torch.cat([next(images) for _ in track(parts, "decoding held-out images")])
+    return dataclasses.replace(data, held_out=dataclasses.replace(data.held_out, pixels=pixels))

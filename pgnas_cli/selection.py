@@ -140,7 +140,7 @@ def held_out_of(
             f"the images of '{settings.data}' are not those of the fit: the held-out part has"
             f" changed; bring back the data or fit again"
         )
-    return held_out_decoded(data, workers)
+    return held_out_decoded(data, workers, track)
 
 
 def rank_stage(

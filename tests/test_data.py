@@ -38,6 +38,14 @@ def test_the_cut_is_stratified() -> None:
     assert (held == (0.2 * whole).round()).all()
 
 
+def test_no_more_is_held_out_than_ranking_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of ImageNet would not fit into memory."""
+    monkeypatch.setattr("pgnas_cli.data.HELD_OUT_MOST", 100)
+    data = open_data("digits", seed=0)
+    assert abs(len(data.held_out) - 100) <= len(data.classes) / 2
+    assert len(data.fit) + len(data.held_out) == 1438
+
+
 def test_the_seed_changes_what_is_held_out_but_never_the_test_split() -> None:
     a, b = (open_data("digits", seed=s) for s in (0, 1))
     assert a.test is not None
