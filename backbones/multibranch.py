@@ -110,7 +110,6 @@ def tiny(*, classes: int, channels: int = 3, size: int | None = None) -> Backbon
     network = MultiBranch((16, 32, 64), 1, 16, input_shape, classes)
     # Chosen on held-out digits (docs/log.md).
     recipe = Recipe(
-        epochs=30, batch_size=32, learning_rate=0.1, weight_decay=1e-3, initial_drop=0.03,
-        drop_learning_rate=0.15,
-    )  # fmt: skip
+        epochs=30, batch_size=32, learning_rate=0.1, weight_decay=1e-3, initial_drop=0.03
+    )
     return Backbone(network, input_shape, recipe, heads=("head",))
