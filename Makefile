@@ -14,7 +14,7 @@ RUN := runs/demo
 # Fit, sample, rank, export and evaluate on the embedded digits. Two more networks are trained as
 # long for comparison: one without gates, and one whose gates drop at one fixed rate.
 demo: .venv/installed
-	$(BIN)/pgnas fit --run $(RUN) --target-params 40% --force
+	$(BIN)/pgnas fit --run $(RUN) --target-params 40% --groups channel --force
 	$(BIN)/pgnas sample --run $(RUN) --n 300
 	$(BIN)/pgnas rank --run $(RUN) --top 5
 	$(BIN)/pgnas export $(RUN)/best.safetensors --run $(RUN) --force
