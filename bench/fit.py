@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 from pgnas_backbones.multibranch import MultiBranch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pgnas_cli import training
@@ -35,7 +37,7 @@ from pgnas_cli.candidates import (
     shifted_to_size,
     whole_macs,
 )
-from pgnas_cli.data import ImageData, Preprocessing, Source, cut_data
+from pgnas_cli.data import ImageData, Preprocessing, cut_data
 from pgnas_cli.evaluation import test_score as score_on_test
 from pgnas_cli.files import to_json
 from pgnas_cli.fitting import held_out_decoded
@@ -82,11 +84,9 @@ def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespac
     if backbone.images is not None:
         shape = backbone.input_shape
         preprocessing = Preprocessing(shape[0], shape[1], **to_json(backbone.images))
-    return held_out_decoded(_cut(source, seed, preprocessing, backbone.input_shape[1]), 0)
-
-
-def _cut(source: Source, seed: int, preprocessing: Preprocessing | None, size: int) -> ImageData:
-    return cut_data(source, seed=seed, preprocessing=preprocessing, size=size)
+    size = backbone.input_shape[1]
+    cut = cut_data(source, seed=seed, preprocessing=preprocessing, size=size)
+    return held_out_decoded(cut, 0)
 
 
 def recalibrated(network: nn.Module, keep: Tensor, images: list[Tensor]) -> nn.Module:
@@ -134,7 +134,6 @@ class Judge:
         assert pixels is not None
         batches = fit_images(self.data, images)
         errors = []
-        tests = []
         for row in range(len(keep)):
             recalibrated(self.network, keep[row], batches)
             one = dataclasses.replace(
@@ -150,8 +149,7 @@ class Judge:
                   "best": int(errors_[best]) / len(labels)}  # fmt: skip
         if self.final:
             recalibrated(self.network, keep[best], batches)
-            tests.append(self._test(keep[best]))
-            result["test"] = tests[0]
+            result["test"] = self._test(keep[best])
         self.network.load_state_dict(own)
         return result
 
@@ -251,16 +249,17 @@ def remember_batches(folder: Path, task: str) -> None:
             yield from real(data, **how)
             return
         size, batch = data.preprocessing.size, how["batch"]
-        path = folder / f"{task}-{size}-{how['seed']}-{batch}-{how['steps']}.pt"
+        path = folder / f"{task}-{size}-{how['seed']}-{batch}-{how['steps']}.safetensors"
         if not path.exists():
             pairs = list(real(data, **{**how, "first_step": 0}))
             part = path.with_suffix(f".{time.time_ns()}")
             images, labels = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
-            torch.save((images, labels), part)
+            save_file({"images": images, "labels": labels}, part)
             part.rename(path)
-        images, labels = torch.load(path, mmap=True)
-        for step in range(how["first_step"], how["steps"]):
-            yield images[step].clone(), labels[step].clone()
+        with safe_open(path, "pt") as stored:
+            images, labels = stored.get_slice("images"), stored.get_slice("labels")
+            for step in range(how["first_step"], how["steps"]):
+                yield images[step], labels[step]
 
     training.training_batches = batches  # type: ignore[assignment]
 

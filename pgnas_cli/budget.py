@@ -1,6 +1,6 @@
 """The expected size of a candidate, differentiable, and a prior that steers it to a target.
 
-`expected_sizes` walks the graph as wiring.py does, with probabilities in place of bits: a channel
+`ExpectedSize` walks the graph as wiring.py does, with probabilities in place of bits: a channel
 is needed unless every reader drops it, readers drop independently, and a layer costs (inputs that
 it keeps) x (outputs that are needed). It is the file's count, in expectation.
 
@@ -10,17 +10,17 @@ The prior over architectures is exp(-price x size). Its price follows the target
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from .candidates import parameter_count, whole_layer_macs, whole_macs
+from .candidates import parameter_count, untouched_params, whole_layer_macs, whole_macs
 from .errors import PgnasError
 from .graph import Graph, Node
 from .placement import followers
 from .supernet import gates
+from .wiring import spread
 
 LEAST = 1e-9  # probability of being dropped: its logarithm stays finite
 
@@ -83,9 +83,12 @@ class ExpectedSize:
         self.spans = bank.spans
         self.group = bank.group.cpu()
         self.modules = dict(network.named_modules())
-        self.parameters = dict(network.named_parameters())
         self.followers = followers(bank.graph)
         self.whole = parameter_count(network), whole_macs(network)
+        self.untouched = untouched_params(network)
+        rest = [n for n in self.graph.nodes if not n.cuttable]
+        self.rest_macs = sum(whole_layer_macs(self.modules.get(n.layer), n) for n in rest)
+        self.cut = self.graph.cut()
 
     def shares(self, drop_probability: Tensor) -> dict[str, Tensor]:
         """Of the whole network's parameters and multiply-adds, each (); (groups,) on the CPU."""
@@ -98,7 +101,7 @@ class ExpectedSize:
         kept = {layer: 1 - drop[first:last] for layer, (first, last) in self.spans.items()}
         unneeded = self._settled(self._unneeded(kept))
         params, macs = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for calls in self._calls.values():
+        for calls in self.cut.values():
             for call in calls:
                 node = self.graph.nodes[call]
                 outputs = -torch.expm1(unneeded[call]).sum()
@@ -107,7 +110,7 @@ class ExpectedSize:
                     macs = macs + weights * math.prod(node.size)
                 if call == calls[0]:
                     params = params + weights + others
-        return params + self._untouched, macs + self._whole_macs
+        return params + self.untouched, macs + self.rest_macs
 
     def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:
         """Per node, the logarithm of the probability that nobody needs a channel, (channels,).
@@ -139,8 +142,8 @@ class ExpectedSize:
             elif node.kind == "grouped":
                 source = node.inputs[0]
                 per_group = own if node.groups == len(own) else own.view(node.groups, -1).sum(1)
-                found[position] = _spread(per_group, node.channels)  # a group is cut whole
-                add(source, _spread(per_group, nodes[source].channels))
+                found[position] = spread(per_group, node.channels)  # a group is cut whole
+                add(source, spread(per_group, nodes[source].channels))
             elif node.kind == "concatenate":
                 widths = [nodes[source].channels for source in node.inputs]
                 for source, part in zip(node.inputs, own.split(widths), strict=True):
@@ -193,36 +196,6 @@ class ExpectedSize:
         else:
             weights = outputs * per_output
         return weights, outputs * (module.bias is not None)
-
-    @cached_property
-    def _calls(self) -> dict[str, list[int]]:
-        nodes = self.graph.nodes
-        return {
-            layer: calls
-            for layer, calls in self.graph.calls().items()
-            if nodes[calls[0]].cuttable or nodes[calls[0]].kind == "parameter"
-        }
-
-    @cached_property
-    def _whole_macs(self) -> int:
-        nodes = self.graph.nodes
-        rest = [n for n in nodes if not n.cuttable and n.layer in self.modules]
-        return sum(whole_layer_macs(self.modules[node.layer], node) for node in rest)
-
-    @cached_property
-    def _untouched(self) -> int:
-        touched = 0
-        for layer in self._calls:
-            module = self.modules.get(layer)
-            own = [self.parameters[layer]] if module is None else module.parameters(recurse=False)
-            touched += sum(p.numel() for p in own)
-        return self.whole[0] - touched
-
-
-def _spread(values: Tensor, width: int) -> Tensor:
-    if width == len(values):
-        return values
-    return values.repeat_interleave(width // len(values))
 
 
 def priced_step(

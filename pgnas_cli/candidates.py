@@ -103,10 +103,7 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
         if node.layer not in counted:
             params += own
             counted.add(node.layer)
-    untouched = parameter_count(network) - sum(
-        p.numel() for layer in counted for p in _own_parameters(network, modules, layer)
-    )
-    return params + untouched, macs
+    return params + untouched_params(network), macs
 
 
 def whole_layer_macs(module: nn.Module | None, node: Node) -> int:
@@ -117,12 +114,15 @@ def whole_layer_macs(module: nn.Module | None, node: Node) -> int:
     return node.channels * math.prod(node.size) // len(weight) * weight.numel()
 
 
-def _own_parameters(
-    network: nn.Module, modules: dict[str, nn.Module], layer: str
-) -> list[nn.Parameter]:
-    if layer in modules:
-        return list(modules[layer].parameters(recurse=False))
-    return [network.get_parameter(layer)]
+def untouched_params(network: nn.Module) -> int:
+    """Parameters of the whole network that no candidate makes fewer."""
+    modules = dict(network.named_modules())
+    cut = 0
+    for layer in gates(network).graph.cut():
+        module = modules.get(layer)
+        own = [network.get_parameter(layer)] if module is None else module.parameters(recurse=False)
+        cut += sum(parameter.numel() for parameter in own)
+    return parameter_count(network) - cut
 
 
 def _layer_cost(

@@ -339,8 +339,6 @@ def backbones(
     from .supernet import create_supernet, layer_gates
     from .supernet import gates as gates_of
 
-    if img_size is not None and img_size < 1:
-        raise PgnasError(f"--img-size {img_size} is out of range; possible: 1 or more")
     network = create_supernet(
         name, 1000, layers=gates, input_shape=None if img_size is None else (3, img_size, img_size)
     )

@@ -98,15 +98,14 @@ def fit_stage(
     """
     unfinished = _claim(run, resume, force)
     began = time.perf_counter()
-    if settings.img_size is not None and settings.img_size < 1:
-        raise PgnasError(f"--img-size {settings.img_size} is out of range; possible: 1 or more")
     source = find_data(
         settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt,
         track=track,
     )  # fmt: skip
     backbone = load_backbone(
         settings.backbone, classes=len(source.classes), channels=source.channels,
-        size=settings.img_size or source.small, pretrained=settings.pretrained,
+        size=source.small if settings.img_size is None else settings.img_size,
+        pretrained=settings.pretrained,
         weights=None if settings.weights is None else Path(settings.weights), seed=settings.seed,
     )  # fmt: skip
     shape = backbone.input_shape

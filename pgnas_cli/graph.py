@@ -78,14 +78,17 @@ class Graph:
                 found.setdefault(node.layer, []).append(position)
         return found
 
-    def shared(self) -> dict[str, list[int]]:
-        """What is cut and used more than once: all uses are cut alike."""
+    def cut(self) -> dict[str, list[int]]:
+        """The modules and parameters that a candidate makes smaller, and their uses."""
         return {
             layer: calls
             for layer, calls in self.calls().items()
-            if len(calls) > 1
-            and (self.nodes[calls[0]].cuttable or self.nodes[calls[0]].kind == "parameter")
+            if self.nodes[calls[0]].cuttable or self.nodes[calls[0]].kind == "parameter"
         }
+
+    def shared(self) -> dict[str, list[int]]:
+        """What is cut and used more than once: all uses are cut alike."""
+        return {layer: calls for layer, calls in self.cut().items() if len(calls) > 1}
 
     def opaque(self) -> list[str]:
         """What the analysis keeps whole: each opaque step that handles tensors, and in what."""

@@ -118,6 +118,8 @@ def load_backbone(
         listed = ", ".join("timm/NAME" if n == "timm" else n for n in sorted(entries))
         hint = f"did you mean {near[0]}?" if near and near[0] != "timm" else f"known: {listed}"
         raise PgnasError(f"no backbone named '{name}'; {hint}")
+    if size is not None and size < 1:
+        raise PgnasError(f"--img-size {size} is out of range; possible: 1 or more")
     entry = entries[entry_name]
     try:
         build: Builder = entry.load()

@@ -198,7 +198,7 @@ def create_supernet(
     if num_classes < 2:
         raise PgnasError(f"{num_classes} classes are too few; possible: 2 or more")
     square = input_shape is None or (len(input_shape) == 3 and input_shape[1] == input_shape[2])
-    if not square or (input_shape is not None and min(input_shape) < 1):
+    if not square or (input_shape is not None and input_shape[0] < 1):
         raise PgnasError(f"input_shape {input_shape} is not (channels, size, size)")
     channels, size = (3, None) if input_shape is None else input_shape[:2]
     backbone = load_backbone(

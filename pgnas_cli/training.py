@@ -201,10 +201,7 @@ class _Run:
         with self._gates(len(inputs)), own_draws:
             logits = self.network(inputs)
             loss = F.cross_entropy(logits, labels)
-            divergence = kl(
-                self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2
-            )
-            (loss + divergence).backward()
+            (loss + self._divergence()).backward()
         learning_drops = self.fixed_drop is None and self.warmup <= self.step < self.freeze
         self.weights.step()
         if self.fixed_drop is None and self.step < self.freeze:
@@ -224,6 +221,9 @@ class _Run:
         self.seen += len(inputs)
         self.step += 1
         self._set_rates()
+
+    def _divergence(self) -> Tensor:
+        return kl(self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2)
 
     def _steer(self) -> None:
         """Sharpen the drop probabilities, then bring the expected size to where it should be."""
@@ -273,10 +273,7 @@ class _Run:
         self.best_loss = min(self.best_loss, loss)
         moved = (probability - self.before).abs()[gates(self.network).group].mean()
         with torch.no_grad():
-            divergence = kl(
-                self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2
-            )
-        with torch.no_grad():
+            divergence = self._divergence()
             params, macs = map(float, self.size(probability.cpu()))
         soft, hard = self._held_out_errors(epoch)
         record = EpochRecord(

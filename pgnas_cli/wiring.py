@@ -92,13 +92,13 @@ def _constant(
         elif node.borders or (node.cuttable and node.layer in shared):
             pass  # a cut module has one value for all of its calls
         elif node.kind == "grouped":
-            value = _spread(_all_of_group(operands[0], node.groups), node.channels)
+            value = spread(_all_of_group(operands[0], node.groups), node.channels)
         elif node.kind in ("norm", "channelwise", "elementwise"):
             value = functools.reduce(torch.logical_and, operands).expand(-1, node.channels)
         elif node.kind == "concatenate":
             value = torch.cat(operands, 1)
         elif node.kind == "flatten":
-            value = _spread(operands[0], node.channels)
+            value = spread(operands[0], node.channels)
         constant.append(torch.zeros_like(value) if position in aliased else value)
     return constant
 
@@ -149,7 +149,7 @@ def _needed(
         elif node.kind == "grouped":
             source = node.inputs[0]
             group = _any_of_group(wanted & varies, node.groups)
-            needed[source] |= _spread(group, graph.nodes[source].channels)
+            needed[source] |= spread(group, graph.nodes[source].channels)
         elif node.kind == "norm":
             needed[node.inputs[0]] |= wanted & varies
         elif node.kind == "concatenate":
@@ -261,8 +261,8 @@ def _agree(
         varies = ~is_fixed(needed[position], constant[position])[:, None]
         if node.kind == "grouped":
             group = _any_of_group(out, node.groups)
-            out |= _spread(group, node.channels) & varies  # a group is cut whole
-            source |= _spread(group, source.shape[1]) & varies
+            out |= spread(group, node.channels) & varies  # a group is cut whole
+            source |= spread(group, source.shape[1]) & varies
         else:
             source |= out & varies
     elif node.kind in ("channelwise", "elementwise"):
@@ -276,7 +276,7 @@ def _agree(
     elif node.kind == "flatten":
         features = live[node.inputs[0]]
         features |= _any_of_group(out, features.shape[1])
-        out |= _spread(features, node.channels)
+        out |= spread(features, node.channels)
 
 
 def _unite(live: list[Tensor], positions: list[int]) -> None:
@@ -285,9 +285,10 @@ def _unite(live: list[Tensor], positions: list[int]) -> None:
         live[position] |= union
 
 
-def _spread(mask: Tensor, width: int) -> Tensor:
-    """(candidates, groups) -> (candidates, width), each group's entry for all of its members."""
-    return mask.repeat_interleave(width // mask.shape[1], 1)
+def spread(values: Tensor, width: int) -> Tensor:
+    """(..., groups) -> (..., width), each group's entry for all of its members."""
+    groups = values.shape[-1]
+    return values if groups == width else values.repeat_interleave(width // groups, -1)
 
 
 def _any_of_group(mask: Tensor, groups: int) -> Tensor:
