@@ -16,13 +16,14 @@ The modules, in the order in which data flows; each imports only from those abov
     supernet      a network with gates in place
     wiring        which channels a candidate still needs
     candidates    sub-networks as rows of bits, and what they cost
-    budget        the expected size, and the prior that steers it
+    budget        the expected size of a candidate, and a prior with a price on it
     reshaping     modules in the shapes of a candidate
     slimming      cut a network down to a candidate
     data          image data sets, cut into fit, held-out and test
     sources       where data sets come from
     loading       batches of images, for fitting and for judging
     states        what a fit needs to go on
+    steering      when p learns, and how it gets to a target size
     training      fit weights and drop probabilities together
     ranking       errors of candidates on the held-out images
     files         the files of a run

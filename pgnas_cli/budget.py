@@ -38,7 +38,8 @@ def target_of(
 ) -> Target | None:
     """The target that "60%" or "10M" names, of parameters or of multiply-adds.
 
-    Raises PgnasError where both are given, and for what is no size below the whole network's.
+    Raises PgnasError where both are given, for what is no size below the whole network's, and for
+    sizes that closing nearly every gate would not reach.
     """
     if params and macs:
         raise PgnasError("--target-params and --target-macs cannot both be met; give one")
@@ -47,7 +48,15 @@ def target_of(
         text, kind, whole = macs, "macs", whole_macs(network)
     if not text:
         return None
-    return Target(cast(Any, kind), size_of(text, whole, f"--target-{kind}") / whole)
+    share = size_of(text, whole, f"--target-{kind}") / whole
+    nearly_closed = torch.full((len(gates(network).groups),), 0.99)
+    least = float(ExpectedSize(network).shares(nearly_closed)[kind])
+    if share < least:
+        raise PgnasError(
+            f"--target-{kind} {text} is out of reach; with 99 % of the gates closed {least:.0%} are"
+            " left; aim higher, or add gates with --gates all"
+        )
+    return Target(cast(Any, kind), share)
 
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}

@@ -20,6 +20,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from .budget import Target
     from .candidates import Sizes
     from .evaluation import Evaluation
     from .export import Slim
@@ -137,6 +138,7 @@ def show_fit(
     marks: list[tuple[int, float]] = []  # first step seen, and when
     total = 0
     last: EpochRecord | None = None
+    target: Target | None = None
     with terminal.progress() as bar:
         task = bar.add_task("fitting", total=None)
 
@@ -149,17 +151,14 @@ def show_fit(
         with closing(events):
             for event in events:
                 if isinstance(event, Started):
-                    total = event.steps
+                    total, target = event.steps, event.target
                     for line in started_lines(event):
                         terminal.notice(line)
                     for name in event.kept_whole if verbose else ():
                         terminal.notice(f"kept whole: {name}")
                 elif isinstance(event, FitSummary):
-                    if last is not None and last.expected_share > 0.95 and last.mean_drop > 1e-6:
-                        terminal.notice(
-                            "note: hardly anything is dropped; name a size with --target-params, or"
-                            " raise --l2"
-                        )
+                    for line in closing_notes(last, target):
+                        terminal.notice(line)
                     return event
                 else:
                     last = event
@@ -218,6 +217,23 @@ def epoch_line(record: "EpochRecord", seconds_left: float) -> str:
         f" {100 * record.expected_share:.0f} % p moves {record.drift:.3f}"
         f" left {_clock(seconds_left)}"
     )
+
+
+def closing_notes(last: "EpochRecord | None", target: "Target | None") -> list[str]:
+    """What the last epoch should make the user think about, if anything."""
+    if last is None or last.mean_drop < 1e-6:
+        return []
+    if target is not None:
+        share = last.expected_share if target.kind == "params" else last.expected_macs_share
+        if abs(share - target.share) <= 0.02 * target.share:
+            return []
+        return [
+            f"warning: the mean candidate has {_percent(share)} of the size, not"
+            f" {_percent(target.share)}; lengthen the fit with --epochs"
+        ]
+    if last.expected_share > 0.95:
+        return ["note: hardly anything is dropped; name a size with --target-params, or raise --l2"]
+    return []
 
 
 def fit_summary_lines(summary: "FitSummary") -> list[str]:

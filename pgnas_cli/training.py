@@ -22,7 +22,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from .budget import ExpectedSize, Target, priced_step
+from .budget import ExpectedSize, Target
 from .concrete import hard_keep
 from .data import ImageData, Preprocessing
 from .errors import PgnasError
@@ -31,6 +31,7 @@ from .objective import auto_l2, objective_images
 from .randomness import derived_seed, generator, seeded_globals
 from .registry import Recipe
 from .states import State, restore_optimizer, save_optimizer
+from .steering import Steering, phases
 from .supernet import drop_probabilities, gates, kl, masked, opened, relaxed
 
 
@@ -124,7 +125,7 @@ class _Run:
         self.batch = min(recipe.batch_size, len(data.fit))
         self.per_epoch = steps_per_epoch(len(data.fit), self.batch)
         self.steps = recipe.epochs * self.per_epoch
-        self.warmup = round(recipe.warmup_epochs * self.per_epoch)
+        self.phases = phases(recipe, self.steps, self.per_epoch, target)
         self.step = 0
         self.kl_images = objective_images(recipe, len(data.fit))
         self.l2 = auto_l2(recipe, self.kl_images) if recipe.l2 is None else recipe.l2
@@ -141,11 +142,10 @@ class _Run:
         )
         both = [self._schedule(self.weights), self._schedule(self.drops)]
         self.schedules = [schedule for schedule in both if schedule is not None]
-        self.freeze = round(recipe.freeze * self.steps) if target is not None else self.steps
-        self.target = target
-        self.ramp_end = max(self.warmup + 1, round(recipe.size_ramp * self.steps))
-        self.price = 0.0
         self.size = ExpectedSize(network)
+        self.steering: Steering | None = None
+        if target is not None:
+            self.steering = Steering(self.size, target, self.phases, recipe)
         self._start_epoch()
         self.best_loss = math.inf
         self._set_rates()
@@ -179,7 +179,7 @@ class _Run:
         for schedule in self.schedules:
             schedule.step_update(self.step)
         if self.fixed_drop is not None:
-            share = min(1.0, (self.step + 1) / self.warmup) if self.warmup else 1.0
+            share = min(1.0, (self.step + 1) / max(1, self.phases.warmup))
             # Below the grid of the draws: a fixed rate of 0 keeps every channel.
             level = torch.tensor(max(self.fixed_drop * share, 1e-12), dtype=torch.float64).logit()
             self.drop_logit.data.fill_(float(level))
@@ -202,15 +202,17 @@ class _Run:
             logits = self.network(inputs)
             loss = F.cross_entropy(logits, labels)
             (loss + self._divergence()).backward()
-        learning_drops = self.fixed_drop is None and self.warmup <= self.step < self.freeze
+        before_freeze = self.fixed_drop is None and self.step < self.phases.freeze
+        learning_drops = before_freeze and self.step >= self.phases.warmup
         self.weights.step()
-        if self.fixed_drop is None and self.step < self.freeze:
+        if before_freeze:
             if not learning_drops:
                 self.drops.param_groups[0]["lr"] = 0.0  # the moments are gathered
             self.drops.step()
         if learning_drops:
-            if self.target is not None:
-                self._steer()
+            if self.steering is not None:
+                steered = self.steering.corrected(self.drop_logit, self.drops, self.step)
+                self.drop_logit.data.copy_(steered)
             self.full_rate_steps += self.drops.param_groups[0]["lr"] / (
                 self.recipe.drop_learning_rate or 1.0
             )
@@ -225,34 +227,10 @@ class _Run:
     def _divergence(self) -> Tensor:
         return kl(self.network, l2=self.l2, images=self.kl_images, constant=self.constant_l2)
 
-    def _steer(self) -> None:
-        """Sharpen the drop probabilities, then bring the expected size to where it should be."""
-        assert self.target is not None
-        kind, group = self.target.kind, self.drops.param_groups[0]
-        progress = min(1.0, (self.step + 1 - self.warmup) / (self.ramp_end - self.warmup))
-        logits = self.drop_logit.detach().cpu().double()
-        if self.ramp_end <= self.step:
-            span = max(1, self.freeze - self.ramp_end)
-            logits *= self.recipe.sharpen ** (1 / span)
-        slots = self.drops.state[self.drop_logit]
-        correction = 1 - group["betas"][1] ** float(slots["step"])
-        scale = (slots["exp_avg_sq"].cpu().double() / correction).sqrt()
-        scale += 0.05 * scale.mean() + 1e-12
-        logits, price = priced_step(
-            lambda p: self.size.shares(p)[kind],
-            logits,
-            scale,
-            1 - (1 - self.target.share) * progress,
-            rate=group["lr"],
-            limit=4 * self.recipe.drop_learning_rate,
-        )
-        self.drop_logit.data.copy_(logits)
-        self.price += 0.05 * (price - self.price)
-
     def _gates(self, batch: int) -> Any:
         if self.fixed_drop == 0:
             return opened(self.network)
-        if self.step >= self.freeze:
+        if self.step >= self.phases.freeze:
             per_gate = drop_probabilities(self.network)[gates(self.network).group].cpu()
             draws = generator(self.seed, "gates", self.step, 0)
             return masked(self.network, hard_keep(per_gate, generator=draws, rows=(batch,)))
@@ -288,7 +266,7 @@ class _Run:
             expected_macs=macs,
             expected_share=params / self.size.whole[0],
             expected_macs_share=macs / max(1, self.size.whole[1]),
-            price=self.price,
+            price=self.steering.price if self.steering else 0.0,
             mean_drop=float(per_gate.mean()),
             settled=float(((per_gate < 0.05) | (per_gate > 0.95)).float().mean()),
             drift=100 * float(moved) / self.full_rate_steps if self.full_rate_steps else 0.0,
@@ -303,7 +281,7 @@ class _Run:
     def _refuse_collapse(self, loss: float, kept: float, epoch: int) -> None:
         chance = math.log(len(self.data.classes))
         advice = "lower --l2 or --initial-drop, or lengthen --warmup-epochs"
-        if self.target is not None:
+        if self.steering is not None:
             advice = "aim at a larger size, or lengthen the fit with --epochs"
         if not math.isfinite(loss):
             raise PgnasError(
@@ -368,7 +346,7 @@ class _Run:
             "epochs_done": self.step // self.per_epoch,
             "full_rate_steps": self.full_rate_steps,
             "best_loss": min(self.best_loss, 1e30),
-            "price": self.price,
+            "price": self.steering.price if self.steering else 0.0,
         }
         return State(self.step, {k: v.detach().clone() for k, v in tensors.items()}, numbers)
 
@@ -389,5 +367,6 @@ class _Run:
         self.seen = int(state.numbers["seen"])
         self.full_rate_steps = state.numbers["full_rate_steps"]
         self.best_loss = state.numbers["best_loss"]
-        self.price = state.numbers["price"]
+        if self.steering is not None:
+            self.steering.price = state.numbers["price"]
         self._set_rates()

@@ -6,8 +6,9 @@ import torch
 from scipy.optimize import brentq
 from torch import nn
 
-from pgnas_cli.budget import ExpectedSize, priced_step
+from pgnas_cli.budget import ExpectedSize, priced_step, target_of
 from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
+from pgnas_cli.errors import PgnasError
 from pgnas_cli.supernet import gates, make_concrete_
 
 from .conftest import tiny
@@ -88,3 +89,13 @@ def test_the_price_is_negative_where_the_other_terms_drop_more_than_was_asked_fo
     moved, price = priced_step(lambda p: (1 - p).mean(), logits, scale, 0.9, rate=1.0, limit=0.5)
     assert price < 0
     assert torch.allclose(moved, logits - 0.5)  # as far as the limit allows
+
+
+def test_a_target_below_what_closing_the_gates_reaches_is_refused() -> None:
+    network = tiny(layers="hidden")
+    with pytest.raises(PgnasError, match=r"--target-params 1% is out of reach; with 99 %"):
+        target_of(network, "1%")
+    nearly = torch.full((len(gates(network).groups),), 0.99)
+    drawn = count(network, draw_candidates(nearly, network, 40, 0)).params.double().mean()
+    share = float(drawn) / parameter_count(network)
+    assert target_of(network, f"{100 * share + 1}%") is not None

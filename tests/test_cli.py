@@ -14,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pgnas_cli.budget import Target
 from pgnas_cli.cli import main
+from pgnas_cli.console import closing_notes
 from pgnas_cli.files import read_posterior
+from pgnas_cli.training import EpochRecord
 
 QUICK = ["--epochs", "2", "--batch-size", "128"]
 
@@ -172,6 +175,14 @@ def test_a_fit_that_drops_nothing_says_how_to_shrink(capsys: pytest.CaptureFixtu
     for options in (["--fixed-drop", "0"], ["--target-params", "50%"]):
         _, _, err = said(capsys, "fit", *QUICK, *options, "--run", options[0].strip("-"))
         assert hint not in err
+
+
+def test_a_missed_target_is_said() -> None:
+    record = EpochRecord(1, 1, 1.0, 0.1, 0.5, 0.5, 0.5, 700.0, 60.0, 0.7, 0.6, 0.0, 0.3, 0.5, 0.0,
+                         (0,) * 10, 0.1, 1.0, 1.0)  # fmt: skip
+    assert closing_notes(record, Target("macs", 0.6)) == []
+    (line,) = closing_notes(record, Target("params", 0.6))
+    assert "has 70.0 % of the size, not 60.0 %" in line
 
 
 def test_quiet_leaves_stderr_empty(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,9 @@ def prepared(data: ImageData, **changes: object) -> tuple[torch.nn.Module, Recip
     shape = data.preprocessing.input_shape
     backbone = load_backbone("multibranch-tiny", classes=10, channels=1, size=8)
     recipe = dataclasses.replace(backbone.recipe, **{**SHORT, **changes})
-    network = make_concrete_(backbone.network, shape, initial_drop=recipe.initial_drop)
+    network = make_concrete_(
+        backbone.network, shape, groups=recipe.groups, initial_drop=recipe.initial_drop
+    )
     return network, recipe
 
 
@@ -157,6 +159,17 @@ def test_candidates_are_as_large_as_the_target(digits: ImageData, kind: str, sha
     assert {"params": params, "macs": macs}[kind] == pytest.approx(share, rel=0.15)
     assert records[-1].price != 0
     assert records[-1].hard_error < 0.3
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+@pytest.mark.parametrize("groups", ["layer", "channel"])
+def test_short_fits_meet_their_target_too(digits: ImageData, epochs: int, groups: str) -> None:
+    network, recipe = prepared(digits, epochs=epochs, groups=groups)
+    (*_, last) = fit(network, digits, recipe, seed=0, target=Target("params", 0.5))
+    assert last.expected_share == pytest.approx(0.5, abs=0.006)
+    keep = draw_candidates(drop_probabilities(network), network, 100, 0)
+    counted = float(count(network, keep).params.double().mean()) / parameter_count(network)
+    assert counted == pytest.approx(0.5, abs=0.03)
 
 
 def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> None:

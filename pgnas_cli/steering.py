@@ -1,0 +1,81 @@
+"""Bring the drop probabilities to a target size, early enough for the weights to live with it.
+
+With a target a fit has four phases: the weights warm up; the aimed size falls from the whole
+network to the target; the drop logits are sharpened at that size, until nearly every p is close to
+0 or 1; p is frozen, and the weights go on learning under hard masks drawn from it. Without a target
+p learns from the warm-up to the end.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .budget import ExpectedSize, Target, priced_step
+from .registry import Recipe
+
+TOLERANCE = 0.005  # of the whole network's size, at the freeze
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Steps at which the phases end."""
+
+    warmup: int
+    ramp: int
+    freeze: int
+
+
+def phases(recipe: Recipe, steps: int, per_epoch: int, target: Target | None) -> Phases:
+    """The phases of a fit of `steps` steps.
+
+    With a target the warm-up leaves at least two fifths of the ramp to the drop probabilities,
+    however few epochs there are.
+    """
+    warmup = round(recipe.warmup_epochs * per_epoch)
+    if target is None:
+        return Phases(warmup, steps, steps)
+    warmup = min(warmup, int(0.6 * recipe.size_ramp * steps))
+    ramp = max(warmup + 1, round(recipe.size_ramp * steps))
+    return Phases(warmup, ramp, min(steps, max(ramp + 1, round(recipe.freeze * steps))))
+
+
+class Steering:
+    """Corrects the drop logits after each step of their optimizer, between warm-up and freeze."""
+
+    def __init__(self, size: ExpectedSize, target: Target, phases: Phases, recipe: Recipe) -> None:
+        self.size, self.target, self.phases = size, target, phases
+        self.sharpen = recipe.sharpen
+        # However short the fit, a logit can cross the range in which p is undecided.
+        travel = 16 / max(1, phases.freeze - phases.warmup)
+        self.limit = max(4 * recipe.drop_learning_rate, travel)
+        self.price = 0.0
+
+    def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Adam, step: int) -> Tensor:
+        """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size."""
+        group, slots = optimizer.param_groups[0], optimizer.state[drop_logit]
+        progress = (step + 1 - self.phases.warmup) / (self.phases.ramp - self.phases.warmup)
+        aim = 1 - (1 - self.target.share) * min(1.0, progress)
+        logits = drop_logit.detach().cpu().double()
+        if self.phases.ramp <= step:
+            span = max(1, self.phases.freeze - self.phases.ramp)
+            logits *= self.sharpen ** (1 / span)
+        correction = 1 - group["betas"][1] ** float(slots["step"])
+        scale = (slots["exp_avg_sq"].cpu().double() / correction).sqrt()
+        scale += 0.05 * scale.mean() + 1e-12
+
+        def priced(logits: Tensor) -> tuple[Tensor, float]:
+            return priced_step(self.share, logits, scale, aim, rate=group["lr"], limit=self.limit)
+
+        logits, price = priced(logits)
+        self.price += 0.05 * (price - self.price)
+        if step + 1 == self.phases.freeze:
+            for _ in range(100):  # what is left of the way, since nothing moves p afterwards
+                if abs(float(self.share(torch.sigmoid(logits))) - aim) < TOLERANCE:
+                    break
+                logits, _ = priced(logits)
+        return logits
+
+    def share(self, drop_probability: Tensor) -> Tensor:
+        """Expected share of the whole network's size, in the target's unit."""
+        return self.size.shares(drop_probability)[self.target.kind]
