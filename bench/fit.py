@@ -6,7 +6,8 @@
 Tasks: t1 (timm/tf_efficientnet_lite0 with pretrained weights, photos of 112 px, 7 epochs of 40
 images a step), t2 (multibranch-tiny from scratch, 10,000 CIFAR images as JPEG, --epochs), t3
 (digits). Sides: whole, pgnas, fixed (ramped, sizes as --set target), narrow (t2: a uniformly
-narrower network). `--set` changes fields of the recipe, and target, kind, gates, groups.
+narrower network), and t1 by others at the same sizes (rivals.py): magnitude, group-norm, oto.
+`--set` changes fields of the recipe, and target, kind, gates, groups.
 
 Every cell appends one JSON line to `--results`; a cell that is there is not run again. The test
 split is scored only with `--final`, for cells whose settings were chosen on held-out images.
@@ -28,6 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench import rivals
 from pgnas_cli import training
 from pgnas_cli.budget import Target
 from pgnas_cli.candidates import (
@@ -50,6 +52,7 @@ from pgnas_cli.sources import find_data
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 
 CPU = torch.device("cpu")
+RIVALS = ("magnitude", "group-norm", "oto")
 CANDIDATES = {"t1": 20, "t2": 60, "t3": 100}
 
 
@@ -188,8 +191,43 @@ def fit_images(data: ImageData, images: int) -> list[Tensor]:
     return list(Batches(whole, data.preprocessing, CPU))
 
 
+def rival_cell(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """T1 by another tool, judged alike. Its learning rate is `--set learning_rate`."""
+    began = time.perf_counter()
+    changes = dict(options.set)
+    kind, share = str(changes.get("kind", "params")), float(changes["target"])
+    backbone = backbone_of("t1", seed, options)
+    data = data_of("t1", seed, backbone, options)
+    network = placed(backbone.network, CPU)
+    epochs, batch = options.epochs or backbone.recipe.epochs, backbone.recipe.batch_size
+    steps = epochs * (len(data.fit) // batch)
+    batches = training.training_batches(
+        data, batch=batch, seed=seed, first_step=0, steps=steps, workers=0
+    )
+    example = torch.zeros(1, *backbone.input_shape)
+    whole = {kind: rivals.size_of(network, kind, example) for kind in ("params", "macs")}
+    plan = (network, batches, steps, data.preprocessing, float(changes["learning_rate"]))
+    if side == "oto":
+        found = rivals.only_trained_once(*plan, share=share, kind=kind)
+    else:
+        head = network.get_submodule(backbone.heads[0])
+        found = rivals.torch_pruned(side, *plan, head=head, share=share, kind=kind)
+    row = {k: rivals.size_of(found, k, example) / whole[k] for k in whole}
+
+    def error(part: Any) -> float:
+        return score_on_test(found, part, data.preprocessing, device=CPU, workers=0).error
+
+    row["mean"] = row["best"] = error(data.held_out)
+    if options.final:
+        row["test"] = error(data.test)
+    drawn = {**row, "mean_params": row["params"], "mean_macs": row["macs"], "distinct": 1}
+    return {"drawn": drawn, "seconds": time.perf_counter() - began}
+
+
 def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One fit and what came of it."""
+    if side in RIVALS:
+        return rival_cell(side, seed, options)
     changes = dict(options.set)
     share = float(changes.pop("target", 0)) or None
     kind = str(changes.pop("kind", "params"))
@@ -277,7 +315,7 @@ def value(text: str) -> tuple[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("t1", "t2", "t3", "table"))
-    parser.add_argument("side", nargs="?", choices=("whole", "pgnas", "fixed", "narrow"))
+    parser.add_argument("side", nargs="?", choices=("whole", "pgnas", "fixed", "narrow", *RIVALS))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the weights")
     parser.add_argument("--photos", type=Path, default=Path("data/photos"))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
