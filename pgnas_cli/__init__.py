@@ -16,7 +16,7 @@ The modules, in the order in which data flows; each imports only from those abov
     supernet      a network with gates in place
     wiring        which channels a candidate still needs
     candidates    sub-networks as rows of bits, and what they cost
-    budget        the expected size of a candidate, and a prior with a price on it
+    budget        the expected size of a candidate, and steps to a wanted one
     reshaping     modules in the shapes of a candidate
     slimming      cut a network down to a candidate
     data          image data sets, cut into fit, held-out and test

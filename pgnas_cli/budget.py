@@ -4,7 +4,8 @@
 is needed unless every reader drops it, readers drop independently, and a layer costs (inputs that
 it keeps) x (outputs that are needed). It is the file's count, in expectation.
 
-The prior over architectures is exp(-price x size). Its price follows the target: `priced_step`.
+A prior over architectures that knows only their size has that size as its one statistic: to hold
+it at a target is to step along its slope, `step_to_size`.
 """
 
 import math
@@ -207,28 +208,26 @@ class ExpectedSize:
         return weights, outputs * (module.bias is not None)
 
 
-def priced_step(
+def step_to_size(
     size: Callable[[Tensor], Tensor],
-    drop_logit: Tensor,  # float64 (groups,), on the CPU, after the optimizer's own step
-    scale: Tensor,  # (groups,), what the optimizer divides a gradient by
+    drop_logit: Tensor,  # float64 (groups,), on the CPU
+    metric: Tensor,  # (groups,), positive: what moving each logit costs
     aim: float,
     *,
-    rate: float,  # of the optimizer
     limit: float,  # no logit moves further than this
-) -> tuple[Tensor, float]:
-    """The part of an optimizer's step that the prior exp(-price x size) makes; and the price.
+) -> Tensor:
+    """The shortest step of the drop logits that brings the expected size to `aim`, to first order.
 
-    `size` maps drop probabilities to the expected size, (). The price is the one at which the step,
-    rate x price x slope / scale, brings the expected size to `aim`: the multiplier of the
-    constraint, found anew in each step. Where the other terms' step and this one cancel, the
-    condition of a constrained optimum holds, whatever `scale` is.
+    `size` maps drop probabilities to the expected size, (). Lengths are sum(metric x step^2), so
+    the step is slope / metric, times the multiplier of the constraint. Taken after each step of a
+    gradient descent that divides by the same `metric`, it ends at the constrained optimum.
     """
     logits = drop_logit.clone().requires_grad_()
     now = size(torch.sigmoid(logits))
     (slope,) = torch.autograd.grad(now, logits)
-    direction = slope / scale
+    direction = slope / metric
     steepness = float(slope @ direction)
-    if steepness <= 0 or rate <= 0:
-        return drop_logit, 0.0
-    price = (float(now.detach()) - aim) / (rate * steepness)
-    return drop_logit - (rate * price * direction).clamp(-limit, limit), price
+    if steepness <= 0:
+        return drop_logit
+    step = direction * ((aim - float(now.detach())) / steepness)
+    return drop_logit + step.clamp(-limit, limit)

@@ -7,11 +7,12 @@ p learns from the warm-up to the end.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .budget import ExpectedSize, Target, priced_step
+from .budget import ExpectedSize, Target, step_to_size
 from .registry import Recipe
 
 TOLERANCE = 0.005  # of the whole network's size, at the freeze
@@ -49,31 +50,27 @@ class Steering:
         # However short the fit, a logit can cross the range in which p is undecided.
         travel = 16 / max(1, phases.freeze - phases.warmup)
         self.limit = max(4 * recipe.drop_learning_rate, travel)
-        self.price = 0.0
 
     def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Adam, step: int) -> Tensor:
         """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size."""
-        group, slots = optimizer.param_groups[0], optimizer.state[drop_logit]
+        slots = optimizer.state[drop_logit]
         progress = (step + 1 - self.phases.warmup) / (self.phases.ramp - self.phases.warmup)
         aim = 1 - (1 - self.target.share) * min(1.0, progress)
         logits = drop_logit.detach().cpu().double()
         if self.phases.ramp <= step:
             span = max(1, self.phases.freeze - self.phases.ramp)
             logits *= self.sharpen ** (1 / span)
-        correction = 1 - group["betas"][1] ** float(slots["step"])
-        scale = (slots["exp_avg_sq"].cpu().double() / correction).sqrt()
-        scale += 0.05 * scale.mean() + 1e-12
-
-        def priced(logits: Tensor) -> tuple[Tensor, float]:
-            return priced_step(self.share, logits, scale, aim, rate=group["lr"], limit=self.limit)
-
-        logits, price = priced(logits)
-        self.price += 0.05 * (price - self.price)
+        # The mean squared gradient is, up to a factor, the Fisher information: the step to the size
+        # is the one that changes the predictions least, and spares channels that much hangs on.
+        information = slots["exp_avg_sq"].cpu().double()
+        metric = information + 1e-3 * information.mean() + 1e-30
+        closer = partial(step_to_size, self.share, metric=metric, aim=aim, limit=self.limit)
+        logits = closer(logits)
         if step + 1 == self.phases.freeze:
             for _ in range(100):  # what is left of the way, since nothing moves p afterwards
                 if abs(float(self.share(torch.sigmoid(logits))) - aim) < TOLERANCE:
                     break
-                logits, _ = priced(logits)
+                logits = closer(logits)
         return logits
 
     def share(self, drop_probability: Tensor) -> Tensor:

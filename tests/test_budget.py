@@ -1,12 +1,12 @@
-"""Expected sizes against counted draws, and the price of size against a closed form."""
+"""Expected sizes against counted draws, and steps to a size against a closed form."""
 
 import pytest
 import timm
 import torch
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 from torch import nn
 
-from pgnas_cli.budget import ExpectedSize, priced_step, target_of
+from pgnas_cli.budget import ExpectedSize, step_to_size, target_of
 from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.supernet import gates, make_concrete_
@@ -55,39 +55,58 @@ def test_the_slope_of_the_expected_size_is_that_of_finite_differences() -> None:
             assert float(slope[group]) == pytest.approx(change, rel=1e-4)
 
 
-def test_the_price_finds_the_constrained_optimum() -> None:
+def test_descent_with_steps_to_the_size_ends_at_the_constrained_optimum() -> None:
     """Toy: minimise sum(worth * p - entropy(p)) so that sum(cost * (1-p)) meets a target.
 
-    The optimum is p = sigmoid(price * cost - worth), with the price as the root of the constraint;
-    whatever the optimizer divides gradients by.
+    The optimum is p = sigmoid(price * cost - worth), with the price as the root of the constraint,
+    whatever the metric.
     """
     worth = torch.tensor([2.0, 1.0, 3.0, 0.5], dtype=torch.float64)
     cost = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
-    scale = torch.tensor([1.0, 0.3, 2.0, 0.7], dtype=torch.float64)
+    metric = torch.tensor([1.0, 0.3, 2.0, 0.7], dtype=torch.float64)
     target, rate = 0.5, 0.01
 
     def excess(price: float) -> float:
         return float((cost * (1 - torch.sigmoid(price * cost - worth))).sum()) - target
 
-    expected = brentq(excess, 0, 100)
     logits = torch.zeros(4, dtype=torch.float64)
     for _ in range(8000):
         p = torch.sigmoid(logits)
         gradient = (worth + logits) * p * (1 - p)  # of worth * p - entropy
-        logits, price = priced_step(
-            lambda p: (cost * (1 - p)).sum(), logits - rate * gradient / scale, scale, target,
-            rate=rate, limit=1.0,
+        logits = step_to_size(
+            lambda p: (cost * (1 - p)).sum(), logits - rate * gradient / metric, metric, target,
+            limit=1.0,
         )  # fmt: skip
-    assert price == pytest.approx(expected, rel=0.01)  # steps have a size
-    solution = torch.sigmoid(expected * cost - worth)
+    solution = torch.sigmoid(brentq(excess, 0, 100) * cost - worth)
     assert torch.allclose(torch.sigmoid(logits), solution, atol=1e-3)
 
 
-def test_the_price_is_negative_where_the_other_terms_drop_more_than_was_asked_for() -> None:
+def test_no_shorter_step_reaches_the_size() -> None:
+    """Against a solver that knows nothing of slopes and multipliers."""
+    cost = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    metric = torch.tensor([1.0, 4.0, 0.5], dtype=torch.float64)
+    start = torch.tensor([-2.0, -1.0, -1.5], dtype=torch.float64)
+
+    def size(p: torch.Tensor) -> torch.Tensor:
+        return (cost * (1 - p)).sum()
+
+    aim = float(size(torch.sigmoid(start))) - 1e-3  # small: the step is right to first order
+    step = step_to_size(size, start, metric, aim, limit=1.0) - start
+    found = minimize(
+        lambda d: float((metric * torch.tensor(d) ** 2).sum() * 1e4),
+        [0.0, 0.0, 0.0],
+        constraints={
+            "type": "eq",
+            "fun": lambda d: 1e4 * (float(size(torch.sigmoid(start + torch.tensor(d)))) - aim),
+        },
+    )
+    assert found.success
+    assert step.tolist() == pytest.approx(found.x.tolist(), rel=0.02)
+
+
+def test_the_step_opens_gates_where_more_is_dropped_than_was_asked_for() -> None:
     logits = torch.full((4,), 2.0, dtype=torch.float64)
-    scale = torch.ones(4, dtype=torch.float64)
-    moved, price = priced_step(lambda p: (1 - p).mean(), logits, scale, 0.9, rate=1.0, limit=0.5)
-    assert price < 0
+    moved = step_to_size(lambda p: (1 - p).mean(), logits, torch.ones(4), 0.9, limit=0.5)
     assert torch.allclose(moved, logits - 0.5)  # as far as the limit allows
 
 
