@@ -4,8 +4,8 @@
 is needed unless every reader drops it, readers drop independently, and a layer costs (inputs that
 it keeps) x (outputs that are needed). It is the file's count, in expectation.
 
-A prior over architectures that knows only their size has that size as its one statistic: to hold
-it at a target is to step along its slope, `step_to_size`.
+The prior over architectures is exp(-price x size). Its price is whatever holds the size at its
+target: `step_to_size` takes its part of a step, `price_of_size` says what it comes to.
 """
 
 import math
@@ -215,12 +215,13 @@ def step_to_size(
     aim: float,
     *,
     limit: float,  # no logit moves further than this
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The shortest step of the drop logits that brings the expected size to `aim`, to first order.
 
     `size` maps drop probabilities to the expected size, (). Lengths are sum(metric x step^2), so
     the step is slope / metric, times the multiplier of the constraint. Taken after each step of a
     gradient descent that divides by the same `metric`, it ends at the constrained optimum.
+    Returns the logits after the step, and the slope of the size before it.
     """
     logits = drop_logit.clone().requires_grad_()
     now = size(torch.sigmoid(logits))
@@ -228,6 +229,16 @@ def step_to_size(
     direction = slope / metric
     steepness = float(slope @ direction)
     if steepness <= 0:
-        return drop_logit
+        return drop_logit, slope
     step = direction * ((aim - float(now.detach())) / steepness)
-    return drop_logit + step.clamp(-limit, limit)
+    return drop_logit + step.clamp(-limit, limit), slope
+
+
+def price_of_size(gradient: Tensor, slope: Tensor, metric: Tensor) -> float:
+    """The price at which a prior exp(-price x size) holds the drop logits where they are.
+
+    `gradient` is that of all other terms of the loss, in nats per image; each (groups,). The usual
+    estimate of a multiplier: least squares in `metric`. Nats per image for the whole network.
+    """
+    steepness = float(slope @ (slope / metric))
+    return -float(gradient @ (slope / metric)) / steepness if steepness > 0 else 0.0

@@ -12,9 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .budget import ExpectedSize, Target, step_to_size
+from .budget import ExpectedSize, Target, price_of_size, step_to_size
 from .registry import Recipe
 
+DECIDED = 12.0  # drop logit beyond which sharpening makes no difference: p is below 1e-5
 TOLERANCE = 0.005  # of the whole network's size, at the freeze
 
 
@@ -50,27 +51,31 @@ class Steering:
         # However short the fit, a logit can cross the range in which p is undecided.
         travel = 16 / max(1, phases.freeze - phases.warmup)
         self.limit = max(4 * recipe.drop_learning_rate, travel)
+        self.price = 0.0
 
     def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Adam, step: int) -> Tensor:
         """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size."""
-        slots = optimizer.state[drop_logit]
+        slots, betas = optimizer.state[drop_logit], optimizer.param_groups[0]["betas"]
         progress = (step + 1 - self.phases.warmup) / (self.phases.ramp - self.phases.warmup)
         aim = 1 - (1 - self.target.share) * min(1.0, progress)
         logits = drop_logit.detach().cpu().double()
         if self.phases.ramp <= step:
             span = max(1, self.phases.freeze - self.phases.ramp)
-            logits *= self.sharpen ** (1 / span)
+            logits = (logits * self.sharpen ** (1 / span)).clamp(-DECIDED, DECIDED)
         # The mean squared gradient is, up to a factor, the Fisher information: the step to the size
         # is the one that changes the predictions least, and spares channels that much hangs on.
         information = slots["exp_avg_sq"].cpu().double()
         metric = information + 1e-3 * information.mean() + 1e-30
         closer = partial(step_to_size, self.share, metric=metric, aim=aim, limit=self.limit)
-        logits = closer(logits)
+        logits, slope = closer(logits)
+        if step < self.phases.ramp:  # sharpening is no term of the loss: it has no price
+            gradient = slots["exp_avg"].cpu().double() / (1 - betas[0] ** float(slots["step"]))
+            self.price = price_of_size(gradient, slope, metric)
         if step + 1 == self.phases.freeze:
             for _ in range(100):  # what is left of the way, since nothing moves p afterwards
                 if abs(float(self.share(torch.sigmoid(logits))) - aim) < TOLERANCE:
                     break
-                logits = closer(logits)
+                logits, _ = closer(logits)
         return logits
 
     def share(self, drop_probability: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class EpochRecord:
     expected_macs: float  # multiply-adds, mean over the posterior
     expected_share: float  # of the whole network's parameters
     expected_macs_share: float  # of the whole network's multiply-adds
+    price: float  # nats per image that the target makes the whole network's size worth, or 0
     mean_drop: float  # mean of p over gates
     settled: float  # share of gates whose p is below 0.05 or above 0.95
     drift: float  # how far p moves in 100 steps at the full rate of its optimizer, mean over gates
@@ -265,6 +266,7 @@ class _Run:
             expected_macs=macs,
             expected_share=params / self.size.whole[0],
             expected_macs_share=macs / max(1, self.size.whole[1]),
+            price=self.steering.price if self.steering else 0.0,
             mean_drop=float(per_gate.mean()),
             settled=float(((per_gate < 0.05) | (per_gate > 0.95)).float().mean()),
             drift=100 * float(moved) / self.full_rate_steps if self.full_rate_steps else 0.0,
@@ -344,6 +346,7 @@ class _Run:
             "epochs_done": self.step // self.per_epoch,
             "full_rate_steps": self.full_rate_steps,
             "best_loss": min(self.best_loss, 1e30),
+            "price": self.steering.price if self.steering else 0.0,
         }
         return State(self.step, {k: v.detach().clone() for k, v in tensors.items()}, numbers)
 
@@ -364,4 +367,6 @@ class _Run:
         self.seen = int(state.numbers["seen"])
         self.full_rate_steps = state.numbers["full_rate_steps"]
         self.best_loss = state.numbers["best_loss"]
+        if self.steering is not None:
+            self.steering.price = state.numbers["price"]
         self._set_rates()

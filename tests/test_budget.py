@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import brentq, minimize
 from torch import nn
 
-from pgnas_cli.budget import ExpectedSize, step_to_size, target_of
+from pgnas_cli.budget import ExpectedSize, price_of_size, step_to_size, target_of
 from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.supernet import gates, make_concrete_
@@ -73,11 +73,13 @@ def test_descent_with_steps_to_the_size_ends_at_the_constrained_optimum() -> Non
     for _ in range(8000):
         p = torch.sigmoid(logits)
         gradient = (worth + logits) * p * (1 - p)  # of worth * p - entropy
-        logits = step_to_size(
+        logits, slope = step_to_size(
             lambda p: (cost * (1 - p)).sum(), logits - rate * gradient / metric, metric, target,
             limit=1.0,
         )  # fmt: skip
-    solution = torch.sigmoid(brentq(excess, 0, 100) * cost - worth)
+    price = brentq(excess, 0, 100)
+    assert price_of_size(gradient, slope, metric) == pytest.approx(price, rel=0.01)
+    solution = torch.sigmoid(price * cost - worth)
     assert torch.allclose(torch.sigmoid(logits), solution, atol=1e-3)
 
 
@@ -91,7 +93,7 @@ def test_no_shorter_step_reaches_the_size() -> None:
         return (cost * (1 - p)).sum()
 
     aim = float(size(torch.sigmoid(start))) - 1e-3  # small: the step is right to first order
-    step = step_to_size(size, start, metric, aim, limit=1.0) - start
+    step = step_to_size(size, start, metric, aim, limit=1.0)[0] - start
     found = minimize(
         lambda d: float((metric * torch.tensor(d) ** 2).sum() * 1e4),
         [0.0, 0.0, 0.0],
@@ -106,7 +108,7 @@ def test_no_shorter_step_reaches_the_size() -> None:
 
 def test_the_step_opens_gates_where_more_is_dropped_than_was_asked_for() -> None:
     logits = torch.full((4,), 2.0, dtype=torch.float64)
-    moved = step_to_size(lambda p: (1 - p).mean(), logits, torch.ones(4), 0.9, limit=0.5)
+    moved, _ = step_to_size(lambda p: (1 - p).mean(), logits, torch.ones(4), 0.9, limit=0.5)
     assert torch.allclose(moved, logits - 0.5)  # as far as the limit allows
 
 

@@ -178,7 +178,7 @@ def test_a_fit_that_drops_nothing_says_how_to_shrink(capsys: pytest.CaptureFixtu
 
 
 def test_a_missed_target_is_said() -> None:
-    record = EpochRecord(1, 1, 1.0, 0.1, 0.5, 0.5, 0.5, 700.0, 60.0, 0.7, 0.6, 0.3, 0.5, 0.0,
+    record = EpochRecord(1, 1, 1.0, 0.1, 0.5, 0.5, 0.5, 700.0, 60.0, 0.7, 0.6, 0.0, 0.3, 0.5, 0.0,
                          (0,) * 10, 0.1, 1.0, 1.0)  # fmt: skip
     assert closing_notes(record, Target("macs", 0.6)) == []
     (line,) = closing_notes(record, Target("params", 0.6))

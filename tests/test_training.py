@@ -157,6 +157,7 @@ def test_candidates_are_as_large_as_the_target(digits: ImageData, kind: str, sha
     params = float(sizes.params.double().mean()) / parameter_count(network)
     macs = float(sizes.macs.double().mean()) / whole_macs(network)
     assert {"params": params, "macs": macs}[kind] == pytest.approx(share, rel=0.15)
+    assert records[-1].price > 0
     assert records[-1].hard_error < 0.3
 
 
