@@ -21,7 +21,7 @@ from pgnas_cli.candidates import baseline_probabilities, count, draw_candidates,
 from pgnas_cli.data import ImageData
 from pgnas_cli.evaluation import test_score as score_on_test
 from pgnas_cli.randomness import generator
-from pgnas_cli.ranking import rank
+from pgnas_cli.ranking import Judge, rank
 from pgnas_cli.registry import load_backbone
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import open_data
@@ -59,8 +59,10 @@ def judged(
     keep = draw_candidates(probability, network, candidates, seed)
     sizes = count(network, keep)
     board = rank(
-        network, keep, sizes, data.held_out.pixels, data.held_out.labels, data.preprocessing,
-        device=CPU,
+        Judge(
+            network, keep, data.held_out.pixels, data.held_out.labels, data.preprocessing, CPU
+        ),
+        sizes,
     )  # fmt: skip
     winner = keep[board.order[0]]
     assert data.test is not None

@@ -45,7 +45,7 @@ from pgnas_cli.files import to_json
 from pgnas_cli.fitting import held_out_decoded
 from pgnas_cli.loading import placed
 from pgnas_cli.randomness import derived_seed, generator, seeded_globals
-from pgnas_cli.ranking import BATCH, Batches, Ranking, rank
+from pgnas_cli.ranking import BATCH, Batches, Judge, Ranking, rank
 from pgnas_cli.registry import Backbone, Recipe, load_backbone
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import find_data
@@ -109,7 +109,7 @@ def recalibrated(network: nn.Module, keep: Tensor, images: list[Tensor]) -> nn.M
 
 
 @dataclasses.dataclass
-class Judge:
+class Jury:
     """Draws candidates of one network and says what they are worth."""
 
     network: nn.Module
@@ -123,8 +123,11 @@ class Judge:
         assert self.data.held_out.pixels is not None
         sizes = count(self.network, keep)
         found = rank(
-            self.network, keep, sizes, self.data.held_out.pixels, self.data.held_out.labels,
-            self.data.preprocessing, device=CPU,
+            Judge(
+                self.network, keep, self.data.held_out.pixels, self.data.held_out.labels,
+                self.data.preprocessing, CPU,
+            ),
+            sizes,
         )  # fmt: skip
         return self._row(found, keep)
 
@@ -143,8 +146,8 @@ class Judge:
                 sizes, **{k: v[row : row + 1] for k, v in vars(sizes).items()}
             )
             errors.append(
-                rank(self.network, keep[row : row + 1], one, pixels, labels,
-                     self.data.preprocessing, device=CPU).errors[0]
+                rank(Judge(self.network, keep[row : row + 1], pixels, labels,
+                           self.data.preprocessing, CPU), one).errors[0]
             )  # fmt: skip
         errors_ = torch.stack(errors)
         best = int(min(range(len(keep)), key=lambda i: (int(errors_[i]), int(sizes.params[i]))))
@@ -261,7 +264,7 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
                    round(record.expected_share, 3), list(record.drop_histogram)]  # fmt: skip
             history.append(row)
     network.eval()
-    judge = Judge(network, data, seed, options.candidates or CANDIDATES[task], options.final)
+    judge = Jury(network, data, seed, options.candidates or CANDIDATES[task], options.final)
     probability = drop_probabilities(network)
     if fixed == 0:
         judge.number = 1

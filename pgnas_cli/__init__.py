@@ -25,16 +25,22 @@ The modules, in the order in which data flows; each imports only from those abov
     states        what a fit needs to go on
     steering      when p learns, and how it gets to a target size
     training      fit weights and drop probabilities together
+    race          which pairs decide who the best candidates are
     ranking       errors of candidates on the held-out images
     files         the files of a run
     settings      the options of a fit
+    stopping      signals as requests to stop between two steps
     fitting       the fit as a stage: options to posterior
     export        a slim network on disk, verified
     deployment    ONNX files, checked by running them
-    selection     draw, rank and export as stages: posterior to slim network
+    drawing       draw candidates: posterior to candidates
+    leaderboard   rank them: candidates to ranking
+    selection     export one: ranking to slim network
     evaluation    error on the test split, time per image
     machine       devices and worker processes
-    console       what people see
+    console       the terminal: progress, messages, the error line
+    views         what each command says
+    options       the options of the commands
     cli           the commands
 
 Importing the package imports none of them: the functions below load theirs when first used.

@@ -1,4 +1,4 @@
-"""The commands: parse, call a stage, print. The only user of typer.
+"""The commands: parse, call a stage, print.
 
 Nothing here imports torch before a command runs, so that `--help` is quick.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options
 from .errors import Interrupted, PgnasError
 
 if TYPE_CHECKING:
@@ -26,119 +27,56 @@ app = typer.Typer(
     " posterior, rank them on held-out images, export the best as it is.",
 )
 
-RunOption = Annotated[
-    Path | None, typer.Option("--run", help="Run directory; default: the newest in runs/.")
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", "-j", help="Processes that decode photos.")
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-SkipOption = Annotated[
-    bool, typer.Option("--skip-corrupt", help="Leave out files that do not decode.")
-]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Name what the analysis keeps whole.")
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-
 
 @app.command()
 def fit(
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", "--model", help="Super-network; see backbones.")
-    ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Start from timm's weights, downloaded by timm.")
-    ] = False,
-    weights: Annotated[
-        Path | None, typer.Option(help="Start from a plain state dict, FILE.safetensors.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="digits, a folder with train/ and val/, or a timm name (torch/cifar10)."),
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Run directory; default: runs/<backbone>-<date>-<time>.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="paper: its gates and objective alone.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", "-b")] = None,
-    img_size: Annotated[
-        int | None, typer.Option(help="Pixels; default: as is, photos 224.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the weights.")] = None,
-    opt: Annotated[str | None, typer.Option(help="Optimizer of the weights, a timm name.")] = None,
-    sched: Annotated[str | None, typer.Option(help="Schedule, a timm name.")] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="What --l2 auto amounts to at the start.")
-    ] = None,
-    l2: Annotated[str | None, typer.Option(help="Prior strength (Table 4), or auto.")] = None,
-    target_params: Annotated[
-        str | None, typer.Option(help="Mean size of the candidates: 60%, or 10M parameters.")
-    ] = None,
-    target_macs: Annotated[
-        str | None, typer.Option(help="The same in multiply-adds: 60%, or 2G.")
-    ] = None,
-    kl_images: Annotated[
-        float | None, typer.Option(help="N of Eq. 15; default: 10 x images, at least 500000.")
-    ] = None,
-    initial_drop: Annotated[
-        float | None, typer.Option(help="Drop probability at the start.")
-    ] = None,
-    drop_lr: Annotated[float | None, typer.Option(help="Adam's rate on the drop logits.")] = None,
-    warmup_epochs: Annotated[
-        float | None, typer.Option(help="Epochs in which only the weights learn.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the relaxed gates.")] = None,
-    size_ramp: Annotated[
-        float | None, typer.Option(help="Share of the fit that shrinks to the target.")
-    ] = None,
-    freeze: Annotated[
-        float | None, typer.Option(help="With a target: share of the fit in which p learns.")
-    ] = None,
-    sharpen: Annotated[
-        float | None, typer.Option(help="With a target: factor that drives p to 0 and 1.")
-    ] = None,
-    gates: Annotated[
-        str | None,
-        typer.Option(help="all, or hidden: only channels that die with their one reader."),
-    ] = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(help="Gates with a common p: layer, channel, or a number of channels."),
-    ] = None,
-    fixed_drop: Annotated[
-        str | None,
-        typer.Option(help="One drop probability for all; or a run, for candidates as large."),
-    ] = None,
-    constant_l2: Annotated[
-        bool, typer.Option("--constant-l2", help="l2 without its factor 1-p (Table 2).")
-    ] = False,
-    held_out: Annotated[
-        float | None, typer.Option(help="Share of the training images kept for ranking.")
-    ] = None,
-    skip_corrupt: SkipOption = False,
-    data_root: Annotated[str | None, typer.Option(help="Where timm's data sets live.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every draw.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    save_minutes: Annotated[float, typer.Option(help="Between two checkpoints.")] = 5.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished fit.")] = False,
-    force: ForceOption = False,
-    verbose: VerboseOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    run: options.NewRun = None,
+    preset: options.Preset = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    img_size: options.ImgSize = None,
+    lr: options.LearningRate = None,
+    opt: options.Optimizer = None,
+    sched: options.Schedule = None,
+    weight_decay: options.WeightDecay = None,
+    l2: options.L2 = None,
+    target_params: options.TargetParams = None,
+    target_macs: options.TargetMacs = None,
+    kl_images: options.KlImages = None,
+    initial_drop: options.InitialDrop = None,
+    drop_lr: options.DropLr = None,
+    warmup_epochs: options.WarmupEpochs = None,
+    temperature: options.Temperature = None,
+    size_ramp: options.SizeRamp = None,
+    freeze: options.Freeze = None,
+    sharpen: options.Sharpen = None,
+    gates: options.Gates = None,
+    groups: options.Groups = None,
+    fixed_drop: options.FixedDrop = None,
+    constant_l2: options.ConstantL2 = False,
+    held_out: options.HeldOut = None,
+    skip_corrupt: options.Skip = False,
+    data_root: options.DataRoot = None,
+    seed: options.Seed = None,
+    precision: options.Precision = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    save_minutes: options.SaveMinutes = 5.0,
+    resume: options.Resume = False,
+    force: options.Force = False,
+    verbose: options.Verbose = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit a super-network: weights and drop probabilities in one training run."""
-    from .console import fit_summary_lines, show_fit
     from .fitting import fit_stage
     from .machine import device_of, worker_count
     from .settings import fixed_rate, l2_of, run_to_fit
+    from .views import fit_summary_lines, show_fit
 
     terminal = _terminal(quiet)
     recipe = {
@@ -185,17 +123,17 @@ def sample(
     baseline: Annotated[
         str, typer.Option(help="permuted: learned probabilities dealt out by chance; or fixed.")
     ] = "",
-    run: RunOption = None,
+    run: options.Run = None,
     seed: Annotated[int | None, typer.Option(help="Default: the seed of the fit.")] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw candidates from the posterior."""
     terminal = _terminal(quiet)
     where = _run(run, terminal)
     from .candidates import parameter_count, whole_macs
-    from .console import size_table
-    from .selection import posterior_of, sample_stage
+    from .drawing import posterior_of, sample_stage
+    from .views import size_table
 
     drawn = sample_stage(where, n, baseline, seed)
     network, _ = posterior_of(where)
@@ -213,28 +151,46 @@ def sample(
 
 @app.command()
 def rank(
-    top: Annotated[int, typer.Option(help="Candidates to show.")] = 10,
-    run: RunOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    top: Annotated[int, typer.Option(help="How many of the best to find and show.")] = 10,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Evaluate every candidate on every image.")
+    ] = False,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Minutes; then show the best so far.")
+    ] = None,
+    run: options.Run = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Rank the candidates by their errors on the held-out images."""
+    """Find the candidates with the fewest errors on the held-out images.
+
+    The first --top are exact, as if every pair had been evaluated. Interrupted, it goes on where it
+    was when called again.
+    """
     terminal = _terminal(quiet)
     where = _run(run, terminal)
-    from .console import ranking_json, ranking_table
+    from .leaderboard import rank_stage
     from .machine import device_of, worker_count
-    from .selection import rank_stage
+    from .views import ranked_line, ranking_json, ranking_table, watching
 
-    ranking, seconds = rank_stage(
-        where, device=device_of(device), workers=worker_count(workers), track=terminal.track
-    )
+    with watching(terminal) as watch:
+        ranking, seconds = rank_stage(
+            where, top=top, exhaustive=exhaustive,
+            time_limit=None if time_limit is None else 60 * time_limit,
+            device=device_of(device), workers=worker_count(workers), track=terminal.track,
+            watch=watch,
+        )  # fmt: skip
     if as_json:
-        terminal.json(ranking_json(ranking, max(0, top), seconds))
+        terminal.json(ranking_json(ranking, top, seconds))
     else:
-        terminal.out.print(ranking_table(ranking, max(0, top)))
-    terminal.notice(f"next: pgnas export best.safetensors --run {where.folder}")
+        terminal.out.print(ranking_table(ranking, top))
+    terminal.notice(ranked_line(ranking, seconds))
+    if len(ranking.running):
+        terminal.notice(f"next: pgnas rank --run {where.folder}   goes on")
+    else:
+        terminal.notice(f"next: pgnas export best.safetensors --run {where.folder}")
 
 
 @app.command()
@@ -251,25 +207,26 @@ def export(
         str | None, typer.Option(help="Of an ONNX file: small or fast; default: small.")
     ] = None,
     opset: Annotated[int, typer.Option(help="Of an ONNX file.")] = 18,
-    run: RunOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    run: options.Run = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write one candidate as a slim network, checked against the masked one."""
     terminal = _terminal(quiet)
     where = _run(run, terminal)
-    from .console import export_lines
     from .machine import device_of, worker_count
     from .selection import export_stage
+    from .views import export_lines, watching
 
-    about = export_stage(
-        where, path, candidate=candidate, layout=layout, round_to=round_to, opset=opset,
-        force=force, device=device_of(device), workers=worker_count(workers),
-        track=terminal.track, notice=terminal.notice,
-    )  # fmt: skip
+    with watching(terminal) as watch:
+        about = export_stage(
+            where, path, candidate=candidate, layout=layout, round_to=round_to, opset=opset,
+            force=force, device=device_of(device), workers=worker_count(workers),
+            track=terminal.track, notice=terminal.notice, watch=watch,
+        )  # fmt: skip
     if as_json:
         fields = dataclasses.asdict(about)
         terminal.json({"file": str(path), **{k: fields[k] for k in fields if k not in
@@ -288,19 +245,19 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Of the latency.")] = 64,
     data_root: Annotated[Path, typer.Option(help="Where timm's data sets live.")] = Path("data"),
-    skip_corrupt: SkipOption = False,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    skip_corrupt: options.Skip = False,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Test error, parameters, multiply-adds and latency of exported networks."""
     terminal = _terminal(quiet)
     if not 1 <= batch_size <= 4096:
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 to 4096")
-    from .console import evaluation_json, evaluation_table, latency_lines
     from .evaluation import evaluate_stage
     from .machine import device_of, worker_count
+    from .views import evaluation_json, evaluation_table, latency_lines
 
     found = evaluate_stage(
         files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch=batch_size,
@@ -319,8 +276,8 @@ def backbones(
     name: Annotated[str | None, typer.Argument(help="Show every layer of this one.")] = None,
     img_size: Annotated[int | None, typer.Option(help="Pixels; default: its own.")] = None,
     gates: Annotated[str, typer.Option(help="all or hidden, as in fit.")] = "all",
-    verbose: VerboseOption = False,
-    as_json: JsonOption = False,
+    verbose: options.Verbose = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the registered super-networks, or the layers of one: their gates, or why none."""
     if name is None:
@@ -335,9 +292,9 @@ def backbones(
             sys.stdout.write(f"{shown}  (from {package})\n")
         return
     from .candidates import parameter_count, whole_macs
-    from .console import layer_table
     from .supernet import create_supernet, layer_gates
     from .supernet import gates as gates_of
+    from .views import layer_table
 
     network = create_supernet(
         name, 1000, layers=gates, input_shape=None if img_size is None else (3, img_size, img_size)

@@ -6,12 +6,12 @@ it.
 
 import dataclasses
 import json
-import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +40,7 @@ from .registry import load_backbone
 from .settings import FitSettings, check_recipe
 from .sources import find_data
 from .states import State
+from .stopping import StopRequest
 from .supernet import gates, kl, make_concrete_
 from .training import EpochRecord, fit
 
@@ -190,27 +191,18 @@ class _Saver:
     ) -> None:
         self.run, self.posterior, self.seconds, self.step = run, posterior, seconds, step
         self.last = time.monotonic()
-        self.asked = False
+        self.request = StopRequest()
 
     def __enter__(self) -> "_Saver":
-        """From now on SIGINT and SIGTERM ask for a stop at the next step; a second one insists."""
-        self.before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        for number in self.before:
-            signal.signal(number, self._ask)
+        self.request.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for number, old in self.before.items():
-            signal.signal(number, old)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    def __exit__(self, *exception: Any) -> None:
+        self.request.__exit__(*exception)
 
     def __call__(self, done: int, steps: int, state: Callable[[], State]) -> None:
         self.step(done, steps)
-        stopping = self.asked and done < steps
+        stopping = self.request.asked and done < steps
         if stopping or time.monotonic() - self.last > self.seconds:
             write_checkpoint(self.run.checkpoint, state(), self.posterior)
             self.last = time.monotonic()

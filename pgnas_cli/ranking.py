@@ -1,37 +1,67 @@
 """Errors of candidates on the held-out images, and their order.
 
 One canonical evaluation decides whether a candidate is right on an image: the super-network in
-evaluation mode under the candidate's mask, float32, images in batches of one fixed size (the last
-one padded), channels-last. Logits change in their last bits with the size of a batch though not
-with an image's place in it, so with a fixed size the outcome of a (candidate, image) pair does not
-depend on which other images share its batch.
+evaluation mode under the candidate's mask, float32, channels-last, in forwards of one fixed number
+of pairs (the last one padded), whose images and candidates may all differ. Logits change in their
+last bits with the size of a batch though not with what else is in it, so the outcome of a
+(candidate, image) pair does not depend on when it is evaluated, nor beside what.
 
-Order: fewer errors, then fewer parameters, then the smaller id.
+Order: fewer errors, then fewer parameters, then the smaller id. Either every pair is evaluated, or
+only those that the first K depend on (race.py); the first K are the same.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .candidates import Sizes
-from .data import Preprocessing, Track, untracked
+from .data import Preprocessing
 from .loading import placed
+from .race import PILOTS, Race, begun, places, run
 from .supernet import masked
 
-BATCH = 64  # images in each forward of the canonical evaluation
+BATCH = 64  # images in each forward of one network
 RESIDENT = 2**28  # numbers that are kept as float32: 1 GiB
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates with what was measured, best first."""
+    """Candidates with what was measured."""
 
-    order: Tensor  # int64 (candidates,): ids, best first
-    errors: Tensor  # int64 (candidates,), by id
-    images: int  # held-out images that each candidate was judged on
+    race: Race
     sizes: Sizes  # by id
+
+    @property
+    def order(self) -> Tensor:
+        """Ids, best first, int64: the first K, or all candidates."""
+        return self.race.best()
+
+    @property
+    def errors(self) -> Tensor:
+        """Errors among the images seen, by id, int64 (candidates,)."""
+        return self.race.errors
+
+    @property
+    def images(self) -> int:
+        """Held-out images."""
+        return len(self.race.order)
+
+    @property
+    def running(self) -> Tensor:
+        """Ids that a ranking stopped early had not yet decided on, int64."""
+        return self.race.walking()
+
+    @property
+    def pairs(self) -> int:
+        """(candidate, image) pairs that were evaluated."""
+        return int(self.race.seen.sum())
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every candidate has seen every image."""
+        return bool(self.race.finished.all())
 
 
 class Batches:
@@ -61,29 +91,114 @@ def predictions(network: nn.Module, batches: Iterable[Tensor], images: int) -> T
     return torch.cat([network(batch).float().cpu() for batch in batches])[:images]
 
 
+class Judge:
+    """Says whether candidates are right on images, pair by pair, in the canonical way."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        keep: Tensor,  # bool (candidates, gates)
+        pixels: Tensor,  # uint8 (images, channels, height, width), held-out
+        labels: Tensor,  # int64 (images,)
+        preprocessing: Preprocessing,
+        device: torch.device,
+    ) -> None:
+        self.network = placed(network, device).eval()
+        self.keep, self.labels = keep.to(device), labels.to(device)
+        self.pixels, self.preprocessing = pixels.to(device), preprocessing
+        self.ready: Tensor | None = None
+        if pixels.numel() < RESIDENT:
+            self.ready = torch.cat([preprocessing.normalised(p) for p in self.pixels.split(BATCH)])
+        # Pairs in a forward: small images leave a core idle otherwise, a GPU all the more.
+        self.batch = 512 if device.type == "cuda" else 256 if pixels[0].numel() <= 1024 else 64
+
+    @property
+    def name(self) -> str:
+        """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
+        return f"{self.batch} pairs, float32, {self.labels.device.type}"
+
+    @torch.inference_mode()
+    def __call__(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of pairs of int64 (pairs,): wrong, bool; and score of the label less the best other."""
+        wrong, margin = [], []
+        for some, shown in zip(candidates.split(self.batch), images.split(self.batch), strict=True):
+            found = self._forward(some.to(self.labels.device), shown.to(self.labels.device))
+            wrong.append(found[0].cpu())
+            margin.append(found[1].cpu())
+        return torch.cat(wrong), torch.cat(margin)
+
+    def _forward(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = len(candidates)
+        candidates = torch.cat([candidates, candidates[:1].expand(self.batch - pairs)])
+        images = torch.cat([images, images[:1].expand(self.batch - pairs)])
+        if self.ready is None:
+            inputs = self.preprocessing.normalised(self.pixels[images])
+        else:
+            inputs = self.ready[images]
+        with masked(self.network, self.keep[candidates]):
+            logits = self.network(inputs.contiguous(memory_format=torch.channels_last)).float()
+        labels = self.labels[images][:, None]
+        own = logits.gather(1, labels)[:, 0]
+        other = logits.scatter(1, labels, -torch.inf).amax(1)
+        return (logits.argmax(1) != labels[:, 0])[:pairs], (own - other)[:pairs]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a ranking is, between two forwards."""
+
+    pairs: int  # evaluated so far
+    left: int  # about how many are still to come
+    walking: int  # candidates not yet decided on
+    bar: float | None  # error of the K-th best so far
+    race: Race | None  # None while the pilots run
+
+
 def rank(
-    network: nn.Module,
-    keep: Tensor,  # bool (candidates, gates)
+    judge: Judge,
     sizes: Sizes,
-    pixels: Tensor,  # uint8 (images, channels, height, width), held-out
-    labels: Tensor,  # int64 (images,)
-    preprocessing: Preprocessing,
     *,
-    device: torch.device,
-    track: Track = untracked,
+    top: int | None = None,  # None: evaluate every pair
+    race: Race | None = None,  # to go on from
+    between: Callable[[Progress], bool] | None = None,  # after each forward; True stops
 ) -> Ranking:
-    """Evaluate every candidate on every held-out image."""
-    placed(network, device).eval()
-    batches = Batches(pixels, preprocessing, device)
-    errors = torch.zeros(len(keep), dtype=torch.int64)
-    for index in track(range(len(keep)), "ranking candidates"):
-        with masked(network, keep[index]):
-            logits = predictions(network, batches, len(labels))
-        errors[index] = (logits.argmax(1) != labels).sum()
-    return Ranking(ordered(errors, sizes.params), errors, len(labels), sizes)
+    """Rank all candidates, or find the first `top` of them in a race."""
+    candidates, images = len(judge.keep), len(judge.labels)
+    wanted = candidates if top is None else max(1, min(top, candidates))
+    pairs = 0
+
+    def told(number: int) -> bool:
+        nonlocal pairs
+        pairs += number
+        if between is None:
+            return False
+        if race is None:
+            left = (candidates if top is None else PILOTS) * images - pairs
+            return between(Progress(pairs, left, candidates, None, None))
+        bar = race.bar()
+        level = None if bar is None else bar // candidates / images
+        return between(Progress(pairs, race.pairs_left(), len(race.walking()), level, race))
+
+    if race is None:
+        pilots = min(PILOTS, candidates)
+        found = []
+        for some in torch.arange(pilots * images).split(judge.batch):
+            found.append(judge(some // images, some % images))
+            if told(len(some)) and pairs >= images:  # so that there is a best so far
+                break
+        wrong, margin = (torch.cat(column) for column in zip(*found, strict=True))
+        whole = len(wrong) // images  # pilots that saw everything
+        shape = (whole, images)
+        cut = whole * images
+        race = begun(sizes.params, wanted, wrong[:cut].view(shape), margin[:cut].view(shape))
+        if whole < pilots:
+            return Ranking(race, sizes)
+    for number in run(race, lambda c, i: judge(c, i)[0], fill=judge.batch, chunk=judge.batch):
+        if told(number):
+            break
+    return Ranking(race, sizes)
 
 
 def ordered(errors: Tensor, params: Tensor) -> Tensor:
     """Ids by (errors, parameters, id)."""
-    rows = sorted(range(len(errors)), key=lambda i: (int(errors[i]), int(params[i]), i))
-    return torch.tensor(rows)
+    return (errors * len(params) + places(params)).argsort()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pgnas_cli.cli import main
 from pgnas_cli.supernet import create_supernet, draw, gates
 
 from .randomised import randomised
@@ -54,3 +55,12 @@ def photo_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+def run(*arguments: str) -> int:
+    """Exit status of the command line."""
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

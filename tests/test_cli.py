@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from pgnas_cli.budget import Target
-from pgnas_cli.cli import main
-from pgnas_cli.console import closing_notes
 from pgnas_cli.files import read_posterior
 from pgnas_cli.training import EpochRecord
+from pgnas_cli.views import closing_notes
+
+from .conftest import run
 
 QUICK = ["--epochs", "2", "--batch-size", "128"]
 
@@ -27,15 +28,6 @@ QUICK = ["--epochs", "2", "--batch-size", "128"]
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-
-
-def run(*arguments: str) -> int:
-    """Exit status of the command line."""
-    try:
-        main(list(arguments))
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -75,8 +67,8 @@ def test_every_json_has_its_fixed_keys(capsys: pytest.CaptureFixture[str]) -> No
     assert drawn["candidates"] == 5
     ranked = object_of(capsys, "rank", "--run", "r", "--top", "3")
     assert set(ranked) == {
-        "top", "candidates", "mean_error", "mean_params", "pairs_evaluated", "pairs_total",
-        "seconds",
+        "top", "candidates", "mean_params", "pairs_evaluated", "pairs_total", "seconds",
+        "undecided",
     }  # fmt: skip
     assert [set(row) for row in ranked["top"]] == 3 * [
         {"id", "errors", "images", "error", "params", "macs"}

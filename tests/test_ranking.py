@@ -10,7 +10,7 @@ from pgnas_cli.candidates import Sizes, count, draw_candidates
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.evaluation import Score, latencies
 from pgnas_cli.evaluation import test_score as score_on_test
-from pgnas_cli.ranking import BATCH, Batches, ordered, predictions, rank
+from pgnas_cli.ranking import BATCH, Batches, Judge, ordered, predictions, rank
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import masked
@@ -50,7 +50,7 @@ def test_errors_equal_a_plain_loop_over_single_images(images: int) -> None:
     network = tiny()
     pixels, labels = some_images(images)
     keep = draw_candidates(torch.full((17,), 0.3), network, 3, 0)
-    found = rank(network, keep, count(network, keep), pixels, labels, PLAIN, device=CPU)
+    found = rank(Judge(network, keep, pixels, labels, PLAIN, CPU), count(network, keep))
     mean, std = 0.5 * 255, 0.25 * 255
     for index in range(3):
         smaller = slim(network, keep[index])
@@ -90,7 +90,7 @@ def test_ranking_leaves_the_gates_open() -> None:
     network = tiny()
     pixels, labels = some_images(10)
     keep = draw_candidates(torch.full((17,), 0.5), network, 2, 0)
-    rank(network, keep, count(network, keep), pixels, labels, PLAIN, device=CPU)
+    rank(Judge(network, keep, pixels, labels, PLAIN, CPU), count(network, keep))
     assert network.head.keep is None
 
 

@@ -1,0 +1,121 @@
+"""Draw candidates of a fitted run and count them: posterior -> candidates.
+
+What is derived inside a run is replaced when its stage runs again.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .candidates import Sizes, baseline_probabilities, count, draw_candidates, pack, unpack
+from .data import ImageData, Track
+from .data import digest as data_digest
+from .errors import PgnasError
+from .files import (
+    Posterior,
+    Run,
+    checked,
+    file_digest,
+    read_posterior,
+    read_tensors,
+    to_json,
+    write_tensors,
+)
+from .fitting import held_out_decoded
+from .randomness import generator
+from .settings import FitSettings
+from .sources import open_data
+from .supernet import drop_probabilities, gates
+
+CANDIDATES = "pgnas.candidates/1"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Candidates of a run, as stored."""
+
+    keep: Tensor  # bool (candidates, gates)
+    sizes: Sizes
+    baseline: str  # "" for the posterior's own
+
+
+def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
+    """The fitted super-network of a run."""
+    if not run.posterior.exists():
+        if run.checkpoint.exists():
+            raise PgnasError(
+                f"the fit in '{run.folder}' is not finished; go on with pgnas fit --resume --run"
+                f" {run.folder}"
+            )
+        raise PgnasError(f"no posterior in '{run.folder}'; fit one with pgnas fit")
+    return read_posterior(run.posterior)
+
+
+def sample_stage(run: Run, candidates: int, baseline: str, seed: int | None) -> Drawn:
+    """Draw candidates from the posterior of a run, or from a baseline, and count them."""
+    if candidates < 1:
+        raise PgnasError(f"{candidates} candidates cannot be drawn; possible: 1 or more")
+    network, posterior = posterior_of(run)
+    chosen = posterior.seed if seed is None else seed
+    probability = drop_probabilities(network)
+    if baseline:
+        probability = baseline_probabilities(
+            network, probability, baseline, generator=generator(chosen, "baseline")
+        )
+    keep = draw_candidates(probability, network, candidates, chosen)
+    sizes = count(network, keep)
+    tensors = {"keep": pack(keep), **to_json(sizes)}
+    content = {
+        "candidates": candidates,
+        "gates": gates(network).count,
+        "baseline": baseline,
+        "seed": chosen,
+        "made_from": file_digest(run.posterior),
+    }
+    write_tensors(run.candidates, CANDIDATES, tensors, content)
+    for path in (run.ranking, run.ranking_table):
+        path.unlink(missing_ok=True)
+    return Drawn(keep, sizes, baseline)
+
+
+def read_candidates(run: Run, network: nn.Module) -> Drawn:
+    """The candidates of a run; they must come from its present posterior."""
+    if not run.candidates.exists():
+        raise PgnasError(f"no candidates in '{run.folder}'; draw some with pgnas sample")
+    tensors, content = read_tensors(run.candidates, CANDIDATES)
+    rows, width = content.get("candidates"), gates(network).count
+    if not isinstance(rows, int) or rows < 1 or content.get("gates") != width:
+        raise PgnasError(f"'{run.candidates}' does not fit the posterior; draw again: pgnas sample")
+    if content.get("made_from") != file_digest(run.posterior):
+        raise PgnasError(
+            f"'{run.candidates}' is older than the posterior; draw again: pgnas sample"
+        )
+    sizes = {field.name: ((rows,), torch.int64) for field in dataclasses.fields(Sizes)}
+    checked(tensors, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, run.candidates)
+    keep = unpack(tensors.pop("keep"), width)
+    return Drawn(keep, Sizes(**tensors), str(content.get("baseline", "")))
+
+
+def held_out_of(
+    run: Run, posterior: Posterior, settings: FitSettings, workers: int, track: Track
+) -> ImageData:
+    """The data of a run with its held-out part decoded, cut as for the fit."""
+    data = open_data(
+        settings.data,
+        seed=posterior.cutting.seed,
+        held_out=posterior.cutting.held_out,
+        root=Path(settings.data_root),
+        skip_corrupt=settings.skip_corrupt,
+        preprocessing=posterior.subject.preprocessing,
+        fitting=False,
+        track=track,
+    )
+    if data_digest(data.held_out) != posterior.cutting.digest:
+        raise PgnasError(
+            f"the images of '{settings.data}' are not those of the fit: the held-out part has"
+            f" changed; bring back the data or fit again"
+        )
+    return held_out_decoded(data, workers, track)

@@ -1,0 +1,165 @@
+"""Rank the candidates of a run: posterior + candidates + data -> ranking.
+
+The ranking file holds how far each candidate has come, so a ranking that was interrupted, or
+stopped by a time limit, goes on from there, as does one that is asked for more of the best.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .data import ImageData, Track
+from .drawing import Drawn, held_out_of, posterior_of, read_candidates
+from .errors import Interrupted, PgnasError
+from .files import (
+    Posterior,
+    Run,
+    checked,
+    file_digest,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
+from .race import Race, places
+from .ranking import Judge, Progress, Ranking, rank
+from .settings import read_settings
+from .stopping import StopRequest
+
+RANKING = "pgnas.ranking/2"
+SAVE_SECONDS = 30.0
+
+
+def rank_stage(
+    run: Run,
+    *,
+    top: int,
+    exhaustive: bool = False,  # evaluate every pair
+    time_limit: float | None = None,  # seconds
+    device: torch.device,
+    workers: int,
+    track: Track,
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> tuple[Ranking, float]:
+    """Find the best candidates of a run on its held-out images; and seconds taken.
+
+    Raises Interrupted, with all that was found saved, on SIGINT and SIGTERM.
+    """
+    if top < 1:
+        raise PgnasError(f"--top {top} is out of range; possible: 1 or more")
+    if time_limit is not None and time_limit <= 0:
+        raise PgnasError(f"--time-limit {time_limit / 60:g} is out of range; possible: above 0")
+    network, posterior = posterior_of(run)
+    drawn = read_candidates(run, network)
+    judge = judge_of(run, network, posterior, drawn, device, workers, track)
+    start = last = time.perf_counter()
+    race = _race_of(run, drawn, judge)
+    wanted = len(drawn.keep) if exhaustive else min(top, len(drawn.keep))
+    if race is not None:
+        race.top = wanted
+
+    with StopRequest() as request:
+
+        def between(progress: Progress) -> bool:
+            nonlocal last
+            watch(progress)
+            now = time.perf_counter()
+            over = time_limit is not None and now - start > time_limit
+            if progress.race is not None and now - last > SAVE_SECONDS:
+                _write(run, progress.race, judge)
+                last = time.perf_counter()
+            return over or request.asked
+
+        ranking = rank(judge, drawn.sizes, top=wanted, race=race, between=between)
+        _write(run, ranking.race, judge)
+    if request.asked and len(ranking.running):
+        raise Interrupted(
+            f"interrupted; {len(ranking.running)} candidates are not decided on, go on with"
+            f" pgnas rank --run {run.folder}"
+        )
+    _write_table(run, ranking)
+    return ranking, time.perf_counter() - start
+
+
+def judge_of(
+    run: Run,
+    network: nn.Module,
+    posterior: Posterior,
+    drawn: Drawn,
+    device: torch.device,
+    workers: int,
+    track: Track,
+) -> Judge:
+    """What evaluates the candidates of a run on its held-out images."""
+    data: ImageData = held_out_of(run, posterior, read_settings(run), workers, track)
+    held_out = data.held_out
+    assert held_out.pixels is not None
+    return Judge(network, drawn.keep, held_out.pixels, held_out.labels, data.preprocessing, device)
+
+
+def read_ranking(run: Run, drawn: Drawn) -> Ranking | None:
+    """The ranking of a run, or None where its present candidates have not been ranked."""
+    if not run.ranking.exists():
+        return None
+    tensors, content = read_tensors(run.ranking, RANKING)
+    if content.get("made_from") != file_digest(run.candidates):
+        return None
+    images, top, rows = content.get("images"), content.get("top"), len(drawn.keep)
+    damaged = PgnasError(f"'{run.ranking}' is damaged; rank again: pgnas rank --run {run.folder}")
+    if not isinstance(images, int) or not isinstance(top, int) or images < 1 or top < 1:
+        raise damaged
+    each, walk = ((rows,), torch.int64), ((images,), torch.int64)
+    hardness = ((images + 1,), torch.float64)
+    wanted = {"errors": each, "seen": each, "walk": walk, "hardness": hardness}
+    checked(tensors, wanted, run.ranking)
+    race = Race(
+        tensors["walk"], places(drawn.sizes.params), top, tensors["seen"], tensors["errors"],
+        tensors["hardness"],
+    )  # fmt: skip
+    sound = (
+        torch.equal(race.order.sort().values, torch.arange(images))
+        and bool((race.errors >= 0).all() and (race.errors <= race.seen).all())
+        and bool((race.seen <= images).all() and race.finished.any())
+        and bool((race.hardness.diff() >= 0).all())
+    )
+    if not sound:
+        raise damaged
+    return Ranking(race, drawn.sizes)
+
+
+def _race_of(run: Run, drawn: Drawn, judge: Judge) -> Race | None:
+    """An earlier race of the same candidates, evaluated as `judge` does; None: start anew."""
+    try:
+        ranking = read_ranking(run, drawn)
+    except PgnasError:
+        return None  # what is derived inside a run is replaced
+    if ranking is None or ranking.images != len(judge.labels):
+        return None
+    _, content = read_tensors(run.ranking, RANKING)
+    return ranking.race if content.get("evaluated") == judge.name else None
+
+
+def _write(run: Run, race: Race, judge: Judge) -> None:
+    write_tensors(
+        run.ranking,
+        RANKING,
+        {"errors": race.errors, "seen": race.seen, "walk": race.order, "hardness": race.hardness},
+        {
+            "images": len(race.order),
+            "top": race.top,
+            "evaluated": judge.name,
+            "made_from": file_digest(run.candidates),
+        },
+    )
+
+
+def _write_table(run: Run, ranking: Ranking) -> None:
+    lines = ["rank,id,errors,images,error,params,paper_params,macs"]
+    for place, index in enumerate(ranking.order.tolist()):
+        errors = int(ranking.errors[index])
+        sizes = [int(s[index]) for s in dataclasses.astuple(ranking.sizes)]
+        row = [place + 1, index, errors, ranking.images, f"{errors / ranking.images:.6f}", *sizes]
+        lines.append(",".join(map(str, row)))
+    write_text(run.ranking_table, "\n".join(lines) + "\n")

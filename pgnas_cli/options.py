@@ -1,0 +1,92 @@
+"""The options of the commands, with what --help says of each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# --- of several commands ---------------------------------------------------------------------
+
+Run = Annotated[
+    Path | None, typer.Option("--run", help="Run directory; default: the newest in runs/.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-j", help="Processes that decode photos.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Skip = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out files that do not decode.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Name what the analysis keeps whole.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+
+# --- of fit ----------------------------------------------------------------------------------
+
+Backbone = Annotated[
+    str | None, typer.Option("--backbone", "--model", help="Super-network; see backbones.")
+]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Start from timm's weights, downloaded by timm.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Start from a plain state dict, FILE.safetensors.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, a folder with train/ and val/, or a timm name (torch/cifar10)."),
+]
+NewRun = Annotated[
+    Path | None, typer.Option(help="Run directory; default: runs/<backbone>-<date>-<time>.")
+]
+Preset = Annotated[str | None, typer.Option(help="paper: its gates and objective alone.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the images.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b")]
+ImgSize = Annotated[int | None, typer.Option(help="Pixels; default: as is, photos 224.")]
+LearningRate = Annotated[float | None, typer.Option(help="Learning rate of the weights.")]
+Optimizer = Annotated[str | None, typer.Option(help="Optimizer of the weights, a timm name.")]
+Schedule = Annotated[str | None, typer.Option(help="Schedule, a timm name.")]
+WeightDecay = Annotated[float | None, typer.Option(help="What --l2 auto amounts to at the start.")]
+L2 = Annotated[str | None, typer.Option(help="Prior strength (Table 4), or auto.")]
+TargetParams = Annotated[
+    str | None, typer.Option(help="Mean size of the candidates: 60%, or 10M parameters.")
+]
+TargetMacs = Annotated[str | None, typer.Option(help="The same in multiply-adds: 60%, or 2G.")]
+KlImages = Annotated[
+    float | None, typer.Option(help="N of Eq. 15; default: 10 x images, at least 500000.")
+]
+InitialDrop = Annotated[float | None, typer.Option(help="Drop probability at the start.")]
+DropLr = Annotated[float | None, typer.Option(help="Adam's rate on the drop logits.")]
+WarmupEpochs = Annotated[float | None, typer.Option(help="Epochs in which only the weights learn.")]
+Temperature = Annotated[float | None, typer.Option(help="Of the relaxed gates.")]
+SizeRamp = Annotated[
+    float | None, typer.Option(help="Share of the fit that shrinks to the target.")
+]
+Freeze = Annotated[
+    float | None, typer.Option(help="With a target: share of the fit in which p learns.")
+]
+Sharpen = Annotated[
+    float | None, typer.Option(help="With a target: factor that drives p to 0 and 1.")
+]
+Gates = Annotated[
+    str | None, typer.Option(help="all, or hidden: only channels that die with their one reader.")
+]
+Groups = Annotated[
+    str | None, typer.Option(help="Gates with a common p: layer, channel, or a number of channels.")
+]
+FixedDrop = Annotated[
+    str | None,
+    typer.Option(help="One drop probability for all; or a run, for candidates as large."),
+]
+ConstantL2 = Annotated[
+    bool, typer.Option("--constant-l2", help="l2 without its factor 1-p (Table 2).")
+]
+HeldOut = Annotated[
+    float | None, typer.Option(help="Share of the training images kept for ranking.")
+]
+DataRoot = Annotated[str | None, typer.Option(help="Where timm's data sets live.")]
+Seed = Annotated[int | None, typer.Option(help="Of every draw.")]
+Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
+SaveMinutes = Annotated[float, typer.Option(help="Between two checkpoints.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished fit.")]

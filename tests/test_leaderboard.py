@@ -1,0 +1,136 @@
+"""Ranking as a stage: exact, stopped, interrupted, gone on with."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pgnas_cli.drawing import posterior_of, read_candidates
+from pgnas_cli.errors import Interrupted, PgnasError
+from pgnas_cli.files import Run
+from pgnas_cli.leaderboard import rank_stage, read_ranking
+from pgnas_cli.ranking import Progress, Ranking
+
+from .conftest import run as command
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a posterior and 60 candidates."""
+    folder = tmp_path_factory.mktemp("fitted") / "run"
+    for given in (["fit", "--epochs", "3", "--target-params", "60%"], ["sample", "-n", "60"]):
+        assert command(*given, "--run", str(folder), "-q") == 0
+    return folder
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path) -> Run:
+    shutil.copytree(fitted, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def ranked(run: Run, **how: Any) -> Ranking:
+    how = {"top": 5, "device": CPU, "workers": 0, "track": lambda items, _: items} | how
+    return rank_stage(run, **how)[0]
+
+
+def best(ranking: Ranking, top: int = 5) -> list[tuple[int, int]]:
+    return [(int(i), int(ranking.errors[i])) for i in ranking.order[:top]]
+
+
+def stored(run: Run) -> Ranking:
+    found = read_ranking(run, read_candidates(run, posterior_of(run)[0]))
+    assert found is not None
+    return found
+
+
+def test_the_race_names_the_winners_of_an_exhaustive_ranking(run: Run) -> None:
+    race = ranked(run)
+    assert not race.exhaustive
+    full = ranked(run, exhaustive=True)
+    assert full.exhaustive
+    assert len(full.order) == 60
+    assert best(race) == best(full)
+    assert best(stored(run)) == best(full)
+
+
+def test_a_second_call_evaluates_nothing_and_more_can_be_asked_for(run: Run) -> None:
+    ranked(run)
+    before = stored(run).pairs
+    calls: list[Progress] = []
+    ranked(run, watch=calls.append)
+    assert calls == []
+    assert stored(run).pairs == before
+    more = ranked(run, top=20)
+    assert more.pairs > before
+    shutil.rmtree(run.folder / "nothing", ignore_errors=True)
+    run.ranking.unlink()
+    assert best(more, 20) == best(ranked(run, top=20), 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_ranking_goes_on_to_the_same_end(run: Run, number: signal.Signals) -> None:
+    calls = 0
+
+    def interrupt(progress: Progress) -> None:
+        nonlocal calls
+        calls += 1
+        if progress.race is not None:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="candidates are not decided on, go on with pgnas rank"):
+        ranked(run, watch=interrupt)
+    half = stored(run)
+    assert len(half.running)
+    on = ranked(run)
+    assert on.pairs > half.pairs
+    run.ranking.unlink()
+    assert best(on) == best(ranked(run))
+
+
+def test_a_time_limit_leaves_the_best_so_far_and_says_who_is_still_in(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early = ranked(run, time_limit=1e-3, top=60)
+    assert len(early.running)
+    assert len(early.order) >= 1
+    assert command("export", str(run.folder / "b.safetensors"), "--run", str(run.folder)) == 0
+    assert "the ranking is not finished" in capsys.readouterr().err
+    assert command("rank", "--run", str(run.folder), "--time-limit", "0.00001", "--top", "60") == 0
+    text = capsys.readouterr()
+    assert "might still be better" in text.err
+    assert "goes on" in text.err
+
+
+@pytest.mark.parametrize("change", ["errors", "seen", "walk", "hardness", "images", "top"])
+def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
+    from pgnas_cli.files import read_tensors, write_tensors
+
+    ranked(run)
+    tensors, content = read_tensors(run.ranking, "pgnas.ranking/2")
+    if change in tensors:
+        tensors[change][0] = tensors[change][1:].max() + 500
+    else:
+        content[change] = 0
+    write_tensors(run.ranking, "pgnas.ranking/2", tensors, content)
+    with pytest.raises(PgnasError, match="is damaged"):
+        stored(run)
+    ranked(run)  # what is derived is replaced
+    assert best(stored(run)) == best(ranked(run, exhaustive=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--top", "0"], "--top 0 is out of range"), (["--time-limit", "0"], "--time-limit 0 is out")],
+)
+def test_wrong_options_are_named(
+    run: Run, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert command("rank", "--run", str(run.folder), *options) == 1
+    assert message in capsys.readouterr().err
