@@ -26,6 +26,7 @@ The modules, in the order in which data flows; each imports only from those abov
     steering      when p learns, and how it gets to a target size
     training      fit weights and drop probabilities together
     race          which pairs decide who the best candidates are
+    confidence    what an order of candidates is worth
     ranking       errors of candidates on the held-out images
     files         the files of a run
     settings      the options of a fit

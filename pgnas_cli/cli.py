@@ -173,21 +173,22 @@ def rank(
     where = _run(run, terminal)
     from .leaderboard import rank_stage
     from .machine import device_of, worker_count
-    from .views import ranked_line, ranking_json, ranking_table, watching
+    from .views import ranked_lines, ranking_json, ranking_table, watching
 
     with watching(terminal) as watch:
-        ranking, seconds = rank_stage(
+        found = rank_stage(
             where, top=top, exhaustive=exhaustive,
             time_limit=None if time_limit is None else 60 * time_limit,
             device=device_of(device), workers=worker_count(workers), track=terminal.track,
             watch=watch,
         )  # fmt: skip
     if as_json:
-        terminal.json(ranking_json(ranking, top, seconds))
+        terminal.json(ranking_json(found, top))
     else:
-        terminal.out.print(ranking_table(ranking, top))
-    terminal.notice(ranked_line(ranking, seconds))
-    if len(ranking.running):
+        terminal.out.print(ranking_table(found, top))
+    for line in ranked_lines(found):
+        terminal.notice(line)
+    if len(found.ranking.running):
         terminal.notice(f"next: pgnas rank --run {where.folder}   goes on")
     else:
         terminal.notice(f"next: pgnas export best.safetensors --run {where.folder}")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from .confidence import interval
 from .data import FOLDER, Part, Preprocessing, Source, Track, untracked
 from .deployment import OnnxNetwork, in_onnx, read_onnx
 from .errors import PgnasError
@@ -40,8 +40,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the error (Wilson's score interval)."""
-        found = binomtest(self.errors, self.images).proportion_ci(0.95, method="wilson")
-        return float(found.low), float(found.high)
+        return interval(self.errors, self.images)
 
 
 def test_score(

@@ -7,10 +7,12 @@ stopped by a time limit, goes on from there, as does one that is asked for more 
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from .confidence import Confidence, confidence
 from .data import ImageData, Track
 from .drawing import Drawn, held_out_of, posterior_of, read_candidates
 from .errors import Interrupted, PgnasError
@@ -24,12 +26,23 @@ from .files import (
     write_text,
 )
 from .race import Race, places
+from .randomness import generator
 from .ranking import Judge, Progress, Ranking, rank
 from .settings import read_settings
 from .stopping import StopRequest
 
 RANKING = "pgnas.ranking/2"
 SAVE_SECONDS = 30.0
+SHOWN = 10  # rows whose order is tested
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a ranking came to."""
+
+    ranking: Ranking
+    confidence: Confidence  # of the first `SHOWN` rows
+    seconds: float
 
 
 def rank_stage(
@@ -42,8 +55,8 @@ def rank_stage(
     workers: int,
     track: Track,
     watch: Callable[[Progress], None] = lambda _: None,
-) -> tuple[Ranking, float]:
-    """Find the best candidates of a run on its held-out images; and seconds taken.
+) -> Ranked:
+    """Find the best candidates of a run on its held-out images, and say how sure that is.
 
     Raises Interrupted, with all that was found saved, on SIGINT and SIGTERM.
     """
@@ -80,7 +93,12 @@ def rank_stage(
             f" pgnas rank --run {run.folder}"
         )
     _write_table(run, ranking)
-    return ranking, time.perf_counter() - start
+    shown, every = ranking.order[:SHOWN], torch.arange(ranking.images)
+    wrong = torch.stack([judge(row.expand(ranking.images), every)[0] for row in shown])
+    sure = confidence(
+        wrong, ranking.race.place[shown], generator=generator(posterior.seed, "resampled images")
+    )
+    return Ranked(ranking, sure, time.perf_counter() - start)
 
 
 def judge_of(

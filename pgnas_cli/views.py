@@ -11,6 +11,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
+from .confidence import interval
 from .console import Terminal, clock, large, percent
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation
     from .export import Slim
     from .fitting import FitSummary, Started
+    from .leaderboard import Ranked
     from .ranking import Progress as RankingProgress
-    from .ranking import Ranking
     from .supernet import LayerGates
     from .training import EpochRecord
 
@@ -196,45 +197,69 @@ def watching(terminal: Terminal) -> Iterator[Callable[["RankingProgress"], None]
         yield watch
 
 
-def ranking_table(ranking: "Ranking", top: int) -> Table:
-    """The first `top` candidates."""
-    table = Table(title=f"best of {len(ranking.errors)} candidates", title_justify="left")
-    for heading in ("rank", "id", "held-out error", "wrong", "parameters", "multiply-adds"):
+def ranking_table(ranked: "Ranked", top: int) -> Table:
+    """The first `top` candidates; p against the first for those whose order was tested."""
+    ranking, sure = ranked.ranking, ranked.confidence
+    table = Table(
+        title=f"best of {len(ranking.errors)} candidates on {ranking.images} held-out images",
+        title_justify="left",
+    )
+    for heading in ("rank", "id", "error", "95 %", "p", "parameters", "multiply-adds"):
         table.add_column(heading, justify="right")
     for place, index in enumerate(ranking.order[:top].tolist()):
         errors = int(ranking.errors[index])
+        low, high = interval(errors, ranking.images)
+        tested = 0 < place < len(sure.p_values)
         table.add_row(
             str(place + 1), str(index), percent(errors / ranking.images),
-            f"{errors} of {ranking.images}", large(int(ranking.sizes.params[index])),
-            large(int(ranking.sizes.macs[index])),
+            f"{100 * low:.1f}-{100 * high:.1f}",
+            f"{sure.p_values[place]:.2f}" if tested else "",
+            large(int(ranking.sizes.params[index])), large(int(ranking.sizes.macs[index])),
         )  # fmt: skip
     return table
 
 
-def ranked_line(ranking: "Ranking", seconds: float) -> str:
-    """What the order rests on."""
+def ranked_lines(ranked: "Ranked") -> list[str]:
+    """What the order rests on, and how sure it is."""
+    ranking, sure = ranked.ranking, ranked.confidence
+    lines = []
+    if len(sure.p_values) > 1:
+        lines = [
+            "p: exact McNemar test against the first, on the same images",
+            f"other images as many: the first stays first in {percent(sure.first_again)} of"
+            f" resamplings,",
+            f"  all {len(sure.p_values)} keep their order in {percent(sure.order_again)}",
+        ]
     if len(ranking.running):
-        return f"stopped early: {len(ranking.running)} candidates might still be better"
+        return [*lines, f"stopped early: {len(ranking.running)} candidates might still be better"]
     share = percent(ranking.pairs / (len(ranking.errors) * ranking.images))
-    return f"exact, from {share} of all pairs of candidate and image; took {clock(seconds)}"
+    return [
+        *lines,
+        f"exact, from {share} of all pairs of candidate and image; took {clock(ranked.seconds)}",
+    ]
 
 
-def ranking_json(ranking: "Ranking", top: int, seconds: float) -> dict[str, Any]:
-    """The first `top` candidates and what the ranking took."""
+def ranking_json(ranked: "Ranked", top: int) -> dict[str, Any]:
+    """The first `top` candidates, how sure their order is, and what the ranking took."""
+    ranking, sure = ranked.ranking, ranked.confidence
     count, images = len(ranking.errors), ranking.images
-    rows = [
-        {
-            "id": index, "errors": int(ranking.errors[index]), "images": images,
-            "error": int(ranking.errors[index]) / images,
+    rows = []
+    for place, index in enumerate(ranking.order[:top].tolist()):
+        errors = int(ranking.errors[index])
+        row: dict[str, Any] = {
+            "id": index, "errors": errors, "images": images, "error": errors / images,
+            "interval": interval(errors, images),
             "params": int(ranking.sizes.params[index]), "macs": int(ranking.sizes.macs[index]),
-        }
-        for index in ranking.order[:top].tolist()
-    ]  # fmt: skip
+        }  # fmt: skip
+        if place < len(sure.p_values):
+            row["p_against_first"] = sure.p_values[place]
+        rows.append(row)
     found = {
-        "top": rows, "candidates": count, "seconds": seconds,
+        "top": rows, "candidates": count, "seconds": ranked.seconds,
         "mean_params": float(ranking.sizes.params.double().mean()),
         "pairs_evaluated": ranking.pairs, "pairs_total": count * images,
-        "undecided": len(ranking.running),
+        "undecided": len(ranking.running), "first_again": sure.first_again,
+        "order_again": sure.order_again,
     }  # fmt: skip
     if ranking.exhaustive:
         found["mean_error"] = float(ranking.errors.double().mean()) / images

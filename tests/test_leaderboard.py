@@ -37,7 +37,7 @@ def run(fitted: Path, tmp_path: Path) -> Run:
 
 def ranked(run: Run, **how: Any) -> Ranking:
     how = {"top": 5, "device": CPU, "workers": 0, "track": lambda items, _: items} | how
-    return rank_stage(run, **how)[0]
+    return rank_stage(run, **how).ranking
 
 
 def best(ranking: Ranking, top: int = 5) -> list[tuple[int, int]]:

@@ -94,16 +94,6 @@ def test_ranking_leaves_the_gates_open() -> None:
     assert network.head.keep is None
 
 
-def test_interval_is_wilsons() -> None:
-    low, high = Score(7, 360).interval
-    p, n, z = 7 / 360, 360, 1.959963984540054
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    assert low == pytest.approx(centre - half)
-    assert high == pytest.approx(centre + half)
-    assert Score(0, 10).interval[0] == pytest.approx(0.0)
-
-
 def test_score_counts_the_errors_on_the_test_split() -> None:
     data = open_data("digits", seed=0)
     assert data.test is not None

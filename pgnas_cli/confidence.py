@@ -1,0 +1,63 @@
+"""What an order of candidates is worth: intervals, paired tests, resampled images.
+
+Candidates are judged on the same images, so they are compared image by image: what only one of two
+gets wrong decides, what both get wrong says nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Of the first rows of a ranking, best first."""
+
+    intervals: tuple[tuple[float, float], ...]  # of each error, 95 %
+    p_values: tuple[float, ...]  # of each against the first; 1 for the first
+    first_again: float  # share of resamplings of the images in which the first stays first
+    order_again: float  # in which all rows keep their order
+
+
+def interval(errors: int, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of an error."""
+    found = binomtest(errors, images).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired_p(first: Tensor, second: Tensor) -> float:
+    """McNemar's exact two-sided test that two candidates err equally often.
+
+    `first`, `second`: which of the same images each gets wrong, bool (images,).
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def confidence(
+    wrong: Tensor,  # bool (rows, images), best row first
+    place: Tensor,  # int64 (rows,): breaks ties, smaller first
+    *,
+    generator: torch.Generator,
+) -> Confidence:
+    """How sure the order of these rows is. The bootstrap draws as many images with replacement."""
+    rows, images = wrong.shape
+    drawn = torch.randint(images, (RESAMPLES, images), generator=generator)
+    times = torch.zeros(RESAMPLES, images, dtype=torch.float64)
+    times.scatter_add_(1, drawn, torch.ones_like(times))
+    errors = (times @ wrong.double().T).long()  # (resamples, rows)
+    ties = torch.empty(rows, dtype=torch.int64)
+    ties[place.argsort()] = torch.arange(rows)
+    order = (errors * rows + ties).argsort(1)
+    return Confidence(
+        tuple(interval(int(row.sum()), images) for row in wrong),
+        tuple(1.0 if i == 0 else paired_p(wrong[0], wrong[i]) for i in range(rows)),
+        float((order[:, 0] == 0).double().mean()),
+        float((order == torch.arange(rows)).all(1).double().mean()),
+    )

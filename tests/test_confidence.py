@@ -1,0 +1,60 @@
+"""Intervals, paired tests and resampling against closed forms."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from pgnas_cli.confidence import confidence, interval, paired_p
+
+
+def bits(text: str) -> Tensor:
+    return torch.tensor([c == "x" for c in text])
+
+
+def test_interval_is_wilsons() -> None:
+    low, high = interval(7, 360)
+    p, n, z = 7 / 360, 360, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert low == pytest.approx(centre - half)
+    assert high == pytest.approx(centre + half)
+
+
+def test_the_paired_test_counts_only_what_one_of_two_gets_wrong() -> None:
+    first, second = bits("xxxxx....." + "x" * 9), bits("....." + "....x" + "x" * 9)
+    # 5 images wrong for the first alone, 1 for the second alone: twice the tail of 6 coins.
+    expected = 2 * sum(math.comb(6, k) for k in (0, 1)) / 2**6
+    assert paired_p(first, second) == pytest.approx(expected)
+    assert paired_p(second, first) == pytest.approx(expected)
+    assert paired_p(first, first) == 1.0
+
+
+def test_a_first_that_errs_nowhere_stays_first() -> None:
+    wrong = torch.stack([bits("." * 20), bits("x" * 10 + "." * 10), bits("x" * 20)])
+    found = confidence(wrong, torch.arange(3), generator=torch.Generator().manual_seed(0))
+    assert found.first_again == 1.0
+    assert found.order_again > 0.99
+    assert found.p_values[0] == 1.0
+    assert found.p_values[2] < found.p_values[1] < 0.01
+
+
+def test_how_often_the_first_stays_first_is_a_binomial_tail() -> None:
+    """Two rows that differ on three images of 30, two against one: a resampling is multinomial."""
+    wrong = torch.stack([bits("x" + "." * 29), bits(".xx" + "." * 27)])
+    found = confidence(wrong, torch.tensor([0, 1]), generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for a in range(31):  # draws of the image that the first gets wrong
+        pa = binom.pmf(a, 30, 1 / 30)
+        expected += pa * (1 - binom.cdf(a - 1, 30 - a, 2 / 29))
+    assert found.first_again == pytest.approx(expected, abs=0.04)
+    assert found.order_again == found.first_again
+
+
+def test_ties_are_broken_by_size_as_in_the_ranking() -> None:
+    alike = bits("x...").expand(3, 4)
+    g = torch.Generator().manual_seed(0)
+    assert confidence(alike, torch.tensor([1, 5, 9]), generator=g).order_again == 1.0
+    assert confidence(alike, torch.tensor([5, 1, 9]), generator=g).order_again == 0.0
