@@ -200,6 +200,12 @@ def export(
     candidate: Annotated[
         str, typer.Option(help="An id, whole, or twin (random, as large); default: the winner.")
     ] = "",
+    smallest: Annotated[
+        bool,
+        typer.Option(
+            "--smallest-within-noise", help="The smallest that a test cannot tell from the best."
+        ),
+    ] = False,
     round_to: Annotated[
         int | None,
         typer.Option(help="Make numbers of channels multiples; default: 8 for ONNX, else 1."),
@@ -216,6 +222,9 @@ def export(
     quiet: options.Quiet = False,
 ) -> None:
     """Write one candidate as a slim network, checked against the masked one."""
+    if smallest and candidate:
+        raise PgnasError("--smallest-within-noise chooses the candidate; leave --candidate out")
+    candidate = "smallest" if smallest else candidate
     terminal = _terminal(quiet)
     where = _run(run, terminal)
     from .machine import device_of, worker_count

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 RESAMPLES = 1000
+LEVEL = 0.05  # below this p a difference is no noise
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,19 @@ def paired_p(first: Tensor, second: Tensor) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def most_errors_within_noise(errors: int, images: int) -> int:
+    """No candidate with more errors than this can pass `paired_p` >= `LEVEL` against `errors`.
+
+    At d errors more, p is largest where as many images as possible are wrong for one alone: all
+    `errors` of the one, d + `errors` of the other, if there are as many.
+    """
+    for more in range(images - errors, 0, -1):
+        alone = min(errors, images - errors - more)
+        if float(binomtest(alone, 2 * alone + more).pvalue) >= LEVEL:
+            return errors + more
+    return errors
 
 
 def confidence(

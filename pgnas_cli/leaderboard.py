@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .confidence import Confidence, confidence
+from .confidence import LEVEL, Confidence, confidence, most_errors_within_noise, paired_p
 from .data import ImageData, Track
 from .drawing import Drawn, held_out_of, posterior_of, read_candidates
 from .errors import Interrupted, PgnasError
@@ -25,7 +25,7 @@ from .files import (
     write_tensors,
     write_text,
 )
-from .race import Race, places
+from .race import Race, places, smallest_passing
 from .randomness import generator
 from .ranking import Judge, Progress, Ranking, rank
 from .settings import read_settings
@@ -115,6 +115,39 @@ def judge_of(
     held_out = data.held_out
     assert held_out.pixels is not None
     return Judge(network, drawn.keep, held_out.pixels, held_out.labels, data.preprocessing, device)
+
+
+def smallest_within_noise(
+    run: Run, *, device: torch.device, workers: int, track: Track,
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> int:  # fmt: skip
+    """The smallest candidate of a ranked run that the paired test cannot tell from the best.
+
+    Smaller ones are walked until the test must tell them apart, so the choice is exact.
+    """
+    network, posterior = posterior_of(run)
+    drawn = read_candidates(run, network)
+    judge = judge_of(run, network, posterior, drawn, device, workers, track)
+    race = _race_of(run, drawn, judge)
+    assert race is not None, "the caller has ranked"
+    best, every = race.best()[:1], torch.arange(len(race.order))
+    winners = judge(best.expand(len(every)), every)[0]
+    most = most_errors_within_noise(int(winners.sum()), len(every))
+
+    def passes(candidate: int) -> bool:
+        own = judge(torch.full_like(every, candidate), every)[0]
+        return paired_p(winners, own) >= LEVEL
+
+    def told(_: int) -> None:
+        pairs = int(race.seen.sum())
+        within = int((~race.finished & (race.errors <= most)).sum())
+        watch(Progress(pairs, len(every) * within, within, most / len(every), race))
+
+    found = smallest_passing(
+        race, lambda c, i: judge(c, i)[0], passes, most, fill=judge.batch, told=told
+    )
+    _write(run, race, judge)
+    return found
 
 
 def read_ranking(run: Run, drawn: Drawn) -> Ranking | None:

@@ -16,7 +16,7 @@ from .drawing import held_out_of, posterior_of, read_candidates, sample_stage
 from .errors import PgnasError
 from .export import Slim, checked_slim, slim_record, write_network
 from .files import Posterior, Run, file_digest
-from .leaderboard import rank_stage, read_ranking
+from .leaderboard import rank_stage, read_ranking, smallest_within_noise
 from .randomness import generator
 from .ranking import Batches, Judge, Progress, rank
 from .settings import read_settings
@@ -30,7 +30,7 @@ def export_stage(
     run: Run,
     path: Path,
     *,
-    candidate: str,  # "" for the winner, an id, "whole", or "twin"
+    candidate: str,  # "" for the winner, an id, "smallest" (within noise), "whole", or "twin"
     layout: str | None,  # of an ONNX file; None: small
     round_to: int | None,  # numbers of channels become multiples of it; None: what suits the file
     opset: int,  # of an ONNX file
@@ -72,6 +72,10 @@ def export_stage(
                 f"the ranking is not finished: {len(ranking.running)} candidates might still be"
                 " better; pgnas rank goes on"
             )
+    if candidate == "smallest":
+        found = smallest_within_noise(run, device=device, workers=workers, track=track, watch=watch)
+        notice(f"candidate {found} is the smallest that cannot be told from the best")
+        candidate = str(found)
     data = held_out_of(run, posterior, read_settings(run), workers, track)
     keep, label = _chosen(run, network, posterior, candidate)
     sizes = count(network, keep[None], round_to=round_to)
@@ -116,7 +120,8 @@ def _chosen(
     if candidate.isdecimal() and int(candidate) < len(drawn.keep):
         return drawn.keep[int(candidate)], str(int(candidate))
     raise PgnasError(
-        f"no candidate '{candidate}'; possible: 0 to {len(drawn.keep) - 1}, whole, or twin"
+        f"no candidate '{candidate}'; possible: 0 to {len(drawn.keep) - 1}, whole, twin, or"
+        " smallest"
     )
 
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from torch import Tensor
 
-from pgnas_cli.confidence import confidence, interval, paired_p
+from pgnas_cli.confidence import LEVEL, confidence, interval, most_errors_within_noise, paired_p
 
 
 def bits(text: str) -> Tensor:
@@ -58,3 +58,19 @@ def test_ties_are_broken_by_size_as_in_the_ranking() -> None:
     g = torch.Generator().manual_seed(0)
     assert confidence(alike, torch.tensor([1, 5, 9]), generator=g).order_again == 1.0
     assert confidence(alike, torch.tensor([5, 1, 9]), generator=g).order_again == 0.0
+
+
+@pytest.mark.parametrize(("errors", "images"), [(0, 20), (3, 12), (7, 30), (12, 14), (5, 5)])
+def test_no_table_with_more_errors_passes_and_one_with_as_many_does(
+    errors: int, images: int
+) -> None:
+    """Every split of the errors into common ones and own ones."""
+    most = most_errors_within_noise(errors, images)
+    passing = set()
+    for other in range(errors, images + 1):
+        for common in range(max(0, errors + other - images), errors + 1):
+            alone = errors - common, other - common
+            p = binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0
+            if p >= LEVEL:
+                passing.add(other)
+    assert max(passing) == most

@@ -1,5 +1,6 @@
 """Ranking as a stage: exact, stopped, interrupted, gone on with."""
 
+import json
 import os
 import shutil
 import signal
@@ -106,6 +107,23 @@ def test_a_time_limit_leaves_the_best_so_far_and_says_who_is_still_in(
     text = capsys.readouterr()
     assert "might still be better" in text.err
     assert "goes on" in text.err
+
+
+def test_the_smallest_within_noise_is_exported(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranked(run)
+    file = run.folder / "small.safetensors"
+    options = ["--smallest-within-noise", "--run", str(run.folder), "--json"]
+    assert command("export", str(file), *options) == 0
+    text = capsys.readouterr()
+    assert "is the smallest that cannot be told from the best" in text.err
+    written = json.loads(text.out)
+    sizes = read_candidates(run, posterior_of(run)[0]).sizes.params
+    assert written["params"] <= int(sizes[stored(run).order[0]])
+    with_both = ["--candidate", "3", "--smallest-within-noise", "--run", str(run.folder)]
+    assert command("export", "other.safetensors", *with_both) == 1
+    assert "leave --candidate out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["errors", "seen", "walk", "hardness", "images", "top"])

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pgnas_cli.candidates import count, draw_candidates
-from pgnas_cli.race import PILOTS, Race, begun, places, run
+from pgnas_cli.confidence import LEVEL, most_errors_within_noise, paired_p
+from pgnas_cli.race import PILOTS, Race, begun, places, run, smallest_passing
 from pgnas_cli.ranking import Judge, Progress, Ranking, ordered, rank
 from pgnas_cli.sources import open_data
 
@@ -135,6 +136,23 @@ def test_ten_thousand_candidates_on_fifty_thousand_images() -> None:
 
 def test_places_are_by_parameters_then_id() -> None:
     assert places(torch.tensor([5, 3, 5, 1])).tolist() == [2, 1, 3, 0]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(tables(), st.sampled_from([1, 7, 64]))
+def test_the_smallest_within_noise_is_that_of_testing_everyone(
+    table: tuple[Tensor, Tensor], fill: int
+) -> None:
+    wrong, params = table
+    race = raced(wrong, params, 1)
+    best = wrong[int(race.best()[0])]
+    most = most_errors_within_noise(int(best.sum()), wrong.shape[1])
+    chosen = smallest_passing(
+        race, lambda c, i: wrong[c, i], lambda i: paired_p(best, wrong[i]) >= LEVEL, most,
+        fill=fill,
+    )  # fmt: skip
+    passing = [i for i in range(len(params)) if paired_p(best, wrong[i]) >= LEVEL]
+    assert chosen == min(passing, key=lambda i: (int(params[i]), i))
 
 
 # --- real networks ---------------------------------------------------------------------------
