@@ -95,7 +95,10 @@ def test_twin_whole_and_any_id_can_be_exported(capsys: pytest.CaptureFixture[str
     third = object_of(capsys, "export", "third.safetensors", "--candidate", "3", *there)
     assert third["candidate"] == "3"
     status, _, err = said(capsys, "export", "x.safetensors", "--candidate", "5", *there)
-    assert (status, "no candidate '5'; possible: 0 to 4, whole, or twin" in err) == (1, True)
+    assert (status, "no candidate '5'; possible: 0 to 4, whole, twin, or smallest" in err) == (
+        1,
+        True,
+    )
 
 
 def test_rounded_and_onnx_exports_are_the_same_network(capsys: pytest.CaptureFixture[str]) -> None:
