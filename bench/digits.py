@@ -21,7 +21,7 @@ from pgnas_cli.candidates import baseline_probabilities, count, draw_candidates,
 from pgnas_cli.data import ImageData
 from pgnas_cli.evaluation import test_score as score_on_test
 from pgnas_cli.randomness import generator
-from pgnas_cli.ranking import Judge, rank
+from pgnas_cli.ranking import held_out_judge, rank
 from pgnas_cli.registry import load_backbone
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import open_data
@@ -55,15 +55,9 @@ def judged(
     network: nn.Module, data: ImageData, probability: Tensor, candidates: int, seed: int
 ) -> Row:
     """Draw, rank, and test the winner."""
-    assert data.held_out.pixels is not None
     keep = draw_candidates(probability, network, candidates, seed)
     sizes = count(network, keep)
-    board = rank(
-        Judge(
-            network, keep, data.held_out.pixels, data.held_out.labels, data.preprocessing, CPU
-        ),
-        sizes,
-    )  # fmt: skip
+    board = rank(held_out_judge(network, keep, data, CPU), sizes)
     winner = keep[board.order[0]]
     assert data.test is not None
     score = score_on_test(

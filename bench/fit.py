@@ -43,9 +43,9 @@ from pgnas_cli.data import ImageData, Preprocessing, cut_data
 from pgnas_cli.evaluation import test_score as score_on_test
 from pgnas_cli.files import to_json
 from pgnas_cli.fitting import held_out_decoded
-from pgnas_cli.loading import placed
+from pgnas_cli.loading import placed, steps_per_epoch
 from pgnas_cli.randomness import derived_seed, generator, seeded_globals
-from pgnas_cli.ranking import BATCH, Batches, Judge, Ranking, rank
+from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank
 from pgnas_cli.registry import Backbone, Recipe, load_backbone
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import find_data
@@ -120,15 +120,8 @@ class Jury:
 
     def board(self, probability: Tensor) -> dict[str, Any]:
         keep = draw_candidates(probability, self.network, self.number, self.seed)
-        assert self.data.held_out.pixels is not None
         sizes = count(self.network, keep)
-        found = rank(
-            Judge(
-                self.network, keep, self.data.held_out.pixels, self.data.held_out.labels,
-                self.data.preprocessing, CPU,
-            ),
-            sizes,
-        )  # fmt: skip
+        found = rank(held_out_judge(self.network, keep, self.data, CPU), sizes)
         return self._row(found, keep)
 
     def recalibrated_board(self, probability: Tensor, images: int) -> dict[str, Any]:
@@ -146,9 +139,10 @@ class Jury:
                 sizes, **{k: v[row : row + 1] for k, v in vars(sizes).items()}
             )
             errors.append(
-                rank(Judge(self.network, keep[row : row + 1], pixels, labels,
-                           self.data.preprocessing, CPU), one).errors[0]
-            )  # fmt: skip
+                rank(held_out_judge(self.network, keep[row : row + 1], self.data, CPU), one).errors[
+                    0
+                ]
+            )
         errors_ = torch.stack(errors)
         best = int(min(range(len(keep)), key=lambda i: (int(errors_[i]), int(sizes.params[i]))))
         result = {"mean": float(errors_.double().mean()) / len(labels),
@@ -203,7 +197,7 @@ def rival_cell(side: str, seed: int, options: argparse.Namespace) -> dict[str, A
     data = data_of("t1", seed, backbone, options)
     network = placed(backbone.network, CPU)
     epochs, batch = options.epochs or backbone.recipe.epochs, backbone.recipe.batch_size
-    steps = epochs * (len(data.fit) // batch)
+    steps = epochs * steps_per_epoch(len(data.fit), batch)
     batches = training.training_batches(
         data, batch=batch, seed=seed, first_step=0, steps=steps, workers=0
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pgnas_cli.candidates import count, draw_candidates
 from pgnas_cli.drawing import held_out_of, posterior_of
 from pgnas_cli.files import Run
-from pgnas_cli.ranking import Judge, rank
+from pgnas_cli.ranking import held_out_judge, rank
 from pgnas_cli.settings import read_settings
 from pgnas_cli.supernet import drop_probabilities, gates
 
@@ -68,7 +68,7 @@ def main() -> None:
     keep = draw_candidates(drop_probabilities(network), network, options.candidates, 0)
     sizes = count(network, keep)
     inputs = data.preprocessing.normalised(pixels).contiguous(memory_format=torch.channels_last)
-    judge = Judge(network, keep, pixels, labels, data.preprocessing, torch.device("cpu"))
+    judge = held_out_judge(network, keep, data, torch.device("cpu"))
     looped = min(options.loop or options.candidates, options.candidates)
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(options.rounds):

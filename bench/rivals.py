@@ -191,6 +191,7 @@ def only_trained_once(
         trained(oto._model, batches, steps, preprocessing, rate, optimizer)
         with tempfile.TemporaryDirectory() as folder:
             oto.construct_subnet(out_dir=folder)
+            # A pickled module is all that OTO writes; this one it has written just now.
             return torch.load(oto.compressed_model_path, weights_only=False)
 
     low, high = 0.0, 0.98

@@ -10,6 +10,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from .race import places
+
 RESAMPLES = 1000
 LEVEL = 0.05  # below this p a difference is no noise
 
@@ -18,7 +20,6 @@ LEVEL = 0.05  # below this p a difference is no noise
 class Confidence:
     """Of the first rows of a ranking, best first."""
 
-    intervals: tuple[tuple[float, float], ...]  # of each error, 95 %
     p_values: tuple[float, ...]  # of each against the first; 1 for the first
     first_again: float  # share of resamplings of the images in which the first stays first
     order_again: float  # in which all rows keep their order
@@ -66,11 +67,8 @@ def confidence(
     times = torch.zeros(RESAMPLES, images, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(times))
     errors = (times @ wrong.double().T).long()  # (resamples, rows)
-    ties = torch.empty(rows, dtype=torch.int64)
-    ties[place.argsort()] = torch.arange(rows)
-    order = (errors * rows + ties).argsort(1)
+    order = (errors * rows + places(place)).argsort(1)
     return Confidence(
-        tuple(interval(int(row.sum()), images) for row in wrong),
         tuple(1.0 if i == 0 else paired_p(wrong[0], wrong[i]) for i in range(rows)),
         float((order[:, 0] == 0).double().mean()),
         float((order == torch.arange(rows)).all(1).double().mean()),

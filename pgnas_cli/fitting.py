@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +33,7 @@ from .files import (
     write_posterior,
     write_text,
 )
-from .loading import evaluation_images
+from .loading import evaluation_images, steps_per_epoch
 from .objective import auto_l2, objective_images
 from .registry import load_backbone
 from .settings import FitSettings, check_recipe
@@ -158,18 +157,19 @@ def fit_stage(
     yield Started(
         parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
-        recipe.epochs, recipe.epochs * max(1, len(data.fit) // batch), divergence,
+        recipe.epochs, recipe.epochs * steps_per_epoch(len(data.fit), batch), divergence,
         len(data.classes), target, backbone.remarks,
         tuple(bank.graph.opaque()),
     )  # fmt: skip
-    saver = _Saver(run, posterior, save_seconds, step)
+    request = StopRequest()
+    saver = _Saver(run, posterior, save_seconds, step, request)
     saved = _metrics(run, state)
     records = fit(
         network, data, recipe, seed=settings.seed, workers=workers, device=device,
         fixed_drop=settings.fixed_drop, constant_l2=settings.constant_l2,
         target=target, bfloat16=settings.precision == "bfloat16", state=state, between=saver,
     )  # fmt: skip
-    with saver, closing(records):
+    with request, closing(records):
         for record in records:
             saved.append(json.dumps(to_json(record)))
             write_text(run.metrics, "".join(f"{line}\n" for line in saved))
@@ -187,18 +187,16 @@ class _Saver:
     """Between two steps: show progress, save when it is time, stop when asked to."""
 
     def __init__(
-        self, run: Run, posterior: Posterior, seconds: float, step: Callable[[int, int], None]
+        self,
+        run: Run,
+        posterior: Posterior,
+        seconds: float,
+        step: Callable[[int, int], None],
+        request: StopRequest,
     ) -> None:
         self.run, self.posterior, self.seconds, self.step = run, posterior, seconds, step
+        self.request = request
         self.last = time.monotonic()
-        self.request = StopRequest()
-
-    def __enter__(self) -> "_Saver":
-        self.request.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.request.__exit__(*exception)
 
     def __call__(self, done: int, steps: int, state: Callable[[], State]) -> None:
         self.step(done, steps)

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from .confidence import LEVEL, Confidence, confidence, most_errors_within_noise, paired_p
-from .data import ImageData, Track
+from .data import Track
 from .drawing import Drawn, held_out_of, posterior_of, read_candidates
 from .errors import Interrupted, PgnasError
 from .files import (
-    Posterior,
     Run,
     checked,
     file_digest,
@@ -27,7 +25,7 @@ from .files import (
 )
 from .race import Race, places, smallest_passing
 from .randomness import generator
-from .ranking import Judge, Progress, Ranking, rank
+from .ranking import Judge, Progress, Ranking, held_out_judge, rank
 from .settings import read_settings
 from .stopping import StopRequest
 
@@ -66,7 +64,8 @@ def rank_stage(
         raise PgnasError(f"--time-limit {time_limit / 60:g} is out of range; possible: above 0")
     network, posterior = posterior_of(run)
     drawn = read_candidates(run, network)
-    judge = judge_of(run, network, posterior, drawn, device, workers, track)
+    data = held_out_of(run, posterior, read_settings(run), workers, track)
+    judge = held_out_judge(network, drawn.keep, data, device)
     start = last = time.perf_counter()
     race = _race_of(run, drawn, judge)
     wanted = len(drawn.keep) if exhaustive else min(top, len(drawn.keep))
@@ -93,58 +92,42 @@ def rank_stage(
             f" pgnas rank --run {run.folder}"
         )
     _write_table(run, ranking)
-    shown, every = ranking.order[:SHOWN], torch.arange(ranking.images)
-    wrong = torch.stack([judge(row.expand(ranking.images), every)[0] for row in shown])
+    shown = ranking.order[:SHOWN]
+    wrong = torch.stack([judge.row(candidate) for candidate in shown.tolist()])
     sure = confidence(
         wrong, ranking.race.place[shown], generator=generator(posterior.seed, "resampled images")
     )
     return Ranked(ranking, sure, time.perf_counter() - start)
 
 
-def judge_of(
-    run: Run,
-    network: nn.Module,
-    posterior: Posterior,
-    drawn: Drawn,
-    device: torch.device,
-    workers: int,
-    track: Track,
-) -> Judge:
-    """What evaluates the candidates of a run on its held-out images."""
-    data: ImageData = held_out_of(run, posterior, read_settings(run), workers, track)
-    held_out = data.held_out
-    assert held_out.pixels is not None
-    return Judge(network, drawn.keep, held_out.pixels, held_out.labels, data.preprocessing, device)
-
-
 def smallest_within_noise(
-    run: Run, *, device: torch.device, workers: int, track: Track,
-    watch: Callable[[Progress], None] = lambda _: None,
-) -> int:  # fmt: skip
+    run: Run, drawn: Drawn, judge: Judge, watch: Callable[[Progress], None] = lambda _: None
+) -> int:
     """The smallest candidate of a ranked run that the paired test cannot tell from the best.
 
     Smaller ones are walked until the test must tell them apart, so the choice is exact.
     """
-    network, posterior = posterior_of(run)
-    drawn = read_candidates(run, network)
-    judge = judge_of(run, network, posterior, drawn, device, workers, track)
     race = _race_of(run, drawn, judge)
-    assert race is not None, "the caller has ranked"
-    best, every = race.best()[:1], torch.arange(len(race.order))
-    winners = judge(best.expand(len(every)), every)[0]
-    most = most_errors_within_noise(int(winners.sum()), len(every))
-
-    def passes(candidate: int) -> bool:
-        own = judge(torch.full_like(every, candidate), every)[0]
-        return paired_p(winners, own) >= LEVEL
+    if race is None:
+        raise PgnasError(
+            f"the ranking in '{run.folder}' was not made as this machine evaluates ({judge.name});"
+            f" rank again: pgnas rank --run {run.folder}"
+        )
+    images, winners = len(race.order), judge.row(int(race.best()[0]))
+    most = most_errors_within_noise(int(winners.sum()), images)
 
     def told(_: int) -> None:
-        pairs = int(race.seen.sum())
         within = int((~race.finished & (race.errors <= most)).sum())
-        watch(Progress(pairs, len(every) * within, within, most / len(every), race))
+        pairs = int(race.seen.sum())
+        watch(Progress(pairs, images * within, within, most / images, race))
 
     found = smallest_passing(
-        race, lambda c, i: judge(c, i)[0], passes, most, fill=judge.batch, told=told
+        race,
+        lambda c, i: judge(c, i)[0],
+        lambda candidate: paired_p(winners, judge.row(candidate)) >= LEVEL,
+        most,
+        fill=judge.batch,
+        told=told,
     )
     _write(run, race, judge)
     return found
@@ -152,6 +135,12 @@ def smallest_within_noise(
 
 def read_ranking(run: Run, drawn: Drawn) -> Ranking | None:
     """The ranking of a run, or None where its present candidates have not been ranked."""
+    found = _read(run, drawn)
+    return None if found is None else found[0]
+
+
+def _read(run: Run, drawn: Drawn) -> tuple[Ranking, object] | None:
+    """The same, and how its pairs were evaluated."""
     if not run.ranking.exists():
         return None
     tensors, content = read_tensors(run.ranking, RANKING)
@@ -177,19 +166,18 @@ def read_ranking(run: Run, drawn: Drawn) -> Ranking | None:
     )
     if not sound:
         raise damaged
-    return Ranking(race, drawn.sizes)
+    return Ranking(race, drawn.sizes), content.get("evaluated")
 
 
 def _race_of(run: Run, drawn: Drawn, judge: Judge) -> Race | None:
     """An earlier race of the same candidates, evaluated as `judge` does; None: start anew."""
     try:
-        ranking = read_ranking(run, drawn)
+        found = _read(run, drawn)
     except PgnasError:
         return None  # what is derived inside a run is replaced
-    if ranking is None or ranking.images != len(judge.labels):
+    if found is None or found[0].images != len(judge.labels) or found[1] != judge.name:
         return None
-    _, content = read_tensors(run.ranking, RANKING)
-    return ranking.race if content.get("evaluated") == judge.name else None
+    return found[0].race
 
 
 def _write(run: Run, race: Race, judge: Judge) -> None:

@@ -147,9 +147,10 @@ def smallest_passing(
     by_size = race.place.argsort()
     while True:
         may: list[int] = by_size[race.errors[by_size] <= most].tolist()
+        finished = race.finished.tolist()
         waiting: list[int] = []
         for candidate in may:
-            if not bool(race.finished[candidate]):
+            if not finished[candidate]:
                 waiting.append(candidate)
                 if len(waiting) == fill:
                     break

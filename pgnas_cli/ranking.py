@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .candidates import Sizes
-from .data import Preprocessing
+from .data import ImageData, Preprocessing
 from .loading import placed
-from .race import PILOTS, Race, begun, places, run
+from .race import PILOTS, Race, begun, run
 from .supernet import masked
 
 BATCH = 64  # images in each forward of one network
@@ -112,6 +112,11 @@ class Judge:
         # Pairs in a forward: small images leave a core idle otherwise, a GPU all the more.
         self.batch = 512 if device.type == "cuda" else 256 if pixels[0].numel() <= 1024 else 64
 
+    def row(self, candidate: int) -> Tensor:
+        """Which of all images `candidate` gets wrong, bool (images,)."""
+        every = torch.arange(len(self.labels))
+        return self(torch.full_like(every, candidate), every)[0]
+
     @property
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
@@ -141,6 +146,15 @@ class Judge:
         own = logits.gather(1, labels)[:, 0]
         other = logits.scatter(1, labels, -torch.inf).amax(1)
         return (logits.argmax(1) != labels[:, 0])[:pairs], (own - other)[:pairs]
+
+
+def held_out_judge(
+    network: nn.Module, keep: Tensor, data: ImageData, device: torch.device
+) -> Judge:
+    """What evaluates the candidates `keep` on the held-out images, which are decoded."""
+    part = data.held_out
+    assert part.pixels is not None
+    return Judge(network, keep, part.pixels, part.labels, data.preprocessing, device)
 
 
 @dataclass(frozen=True)
@@ -197,8 +211,3 @@ def rank(
         if told(number):
             break
     return Ranking(race, sizes)
-
-
-def ordered(errors: Tensor, params: Tensor) -> Tensor:
-    """Ids by (errors, parameters, id)."""
-    return (errors * len(params) + places(params)).argsort()

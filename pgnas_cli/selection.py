@@ -18,7 +18,7 @@ from .export import Slim, checked_slim, slim_record, write_network
 from .files import Posterior, Run, file_digest
 from .leaderboard import rank_stage, read_ranking, smallest_within_noise
 from .randomness import generator
-from .ranking import Batches, Judge, Progress, rank
+from .ranking import Batches, Progress, held_out_judge, rank
 from .settings import read_settings
 from .slimming import known_layout
 from .supernet import drop_probabilities, gates
@@ -72,21 +72,16 @@ def export_stage(
                 f"the ranking is not finished: {len(ranking.running)} candidates might still be"
                 " better; pgnas rank goes on"
             )
-    if candidate == "smallest":
-        found = smallest_within_noise(run, device=device, workers=workers, track=track, watch=watch)
-        notice(f"candidate {found} is the smallest that cannot be told from the best")
-        candidate = str(found)
     data = held_out_of(run, posterior, read_settings(run), workers, track)
+    if candidate == "smallest":
+        drawn = read_candidates(run, network)
+        judge = held_out_judge(network, drawn.keep, data, device)
+        candidate = str(smallest_within_noise(run, drawn, judge, watch))
+        notice(f"candidate {candidate} is the smallest that cannot be told from the best")
     keep, label = _chosen(run, network, posterior, candidate)
     sizes = count(network, keep[None], round_to=round_to)
     assert data.held_out.pixels is not None
-    held_out = rank(
-        Judge(
-            network, keep[None], data.held_out.pixels, data.held_out.labels, data.preprocessing,
-            device,
-        ),
-        sizes,
-    )  # fmt: skip
+    held_out = rank(held_out_judge(network, keep[None], data, device), sizes)
     about = slim_record(
         posterior.subject, network, keep, label, sizes,
         (parameter_count(network), whole_macs(network)),

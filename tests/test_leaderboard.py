@@ -122,7 +122,7 @@ def test_the_smallest_within_noise_is_exported(
     sizes = read_candidates(run, posterior_of(run)[0]).sizes.params
     assert written["params"] <= int(sizes[stored(run).order[0]])
     with_both = ["--candidate", "3", "--smallest-within-noise", "--run", str(run.folder)]
-    assert command("export", "other.safetensors", *with_both) == 1
+    assert command("export", str(run.folder / "other.safetensors"), *with_both) == 1
     assert "leave --candidate out" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from pgnas_cli.candidates import count, draw_candidates
 from pgnas_cli.confidence import LEVEL, most_errors_within_noise, paired_p
 from pgnas_cli.race import PILOTS, Race, begun, places, run, smallest_passing
-from pgnas_cli.ranking import Judge, Progress, Ranking, ordered, rank
+from pgnas_cli.ranking import Judge, Progress, Ranking, rank
 from pgnas_cli.sources import open_data
 
 from .conftest import tiny
@@ -176,7 +176,9 @@ def test_the_race_and_full_evaluation_agree_on_a_network() -> None:
     judge, sizes = judged()
     full = rank(judge, sizes)
     assert full.exhaustive
-    assert torch.equal(full.order, ordered(full.errors, sizes.params))
+    rows = sorted((int(e), int(p), i) for i, (e, p) in
+                  enumerate(zip(full.errors, sizes.params, strict=True)))  # fmt: skip
+    assert full.order.tolist() == [i for _, _, i in rows]
     for top in (1, 5, 40):
         race = rank(judge, sizes, top=top)
         assert board(race, top) == board(full, top)

@@ -10,7 +10,8 @@ from pgnas_cli.candidates import Sizes, count, draw_candidates
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.evaluation import Score, latencies
 from pgnas_cli.evaluation import test_score as score_on_test
-from pgnas_cli.ranking import BATCH, Batches, Judge, ordered, predictions, rank
+from pgnas_cli.race import Race, places
+from pgnas_cli.ranking import BATCH, Batches, Judge, predictions, rank
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import open_data
 from pgnas_cli.supernet import masked
@@ -30,6 +31,12 @@ def some_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def sizes_of(params: list[int]) -> Sizes:
     values = torch.tensor(params)
     return Sizes(values, values, values)
+
+
+def ordered(errors: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    """The order of candidates that have all seen every image."""
+    seen, hardness = torch.full_like(errors, 9), torch.linspace(0, 1, 10, dtype=torch.float64)
+    return Race(torch.arange(9), places(params), len(params), seen, errors, hardness).best()
 
 
 def test_order_is_errors_then_parameters_then_id() -> None:
