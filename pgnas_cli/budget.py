@@ -50,14 +50,19 @@ def target_of(
     if not text:
         return None
     share = size_of(text, whole, f"--target-{kind}") / whole
-    nearly_closed = torch.full((len(gates(network).groups),), 0.99)
-    least = float(ExpectedSize(network).shares(nearly_closed)[kind])
+    least = least_share(network, kind)
     if share < least:
         raise PgnasError(
             f"--target-{kind} {text} is out of reach; with 99 % of the gates closed {least:.0%} are"
             " left; aim higher, or add gates with --gates all"
         )
     return Target(cast(Any, kind), share)
+
+
+def least_share(network: nn.Module, kind: str) -> float:
+    """What is left of the whole network's size where 99 % of the gates are closed."""
+    nearly_closed = torch.full((len(gates(network).groups),), 0.99)
+    return float(ExpectedSize(network).shares(nearly_closed)[kind])
 
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}

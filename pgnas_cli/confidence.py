@@ -55,6 +55,28 @@ def most_errors_within_noise(errors: int, images: int) -> int:
     return errors
 
 
+def expected_error(best: int, unselected: Tensor) -> float:
+    """Error to expect on other images of the candidate that was chosen for its `best` errors here.
+
+    The best of many owes part of its lead to these very images. `unselected`, bool (rows, images),
+    says which images some candidates get wrong that were not chosen for it. Two-way analysis of
+    variance (candidate, image) splits the spread of their errors into what other images would show
+    again and what they would not; the lead over their mean is shrunk by the first share, on the
+    scale of square roots, where the noise of a count does not depend on its height.
+    """
+    rows, images = unselected.shape
+    wrong = unselected.double()
+    level = float(wrong.mean())
+    if rows < 2 or images < 2 or level == 0:
+        return best / images
+    own, shared = wrong.mean(1, keepdim=True), wrong.mean(0, keepdim=True)
+    between = 4 * level * images * float(own.sqrt().var())
+    residual = float((wrong - own - shared + level).square().sum()) / ((rows - 1) * (images - 1))
+    again = max(0.0, 1 - residual / between) if between > 0 else 0.0
+    middle = float(own.sqrt().mean())
+    return float((middle + again * ((best / images) ** 0.5 - middle)) ** 2)
+
+
 def confidence(
     wrong: Tensor,  # bool (rows, images), best row first
     place: Tensor,  # int64 (rows,): breaks ties, smaller first

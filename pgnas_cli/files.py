@@ -10,7 +10,7 @@ the data lies is in run.json, which stays with the run.
     RUN/checkpoint.safetensors    an unfinished fit
     RUN/posterior.safetensors     network.<key>, drop_logit
     RUN/candidates.safetensors    keep, params, paper_params, macs
-    RUN/ranking.safetensors       order, errors and the sizes again; RUN/ranking.csv for people
+    RUN/ranking.safetensors       how far each candidate came; RUN/ranking.csv for people
 """
 
 import contextlib

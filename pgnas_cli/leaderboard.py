@@ -10,8 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from .confidence import LEVEL, Confidence, confidence, most_errors_within_noise, paired_p
+from .confidence import (
+    LEVEL,
+    Confidence,
+    confidence,
+    expected_error,
+    most_errors_within_noise,
+    paired_p,
+)
 from .data import Track
 from .drawing import Drawn, held_out_of, posterior_of, read_candidates
 from .errors import Interrupted, PgnasError
@@ -23,13 +31,13 @@ from .files import (
     write_tensors,
     write_text,
 )
-from .race import Race, places, smallest_passing
+from .race import PILOTS, Race, places, smallest_passing
 from .randomness import generator
 from .ranking import Judge, Progress, Ranking, held_out_judge, rank
 from .settings import read_settings
 from .stopping import StopRequest
 
-RANKING = "pgnas.ranking/2"
+RANKING = "pgnas.ranking/3"
 SAVE_SECONDS = 30.0
 SHOWN = 10  # rows whose order is tested
 
@@ -40,6 +48,7 @@ class Ranked:
 
     ranking: Ranking
     confidence: Confidence  # of the first `SHOWN` rows
+    expected_error: float  # of the first on other images
     seconds: float
 
 
@@ -93,11 +102,15 @@ def rank_stage(
         )
     _write_table(run, ranking)
     shown = ranking.order[:SHOWN]
-    wrong = torch.stack([judge.row(candidate) for candidate in shown.tolist()])
+    wrong = torch.stack([ranking.race.row(candidate) for candidate in shown.tolist()])
     sure = confidence(
         wrong, ranking.race.place[shown], generator=generator(posterior.seed, "resampled images")
     )
-    return Ranked(ranking, sure, time.perf_counter() - start)
+    # The first ids are those of the pilots, which saw everything whatever they are worth.
+    pilots = [c for c in range(min(PILOTS, len(drawn.keep))) if ranking.race.finished[c]]
+    unselected = torch.stack([ranking.race.row(candidate) for candidate in pilots])
+    expected = expected_error(int(ranking.errors[shown[0]]), unselected)
+    return Ranked(ranking, sure, expected, time.perf_counter() - start)
 
 
 def smallest_within_noise(
@@ -113,7 +126,7 @@ def smallest_within_noise(
             f"the ranking in '{run.folder}' was not made as this machine evaluates ({judge.name});"
             f" rank again: pgnas rank --run {run.folder}"
         )
-    images, winners = len(race.order), judge.row(int(race.best()[0]))
+    images, winners = len(race.order), race.row(int(race.best()[0]))
     most = most_errors_within_noise(int(winners.sum()), images)
 
     def told(_: int) -> None:
@@ -124,7 +137,7 @@ def smallest_within_noise(
     found = smallest_passing(
         race,
         lambda c, i: judge(c, i)[0],
-        lambda candidate: paired_p(winners, judge.row(candidate)) >= LEVEL,
+        lambda candidate: paired_p(winners, race.row(candidate)) >= LEVEL,
         most,
         fill=judge.batch,
         told=told,
@@ -152,21 +165,38 @@ def _read(run: Run, drawn: Drawn) -> tuple[Ranking, object] | None:
         raise damaged
     each, walk = ((rows,), torch.int64), ((images,), torch.int64)
     hardness = ((images + 1,), torch.float64)
-    wanted = {"errors": each, "seen": each, "walk": walk, "hardness": hardness}
+    found = tensors.get("mistakes", torch.empty(0))
+    mistakes = ((found.numel(),), torch.int64)
+    wanted = {"seen": each, "walk": walk, "hardness": hardness, "mistakes": mistakes}
     checked(tensors, wanted, run.ranking)
-    race = Race(
-        tensors["walk"], places(drawn.sizes.params), top, tensors["seen"], tensors["errors"],
-        tensors["hardness"],
-    )  # fmt: skip
+    order, seen = tensors["walk"], tensors["seen"]
     sound = (
-        torch.equal(race.order.sort().values, torch.arange(images))
-        and bool((race.errors >= 0).all() and (race.errors <= race.seen).all())
-        and bool((race.seen <= images).all() and race.finished.any())
-        and bool((race.hardness.diff() >= 0).all())
+        torch.equal(order.sort().values, torch.arange(images))
+        and bool((seen >= 0).all() and (seen <= images).all() and (seen == images).any())
+        and bool((tensors["hardness"].diff() >= 0).all())
+        and _among(found, order, seen)
     )
     if not sound:
         raise damaged
+    errors = torch.bincount(found.div(images, rounding_mode="floor"), minlength=rows)
+    race = Race(
+        order, places(drawn.sizes.params), top, seen, errors, tensors["hardness"], [found]
+    )  # fmt: skip
     return Ranking(race, drawn.sizes), content.get("evaluated")
+
+
+def _among(mistakes: Tensor, order: Tensor, seen: Tensor) -> bool:
+    """Whether the errors are distinct ones, of pairs that were evaluated."""
+    if not len(mistakes):
+        return True
+    images = len(order)
+    distinct = bool((mistakes.sort().values.diff() > 0).all())
+    if not distinct or int(mistakes.min()) < 0 or int(mistakes.max()) >= len(seen) * images:
+        return False
+    step = torch.empty_like(order)
+    step[order] = torch.arange(images)
+    walked = step[mistakes % images] < seen[mistakes.div(images, rounding_mode="floor")]
+    return bool(walked.all())
 
 
 def _race_of(run: Run, drawn: Drawn, judge: Judge) -> Race | None:
@@ -184,7 +214,12 @@ def _write(run: Run, race: Race, judge: Judge) -> None:
     write_tensors(
         run.ranking,
         RANKING,
-        {"errors": race.errors, "seen": race.seen, "walk": race.order, "hardness": race.hardness},
+        {
+            "seen": race.seen,
+            "walk": race.order,
+            "hardness": race.hardness,
+            "mistakes": race.all_mistakes(),
+        },
         {
             "images": len(race.order),
             "top": race.top,

@@ -31,6 +31,7 @@ class Race:
     seen: Tensor  # (candidates,): images walked
     errors: Tensor  # (candidates,): among them
     hardness: Tensor  # float64 (images + 1,): the pilots' share of errors in each prefix
+    mistakes: list[Tensor]  # parts of one (errors,): candidate x images + image of every error
 
     @property
     def finished(self) -> Tensor:
@@ -62,6 +63,18 @@ class Race:
         ids = self.finished.nonzero().flatten()
         return ids[self.key[ids].argsort()][: self.top]
 
+    def row(self, candidate: int) -> Tensor:
+        """Which images a finished candidate gets wrong, bool (images,)."""
+        images = len(self.order)
+        own = self.all_mistakes()
+        own = own[own.div(images, rounding_mode="floor") == candidate] % images
+        return torch.zeros(images, dtype=torch.bool).index_fill_(0, own, True)
+
+    def all_mistakes(self) -> Tensor:
+        """Every error met so far, int64 (errors,): candidate x images + image."""
+        self.mistakes = [torch.cat(self.mistakes)]
+        return self.mistakes[0]
+
     def predicted(self, ids: Tensor) -> Tensor:
         """Errors that each is headed for, if it goes on as the pilots did, float64 (ids,)."""
         share = self.hardness[self.seen[ids]]
@@ -92,10 +105,11 @@ def begun(
     errors = torch.zeros(candidates, dtype=torch.int64)
     seen[: len(wrong)] = images
     errors[: len(wrong)] = wrong.sum(1)
+    mistakes = wrong.flatten().nonzero().flatten()
     walked = wrong[:, order].double().mean(0).cumsum(0)
     share = walked / walked[-1] if walked[-1] else torch.arange(1, images + 1) / images
     hardness = torch.cat([torch.zeros(1, dtype=torch.float64), share.double()])
-    return Race(order, places(params), top, seen, errors, hardness)
+    return Race(order, places(params), top, seen, errors, hardness, [mistakes])
 
 
 def places(params: Tensor) -> Tensor:
@@ -168,7 +182,7 @@ def smallest_passing(
         steps = torch.minimum(most + 1 - race.errors[ids], left)
         candidates, images = pairs_of(race, ids, steps)
         for some, shown in zip(candidates.split(fill), images.split(fill), strict=True):
-            advance(race, some, judge(some, shown))
+            advance(race, some, shown, judge(some, shown))
             told(len(some))
 
 
@@ -186,10 +200,11 @@ def pairs_of(race: Race, ids: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     return candidates, race.order[race.seen[candidates] + within]
 
 
-def advance(race: Race, candidates: Tensor, wrong: Tensor) -> None:
+def advance(race: Race, candidates: Tensor, images: Tensor, wrong: Tensor) -> None:
     """Enter what pairs, in the order of `pairs_of`, came to; a part of them will do."""
     race.seen.index_add_(0, candidates, torch.ones_like(candidates))
     race.errors.index_add_(0, candidates, wrong.long())
+    race.mistakes.append((candidates * len(race.order) + images)[wrong])
 
 
 def run(
@@ -207,6 +222,6 @@ def run(
             return
         candidates, images = pairs_of(race, ids, steps)
         for some, shown in zip(candidates.split(chunk), images.split(chunk), strict=True):
-            advance(race, some, judge(some, shown))
+            advance(race, some, shown, judge(some, shown))
             yield len(some)
         turn += 1

@@ -112,11 +112,6 @@ class Judge:
         # Pairs in a forward: small images leave a core idle otherwise, a GPU all the more.
         self.batch = 512 if device.type == "cuda" else 256 if pixels[0].numel() <= 1024 else 64
 
-    def row(self, candidate: int) -> Tensor:
-        """Which of all images `candidate` gets wrong, bool (images,)."""
-        every = torch.arange(len(self.labels))
-        return self(torch.full_like(every, candidate), every)[0]
-
     @property
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""

@@ -224,7 +224,10 @@ def ranked_lines(ranked: "Ranked") -> list[str]:
     ranking, sure = ranked.ranking, ranked.confidence
     lines = []
     if len(sure.p_values) > 1:
+        best = int(ranking.errors[ranking.order[0]]) / ranking.images
         lines = [
+            f"the first has {percent(best)}, chosen for it among {len(ranking.errors)}: expect"
+            f" {percent(ranked.expected_error)} on other images",
             "p: exact McNemar test against the first, on the same images",
             f"other images as many: the first stays first in {percent(sure.first_again)} of"
             f" resamplings,",
@@ -258,8 +261,8 @@ def ranking_json(ranked: "Ranked", top: int) -> dict[str, Any]:
         "top": rows, "candidates": count, "seconds": ranked.seconds,
         "mean_params": float(ranking.sizes.params.double().mean()),
         "pairs_evaluated": ranking.pairs, "pairs_total": count * images,
-        "undecided": len(ranking.running), "first_again": sure.first_again,
-        "order_again": sure.order_again,
+        "undecided": len(ranking.running), "expected_error": ranked.expected_error,
+        "first_again": sure.first_again, "order_again": sure.order_again,
     }  # fmt: skip
     if ranking.exhaustive:
         found["mean_error"] = float(ranking.errors.double().mean()) / images

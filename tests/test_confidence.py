@@ -7,7 +7,14 @@ import torch
 from scipy.stats import binom, binomtest
 from torch import Tensor
 
-from pgnas_cli.confidence import LEVEL, confidence, interval, most_errors_within_noise, paired_p
+from pgnas_cli.confidence import (
+    LEVEL,
+    confidence,
+    expected_error,
+    interval,
+    most_errors_within_noise,
+    paired_p,
+)
 
 
 def bits(text: str) -> Tensor:
@@ -74,3 +81,27 @@ def test_no_table_with_more_errors_passes_and_one_with_as_many_does(
             if p >= LEVEL:
                 passing.add(other)
     assert max(passing) == most
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.008, 0.016])
+def test_the_expected_error_of_the_best_is_what_it_has_on_other_images(spread: float) -> None:
+    """200 simulated choices of the best of 300; hard images are hard for all candidates."""
+    g = torch.Generator().manual_seed(0)
+    said, seen, truth = [], [], []
+    for _ in range(200):
+        skill = 0.10 + spread * torch.randn(300, generator=g)
+        hardness = 0.5 * torch.randn(400, generator=g)
+        chance = (skill[:, None] * hardness.exp() / hardness.exp().mean()).clamp(0, 1)
+        wrong = torch.rand(300, 400, generator=g) < chance
+        best = int(wrong.sum(1).argmin())
+        said.append(expected_error(int(wrong[best].sum()), wrong[:16]))
+        seen.append(float(wrong[best].double().mean()))
+        truth.append(float(chance[best].mean()))
+    mean = {name: sum(of) / 200 for name, of in (("said", said), ("seen", seen), ("truth", truth))}
+    assert mean["said"] == pytest.approx(mean["truth"], abs=0.006)
+    assert mean["seen"] < mean["truth"] - 0.005
+
+
+def test_one_candidate_was_not_chosen_so_its_error_stands() -> None:
+    assert expected_error(3, bits("xxx" + "." * 27)[None]) == 0.1
+    assert expected_error(1, bits("x...").expand(5, 4)) == 0.25  # all alike

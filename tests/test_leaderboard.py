@@ -61,6 +61,16 @@ def test_the_race_names_the_winners_of_an_exhaustive_ranking(run: Run) -> None:
     assert best(stored(run)) == best(full)
 
 
+def test_the_winners_lead_is_told_with_what_to_expect_of_it(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("rank", "--run", str(run.folder), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    full = ranked(run, exhaustive=True)
+    mean = float(full.errors.double().mean()) / full.images
+    assert found["top"][0]["error"] <= found["expected_error"] <= 1.1 * mean
+
+
 def test_a_second_call_evaluates_nothing_and_more_can_be_asked_for(run: Run) -> None:
     ranked(run)
     before = stored(run).pairs
@@ -126,17 +136,17 @@ def test_the_smallest_within_noise_is_exported(
     assert "leave --candidate out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["errors", "seen", "walk", "hardness", "images", "top"])
+@pytest.mark.parametrize("change", ["mistakes", "seen", "walk", "hardness", "images", "top"])
 def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
     from pgnas_cli.files import read_tensors, write_tensors
 
     ranked(run)
-    tensors, content = read_tensors(run.ranking, "pgnas.ranking/2")
+    tensors, content = read_tensors(run.ranking, "pgnas.ranking/3")
     if change in tensors:
-        tensors[change][0] = tensors[change][1:].max() + 500
+        tensors[change][0] = tensors[change][1:].max() + 10**6
     else:
         content[change] = 0
-    write_tensors(run.ranking, "pgnas.ranking/2", tensors, content)
+    write_tensors(run.ranking, "pgnas.ranking/3", tensors, content)
     with pytest.raises(PgnasError, match="is damaged"):
         stored(run)
     ranked(run)  # what is derived is replaced

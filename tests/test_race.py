@@ -96,6 +96,8 @@ def test_no_pair_is_looked_at_twice() -> None:
     assert int(looked.max()) == 1
     assert int(looked[:PILOTS].max()) == 0
     assert int(race.seen.sum()) == pairs + PILOTS * 80
+    for candidate in race.finished.nonzero().flatten().tolist():
+        assert torch.equal(race.row(candidate), wrong[candidate])
 
 
 def test_losers_leave_early_where_hard_images_are_common_to_all() -> None:

@@ -1,0 +1,92 @@
+"""Posteriors tilted to a size against a solver, and draws within a budget by counting."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from pgnas_cli.budget import ExpectedSize, Target
+from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.supernet import gates
+from pgnas_cli.tilting import draw_within, tilted
+
+from .conftest import tiny
+
+
+def learned(network: nn.Module, seed: int = 0) -> torch.Tensor:
+    """Drop probabilities from 0.05 to 0.6, (groups,)."""
+    g = torch.Generator().manual_seed(seed)
+    return 0.05 + 0.55 * torch.rand(len(gates(network).groups), generator=g)
+
+
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_the_tilt_is_the_least_change_that_meets_the_size(kind: str) -> None:
+    network = tiny()
+    size, channels, p = ExpectedSize(network), gates(network).channels, learned(network)
+    before = float(size.shares(p)[kind])
+    aim = Target(kind, 0.7 * before)  # type: ignore[arg-type]
+    q = tilted(size, channels, p, aim)
+    assert float(size.shares(q)[kind]) == pytest.approx(aim.share, rel=1e-3)
+    start, weight = p.double().numpy(), channels.double().numpy()
+
+    def divergence(q: np.ndarray) -> float:
+        each = q * np.log(q / start) + (1 - q) * np.log((1 - q) / (1 - start))
+        return float((weight * each).sum())
+
+    solved = minimize(
+        divergence, start + 0.2, method="SLSQP", bounds=[(1e-4, 1 - 1e-4)] * len(start),
+        constraints={"type": "eq",
+                     "fun": lambda q: float(size.shares(torch.tensor(q))[kind]) - aim.share},
+        options={"maxiter": 300, "ftol": 1e-10},
+    )  # fmt: skip
+    assert solved.success
+    assert divergence(q.numpy()) <= divergence(solved.x) * 1.001
+    assert np.abs(q.numpy() - solved.x).max() < 0.01
+
+
+def test_a_posterior_within_the_size_stays_as_it_is() -> None:
+    network = tiny()
+    p = learned(network)
+    q = tilted(ExpectedSize(network), gates(network).channels, p, Target("params", 0.999))
+    assert torch.allclose(q.float(), p)
+
+
+@pytest.mark.parametrize("groups", ["layer", "channel"])
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_every_candidate_is_within_its_budget_and_uses_it(kind: str, groups: str) -> None:
+    network = tiny(groups=groups)
+    p = learned(network)
+    whole = parameter_count(network) if kind == "params" else whole_macs(network)
+    own = float(getattr(count(network, draw_candidates(p, network, 64, 0)), kind).double().mean())
+    for share in (0.8 * own / whole, 0.5 * own / whole):
+        within = draw_within(network, p, Target(kind, share), 150, 0)  # type: ignore[arg-type]
+        found = getattr(within.sizes, kind)
+        assert torch.equal(found, getattr(count(network, within.keep), kind))
+        assert int(found.max()) <= share * whole
+        assert float(found.double().mean()) >= 0.98 * share * whole
+        assert 150 / within.drawn > 0.1
+
+
+def test_the_first_candidates_are_those_of_a_longer_list() -> None:
+    network = tiny()
+    short, long = (draw_within(network, learned(network), Target("params", 0.3), n, 1)
+                   for n in (20, 90))  # fmt: skip
+    assert torch.equal(short.keep, long.keep[:20])
+
+
+def test_a_budget_above_the_posterior_only_leaves_out_what_is_larger() -> None:
+    network = tiny()
+    p = learned(network)
+    own = count(network, draw_candidates(p, network, 64, 0)).params.double()
+    share = float(own.quantile(0.8)) / parameter_count(network)
+    within = draw_within(network, p, Target("params", share), 100, 0)
+    assert 1.0 <= within.drawn / 100 < 2.5
+    assert float(within.sizes.params.double().mean()) == pytest.approx(float(own.mean()), rel=0.1)
+
+
+def test_a_budget_out_of_reach_is_named() -> None:
+    network = tiny()
+    with pytest.raises(PgnasError, match=r"--max-params 0.01% is out of reach; with 99 % of the"):
+        draw_within(network, learned(network), Target("params", 0.0001), 10, 0)
