@@ -17,11 +17,13 @@ The modules, in the order in which data flows; each imports only from those abov
     wiring        which channels a candidate still needs
     candidates    sub-networks as rows of bits, and what they cost
     budget        the expected size of a candidate, and steps to a wanted one
+    tilting       candidates within a size named after the fit
     reshaping     modules in the shapes of a candidate
     slimming      cut a network down to a candidate
     data          image data sets, cut into fit, held-out and test
     sources       where data sets come from
     loading       batches of images, for fitting and for judging
+    recalibration batch-norm statistics of candidates, estimated anew
     states        what a fit needs to go on
     steering      when p learns, and how it gets to a target size
     training      fit weights and drop probabilities together

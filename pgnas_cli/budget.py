@@ -33,6 +33,10 @@ class Target:
     kind: Literal["params", "macs"]  # params: the file's count
     share: float  # of the whole network, in (0, 1)
 
+    def __str__(self) -> str:
+        what = {"params": "parameters", "macs": "multiply-adds"}[self.kind]
+        return f"{100 * self.share:.3g} % of the {what}"
+
 
 def target_of(
     network: nn.Module, params: str | None = None, macs: str | None = None
@@ -57,6 +61,24 @@ def target_of(
             " left; aim higher, or add gates with --gates all"
         )
     return Target(cast(Any, kind), share)
+
+
+def budgets_of(
+    network: nn.Module, params: str | None = None, macs: str | None = None
+) -> tuple[Target, ...]:
+    """The sizes that candidates may have at most, from "60%" or "80%,60%,10M"; none: ()."""
+    if params and macs:
+        raise PgnasError("--max-params and --max-macs cannot both be kept; give one")
+    text, kind, whole = params, "params", parameter_count(network)
+    if macs:
+        text, kind, whole = macs, "macs", whole_macs(network)
+    found = []
+    for one in (text or "").split(",") if text else ():
+        budget = Target(cast(Any, kind), size_of(one, whole, f"--max-{kind}") / whole)
+        if budget in found:
+            raise PgnasError(f"--max-{kind} names {one.strip()} twice")
+        found.append(budget)
+    return tuple(found)
 
 
 def least_share(network: nn.Module, kind: str) -> float:

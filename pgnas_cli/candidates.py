@@ -7,7 +7,8 @@ Nothing is built to count. Two sizes are given everywhere:
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import cast
 
 import numpy as np
@@ -29,6 +30,15 @@ class Sizes:
     params: Tensor  # of the file: parameters of the slim network
     paper_params: Tensor  # the paper's count
     macs: Tensor  # multiply-adds of convolutions and linear layers, one image
+
+    def part(self, rows: slice | Tensor) -> "Sizes":
+        """Those of some of the candidates."""
+        return Sizes(self.params[rows], self.paper_params[rows], self.macs[rows])
+
+
+def joined(parts: Sequence[Sizes]) -> Sizes:
+    """The sizes of several lists of candidates, one after the other."""
+    return Sizes(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Sizes)))
 
 
 def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, seed: int) -> Tensor:

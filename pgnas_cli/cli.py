@@ -119,7 +119,14 @@ def fit(
 
 @app.command()
 def sample(
-    n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 1500,
+    n: Annotated[
+        int, typer.Option("--n", "-n", help="Number of candidates, for each budget.")
+    ] = 1500,
+    max_params: Annotated[
+        str | None,
+        typer.Option(help="Parameters at most: 60%, 10M, or several budgets: 80%,60%,40%."),
+    ] = None,
+    max_macs: Annotated[str | None, typer.Option(help="The same in multiply-adds.")] = None,
     baseline: Annotated[
         str, typer.Option(help="permuted: learned probabilities dealt out by chance; or fixed.")
     ] = "",
@@ -133,19 +140,22 @@ def sample(
     where = _run(run, terminal)
     from .candidates import parameter_count, whole_macs
     from .drawing import posterior_of, sample_stage
-    from .views import size_table
+    from .views import drawn_json, reach_lines, size_table
 
-    drawn = sample_stage(where, n, baseline, seed)
     network, _ = posterior_of(where)
     whole = parameter_count(network), whole_macs(network)
+    if max_params or max_macs:
+        for line in reach_lines(network):
+            terminal.notice(line)
+    drawn = sample_stage(
+        where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs,
+        track=terminal.track,
+    )  # fmt: skip
     if as_json:
-        means = {k: float(v.double().mean()) for k, v in vars(drawn.sizes).items()}
-        terminal.json(
-            {"run": str(where.folder), "candidates": n, "baseline": baseline, "mean": means,
-             "whole": {"params": whole[0], "macs": whole[1]}}
-        )  # fmt: skip
+        terminal.json({"run": str(where.folder), "candidates": n, **drawn_json(drawn, *whole)})
     else:
-        terminal.out.print(size_table(drawn.sizes, *whole))
+        for budget, rows in drawn.boards():
+            terminal.out.print(size_table(drawn.sizes.part(rows), *whole, budget))
     terminal.notice(f"next: pgnas rank --run {where.folder}")
 
 
@@ -158,6 +168,10 @@ def rank(
     time_limit: Annotated[
         float | None, typer.Option(help="Minutes; then show the best so far.")
     ] = None,
+    recalibrate: Annotated[
+        int,
+        typer.Option(help="Images for each candidate's own batch-norm statistics; 0: the fit's."),
+    ] = 0,
     run: options.Run = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -173,11 +187,11 @@ def rank(
     where = _run(run, terminal)
     from .leaderboard import rank_stage
     from .machine import device_of, worker_count
-    from .views import ranked_lines, ranking_json, ranking_table, watching
+    from .views import board_lines, ranked_lines, ranking_json, ranking_table, watching
 
     with watching(terminal) as watch:
         found = rank_stage(
-            where, top=top, exhaustive=exhaustive,
+            where, top=top, exhaustive=exhaustive, recalibrate=recalibrate,
             time_limit=None if time_limit is None else 60 * time_limit,
             device=device_of(device), workers=worker_count(workers), track=terminal.track,
             watch=watch,
@@ -185,11 +199,20 @@ def rank(
     if as_json:
         terminal.json(ranking_json(found, top))
     else:
-        terminal.out.print(ranking_table(found, top))
+        for board in found.boards:
+            terminal.out.print(ranking_table(board, top))
+            for line in board_lines(board):
+                terminal.notice(line)
     for line in ranked_lines(found):
         terminal.notice(line)
-    if len(found.ranking.running):
+    if found.waiting or len(found.boards[-1].ranking.running):
         terminal.notice(f"next: pgnas rank --run {where.folder}   goes on")
+    elif found.boards[0].budget is not None:
+        budget = found.boards[0].budget
+        terminal.notice(
+            f"next: pgnas export best.safetensors --max-{budget.kind} {100 * budget.share:.3g}%"
+            f" --run {where.folder}"
+        )
     else:
         terminal.notice(f"next: pgnas export best.safetensors --run {where.folder}")
 
@@ -206,6 +229,10 @@ def export(
             "--smallest-within-noise", help="The smallest that a test cannot tell from the best."
         ),
     ] = False,
+    max_params: Annotated[
+        str | None, typer.Option(help="Of several budgets, the one that is meant.")
+    ] = None,
+    max_macs: Annotated[str | None, typer.Option(help="The same in multiply-adds.")] = None,
     round_to: Annotated[
         int | None,
         typer.Option(help="Make numbers of channels multiples; default: 8 for ONNX, else 1."),
@@ -233,7 +260,8 @@ def export(
 
     with watching(terminal) as watch:
         about = export_stage(
-            where, path, candidate=candidate, layout=layout, round_to=round_to, opset=opset,
+            where, path, candidate=candidate, max_params=max_params, max_macs=max_macs,
+            layout=layout, round_to=round_to, opset=opset,
             force=force, device=device_of(device), workers=worker_count(workers),
             track=terminal.track, notice=terminal.notice, watch=watch,
         )  # fmt: skip

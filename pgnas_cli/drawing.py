@@ -10,8 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .candidates import Sizes, baseline_probabilities, count, draw_candidates, pack, unpack
-from .data import ImageData, Track
+from .budget import Target, budgets_of
+from .candidates import (
+    Sizes,
+    baseline_probabilities,
+    count,
+    draw_candidates,
+    joined,
+    pack,
+    unpack,
+)
+from .data import ImageData, Track, untracked
 from .data import digest as data_digest
 from .errors import PgnasError
 from .files import (
@@ -19,18 +28,20 @@ from .files import (
     Run,
     checked,
     file_digest,
+    from_json,
     read_posterior,
     read_tensors,
     to_json,
     write_tensors,
 )
-from .fitting import held_out_decoded
+from .loading import held_out_decoded
 from .randomness import generator
 from .settings import FitSettings
 from .sources import open_data
 from .supernet import drop_probabilities, gates
+from .tilting import draw_within
 
-CANDIDATES = "pgnas.candidates/1"
+CANDIDATES = "pgnas.candidates/2"
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,14 @@ class Drawn:
     keep: Tensor  # bool (candidates, gates)
     sizes: Sizes
     baseline: str  # "" for the posterior's own
+    budgets: tuple[Target, ...] = ()  # each of as many candidates, one after the other
+
+    def boards(self) -> list[tuple[Target | None, slice]]:
+        """The ids that are ranked among each other, and the budget that they keep."""
+        if not self.budgets:
+            return [(None, slice(0, len(self.keep)))]
+        each = len(self.keep) // len(self.budgets)
+        return [(b, slice(i * each, (i + 1) * each)) for i, b in enumerate(self.budgets)]
 
 
 def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
@@ -54,22 +73,46 @@ def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
     return read_posterior(run.posterior)
 
 
-def sample_stage(run: Run, candidates: int, baseline: str, seed: int | None) -> Drawn:
+def sample_stage(
+    run: Run,
+    candidates: int,  # for each budget
+    *,
+    baseline: str = "",
+    seed: int | None = None,  # None: that of the fit
+    max_params: str | None = None,
+    max_macs: str | None = None,
+    track: Track = untracked,
+) -> Drawn:
     """Draw candidates from the posterior of a run, or from a baseline, and count them."""
     if candidates < 1:
         raise PgnasError(f"{candidates} candidates cannot be drawn; possible: 1 or more")
     network, posterior = posterior_of(run)
     chosen = posterior.seed if seed is None else seed
     probability = drop_probabilities(network)
+    budgets = budgets_of(network, max_params, max_macs)
+    if baseline and budgets:
+        raise PgnasError(
+            "--baseline has the size of the posterior's draws; leave out --max-params and"
+            " --max-macs"
+        )
     if baseline:
         probability = baseline_probabilities(
             network, probability, baseline, generator=generator(chosen, "baseline")
         )
-    keep = draw_candidates(probability, network, candidates, chosen)
-    sizes = count(network, keep)
+    if budgets:
+        parts = [
+            draw_within(network, probability, budgets[board], candidates, chosen)
+            for board in track(range(len(budgets)), "drawing within budgets")
+        ]
+        keep = torch.cat([part.keep for part in parts])
+        sizes = joined([part.sizes for part in parts])
+    else:
+        keep = draw_candidates(probability, network, candidates, chosen)
+        sizes = count(network, keep)
     tensors = {"keep": pack(keep), **to_json(sizes)}
     content = {
-        "candidates": candidates,
+        "candidates": len(keep),
+        "budgets": [to_json(budget) for budget in budgets],
         "gates": gates(network).count,
         "baseline": baseline,
         "seed": chosen,
@@ -78,7 +121,7 @@ def sample_stage(run: Run, candidates: int, baseline: str, seed: int | None) -> 
     write_tensors(run.candidates, CANDIDATES, tensors, content)
     for path in (run.ranking, run.ranking_table):
         path.unlink(missing_ok=True)
-    return Drawn(keep, sizes, baseline)
+    return Drawn(keep, sizes, baseline, budgets)
 
 
 def read_candidates(run: Run, network: nn.Module) -> Drawn:
@@ -96,7 +139,11 @@ def read_candidates(run: Run, network: nn.Module) -> Drawn:
     sizes = {field.name: ((rows,), torch.int64) for field in dataclasses.fields(Sizes)}
     checked(tensors, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, run.candidates)
     keep = unpack(tensors.pop("keep"), width)
-    return Drawn(keep, Sizes(**tensors), str(content.get("baseline", "")))
+    stored = content.get("budgets", [])
+    if not isinstance(stored, list) or (stored and rows % len(stored)):
+        raise PgnasError(f"'{run.candidates}' is damaged; draw again: pgnas sample")
+    budgets = tuple(from_json(Target, budget, run.candidates) for budget in stored)
+    return Drawn(keep, Sizes(**tensors), str(content.get("baseline", "")), budgets)
 
 
 def held_out_of(

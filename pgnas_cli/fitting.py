@@ -4,7 +4,6 @@ A fitted posterior is never overwritten unless `force` says so; what was derived
 it.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Generator
@@ -17,7 +16,7 @@ from torch import nn
 
 from .budget import Target, target_of
 from .candidates import parameter_count
-from .data import ImageData, Preprocessing, Track, cut_data, untracked
+from .data import Preprocessing, Track, cut_data
 from .data import digest as data_digest
 from .errors import Interrupted, PgnasError
 from .files import (
@@ -33,7 +32,7 @@ from .files import (
     write_posterior,
     write_text,
 )
-from .loading import evaluation_images, steps_per_epoch
+from .loading import held_out_decoded, steps_per_epoch
 from .objective import auto_l2, objective_images
 from .registry import load_backbone
 from .settings import FitSettings, check_recipe
@@ -267,15 +266,3 @@ def _metrics(run: Run, state: State | None) -> list[str]:
         return []
     epochs = int(state.numbers["epochs_done"])
     return run.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
-
-
-def held_out_decoded(data: ImageData, workers: int, track: Track = untracked) -> ImageData:
-    """Held-out images are read every epoch and by every candidate: decode them once."""
-    if data.held_out.pixels is not None:
-        return data
-    batch = 256
-    images = evaluation_images(data.held_out, data.preprocessing, batch=batch, workers=workers)
-    with closing(images):
-        parts = range(-(-len(data.held_out) // batch))
-        pixels = torch.cat([next(images) for _ in track(parts, "decoding held-out images")])
-    return dataclasses.replace(data, held_out=dataclasses.replace(data.held_out, pixels=pixels))

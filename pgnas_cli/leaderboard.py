@@ -1,17 +1,20 @@
 """Rank the candidates of a run: posterior + candidates + data -> ranking.
 
-The ranking file holds how far each candidate has come, so a ranking that was interrupted, or
-stopped by a time limit, goes on from there, as does one that is asked for more of the best.
+Candidates within one budget are ranked among each other: one board per budget. The ranking file
+holds how far each candidate has come, so a ranking that was interrupted, or stopped by a time
+limit, goes on from there, as does one that is asked for more of the best.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .budget import Target
 from .confidence import (
     LEVEL,
     Confidence,
@@ -20,7 +23,7 @@ from .confidence import (
     most_errors_within_noise,
     paired_p,
 )
-from .data import Track
+from .data import ImageData, Track
 from .drawing import Drawn, held_out_of, posterior_of, read_candidates
 from .errors import Interrupted, PgnasError
 from .files import (
@@ -34,22 +37,48 @@ from .files import (
 from .race import PILOTS, Race, places, smallest_passing
 from .randomness import generator
 from .ranking import Judge, Progress, Ranking, held_out_judge, rank
+from .recalibration import recalibration_images
 from .settings import read_settings
 from .stopping import StopRequest
 
-RANKING = "pgnas.ranking/3"
+RANKING = "pgnas.ranking/4"
 SAVE_SECONDS = 30.0
 SHOWN = 10  # rows whose order is tested
+
+
+@dataclass(frozen=True)
+class Board:
+    """The ranking of the candidates within one budget."""
+
+    budget: Target | None  # None: all that were drawn
+    first: int  # id of the first of its candidates; those of `ranking` are counted from it
+    ranking: Ranking
+    confidence: Confidence  # of the first `SHOWN` rows
+    expected_error: float  # of the first on other images
 
 
 @dataclass(frozen=True)
 class Ranked:
     """What a ranking came to."""
 
-    ranking: Ranking
-    confidence: Confidence  # of the first `SHOWN` rows
-    expected_error: float  # of the first on other images
+    boards: tuple[Board, ...]  # those that were begun
+    waiting: int  # budgets that the time did not suffice for
     seconds: float
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A ranking file."""
+
+    races: tuple[Race | None, ...]  # of each board, as far as it came
+    evaluated: str  # how its pairs were
+    recalibrate: int  # images; 0: candidates had the statistics of the fit
+
+    def ranking(self, drawn: Drawn, board: int) -> Ranking | None:
+        """The ranking of one board; None where it was not begun."""
+        race = self.races[board]
+        rows = drawn.boards()[board][1]
+        return None if race is None else Ranking(race, drawn.sizes.part(rows))
 
 
 def rank_stage(
@@ -58,6 +87,7 @@ def rank_stage(
     top: int,
     exhaustive: bool = False,  # evaluate every pair
     time_limit: float | None = None,  # seconds
+    recalibrate: int = 0,  # images of the fit for each candidate's batch-norm statistics
     device: torch.device,
     workers: int,
     track: Track,
@@ -74,53 +104,90 @@ def rank_stage(
     network, posterior = posterior_of(run)
     drawn = read_candidates(run, network)
     data = held_out_of(run, posterior, read_settings(run), workers, track)
-    judge = held_out_judge(network, drawn.keep, data, device)
+    judges = judges_of(network, drawn, data, device, workers, recalibrate)
+    races = list(_races_of(run, drawn, judges[0]))
     start = last = time.perf_counter()
-    race = _race_of(run, drawn, judge)
-    wanted = len(drawn.keep) if exhaustive else min(top, len(drawn.keep))
-    if race is not None:
-        race.top = wanted
-
+    rankings: list[Ranking] = []
     with StopRequest() as request:
+        for board, (judge, (_, rows)) in enumerate(zip(judges, drawn.boards(), strict=True)):
+            wanted = len(judge.keep) if exhaustive else min(top, len(judge.keep))
+            race = races[board]
+            if race is not None:
+                race.top = wanted
 
-        def between(progress: Progress) -> bool:
-            nonlocal last
-            watch(progress)
-            now = time.perf_counter()
-            over = time_limit is not None and now - start > time_limit
-            if progress.race is not None and now - last > SAVE_SECONDS:
-                _write(run, progress.race, judge)
-                last = time.perf_counter()
-            return over or request.asked
+            def between(progress: Progress, board: int = board, judge: Judge = judge) -> bool:
+                nonlocal last
+                watch(progress)
+                now = time.perf_counter()
+                over = time_limit is not None and now - start > time_limit
+                if progress.race is not None and now - last > SAVE_SECONDS:
+                    races[board] = progress.race
+                    _write(run, races, judge)
+                    last = time.perf_counter()
+                return over or request.asked
 
-        ranking = rank(judge, drawn.sizes, top=wanted, race=race, between=between)
-        _write(run, ranking.race, judge)
-    if request.asked and len(ranking.running):
+            sizes = drawn.sizes.part(rows)
+            ranking = rank(judge, sizes, top=wanted, race=race, between=between)
+            races[board] = ranking.race
+            rankings.append(ranking)
+            if len(ranking.running):
+                break
+        _write(run, races, judges[0])
+    undecided = sum(len(r.running) for r in rankings)
+    if request.asked and undecided:
         raise Interrupted(
-            f"interrupted; {len(ranking.running)} candidates are not decided on, go on with"
-            f" pgnas rank --run {run.folder}"
+            f"interrupted; {undecided} candidates are not decided on, go on with pgnas rank --run"
+            f" {run.folder}"
         )
-    _write_table(run, ranking)
-    shown = ranking.order[:SHOWN]
-    wrong = torch.stack([ranking.race.row(candidate) for candidate in shown.tolist()])
-    sure = confidence(
-        wrong, ranking.race.place[shown], generator=generator(posterior.seed, "resampled images")
+    boards = tuple(
+        _board(budget, rows.start, ranking, posterior.seed)
+        for (budget, rows), ranking in zip(drawn.boards(), rankings, strict=False)
     )
+    _write_table(run, boards)
+    return Ranked(boards, len(judges) - len(boards), time.perf_counter() - start)
+
+
+def judges_of(
+    network: nn.Module,
+    drawn: Drawn,
+    data: ImageData,
+    device: torch.device,
+    workers: int,
+    recalibrate: int,
+) -> list[Judge]:
+    """What evaluates the candidates of each board."""
+    images = recalibration_images(data, recalibrate, workers) if recalibrate else None
+    return [
+        held_out_judge(network, drawn.keep[rows], data, device, images)
+        for _, rows in drawn.boards()
+    ]
+
+
+def _board(budget: Target | None, first: int, ranking: Ranking, seed: int) -> Board:
+    race, shown = ranking.race, ranking.order[:SHOWN]
+    wrong = torch.stack([race.row(candidate) for candidate in shown.tolist()])
+    sure = confidence(wrong, race.place[shown], generator=generator(seed, "resampled images"))
     # The first ids are those of the pilots, which saw everything whatever they are worth.
-    pilots = [c for c in range(min(PILOTS, len(drawn.keep))) if ranking.race.finished[c]]
-    unselected = torch.stack([ranking.race.row(candidate) for candidate in pilots])
-    expected = expected_error(int(ranking.errors[shown[0]]), unselected)
-    return Ranked(ranking, sure, expected, time.perf_counter() - start)
+    pilots = [c for c in range(min(PILOTS, len(race.seen))) if race.finished[c]]
+    unselected = torch.stack([race.row(candidate) for candidate in pilots])
+    return Board(
+        budget, first, ranking, sure, expected_error(int(ranking.errors[shown[0]]), unselected)
+    )
 
 
 def smallest_within_noise(
-    run: Run, drawn: Drawn, judge: Judge, watch: Callable[[Progress], None] = lambda _: None
+    run: Run,
+    drawn: Drawn,
+    board: int,
+    judges: Sequence[Judge],
+    watch: Callable[[Progress], None] = lambda _: None,
 ) -> int:
-    """The smallest candidate of a ranked run that the paired test cannot tell from the best.
+    """The smallest candidate of a board that the paired test cannot tell from its best.
 
     Smaller ones are walked until the test must tell them apart, so the choice is exact.
     """
-    race = _race_of(run, drawn, judge)
+    races, judge = list(_races_of(run, drawn, judges[board])), judges[board]
+    race = races[board]
     if race is None:
         raise PgnasError(
             f"the ranking in '{run.folder}' was not made as this machine evaluates ({judge.name});"
@@ -142,47 +209,68 @@ def smallest_within_noise(
         fill=judge.batch,
         told=told,
     )
-    _write(run, race, judge)
-    return found
+    _write(run, races, judge)
+    return found + int(drawn.boards()[board][1].start)
 
 
-def read_ranking(run: Run, drawn: Drawn) -> Ranking | None:
+# --- the file --------------------------------------------------------------------------------
+
+
+def read_ranking(run: Run, drawn: Drawn) -> Stored | None:
     """The ranking of a run, or None where its present candidates have not been ranked."""
-    found = _read(run, drawn)
-    return None if found is None else found[0]
-
-
-def _read(run: Run, drawn: Drawn) -> tuple[Ranking, object] | None:
-    """The same, and how its pairs were evaluated."""
     if not run.ranking.exists():
         return None
     tensors, content = read_tensors(run.ranking, RANKING)
     if content.get("made_from") != file_digest(run.candidates):
         return None
-    images, top, rows = content.get("images"), content.get("top"), len(drawn.keep)
     damaged = PgnasError(f"'{run.ranking}' is damaged; rank again: pgnas rank --run {run.folder}")
-    if not isinstance(images, int) or not isinstance(top, int) or images < 1 or top < 1:
+    images, tops, boards = content.get("images"), content.get("top"), drawn.boards()
+    evaluated, recalibrate = content.get("evaluated"), content.get("recalibrate")
+    if not isinstance(images, int) or images < 1 or not isinstance(evaluated, str):
         raise damaged
-    each, walk = ((rows,), torch.int64), ((images,), torch.int64)
-    hardness = ((images + 1,), torch.float64)
+    if not isinstance(recalibrate, int) or not isinstance(tops, list) or len(tops) != len(boards):
+        raise damaged
+    races: list[Race | None] = []
+    for board, ((_, rows), top) in enumerate(zip(boards, tops, strict=True)):
+        prefix = f"{board}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if top is None and not own:
+            races.append(None)
+            continue
+        race = _race(own, images, top, drawn.sizes.params[rows], run)
+        if race is None:
+            raise damaged
+        races.append(race)
+    if not any(races):
+        raise damaged
+    return Stored(tuple(races), evaluated, recalibrate)
+
+
+def _race(
+    tensors: dict[str, Tensor], images: int, top: Any, params: Tensor, run: Run
+) -> Race | None:
+    """The race of one board; None where its numbers contradict each other."""
     found = tensors.get("mistakes", torch.empty(0))
-    mistakes = ((found.numel(),), torch.int64)
-    wanted = {"seen": each, "walk": walk, "hardness": hardness, "mistakes": mistakes}
+    wanted = {
+        "seen": ((len(params),), torch.int64),
+        "walk": ((images,), torch.int64),
+        "hardness": ((images + 1,), torch.float64),
+        "mistakes": ((found.numel(),), torch.int64),
+    }
     checked(tensors, wanted, run.ranking)
     order, seen = tensors["walk"], tensors["seen"]
     sound = (
-        torch.equal(order.sort().values, torch.arange(images))
+        isinstance(top, int)
+        and top >= 1
+        and torch.equal(order.sort().values, torch.arange(images))
         and bool((seen >= 0).all() and (seen <= images).all() and (seen == images).any())
         and bool((tensors["hardness"].diff() >= 0).all())
         and _among(found, order, seen)
     )
     if not sound:
-        raise damaged
-    errors = torch.bincount(found.div(images, rounding_mode="floor"), minlength=rows)
-    race = Race(
-        order, places(drawn.sizes.params), top, seen, errors, tensors["hardness"], [found]
-    )  # fmt: skip
-    return Ranking(race, drawn.sizes), content.get("evaluated")
+        return None
+    errors = torch.bincount(found.div(images, rounding_mode="floor"), minlength=len(params))
+    return Race(order, places(params), top, seen, errors, tensors["hardness"], [found])
 
 
 def _among(mistakes: Tensor, order: Tensor, seen: Tensor) -> bool:
@@ -199,41 +287,49 @@ def _among(mistakes: Tensor, order: Tensor, seen: Tensor) -> bool:
     return bool(walked.all())
 
 
-def _race_of(run: Run, drawn: Drawn, judge: Judge) -> Race | None:
-    """An earlier race of the same candidates, evaluated as `judge` does; None: start anew."""
+def _races_of(run: Run, drawn: Drawn, judge: Judge) -> tuple[Race | None, ...]:
+    """Earlier races of the same candidates, evaluated as `judge` does; None: start anew."""
+    anew = (None,) * len(drawn.boards())
     try:
-        found = _read(run, drawn)
+        found = read_ranking(run, drawn)
     except PgnasError:
-        return None  # what is derived inside a run is replaced
-    if found is None or found[0].images != len(judge.labels) or found[1] != judge.name:
-        return None
-    return found[0].race
+        return anew  # what is derived inside a run is replaced
+    if found is None or found.evaluated != judge.name:
+        return anew
+    if any(race is not None and len(race.order) != len(judge.labels) for race in found.races):
+        return anew
+    return found.races
 
 
-def _write(run: Run, race: Race, judge: Judge) -> None:
+def _write(run: Run, races: Sequence[Race | None], judge: Judge) -> None:
+    tensors: dict[str, Tensor] = {}
+    for board, race in enumerate(races):
+        if race is not None:
+            own = {"seen": race.seen, "walk": race.order, "hardness": race.hardness,
+                   "mistakes": race.all_mistakes()}  # fmt: skip
+            tensors |= {f"{board}.{name}": value for name, value in own.items()}
     write_tensors(
         run.ranking,
         RANKING,
+        tensors,
         {
-            "seen": race.seen,
-            "walk": race.order,
-            "hardness": race.hardness,
-            "mistakes": race.all_mistakes(),
-        },
-        {
-            "images": len(race.order),
-            "top": race.top,
+            "images": len(judge.labels),
+            "top": [None if race is None else race.top for race in races],
             "evaluated": judge.name,
+            "recalibrate": judge.recalibration.images if judge.recalibration else 0,
             "made_from": file_digest(run.candidates),
         },
     )
 
 
-def _write_table(run: Run, ranking: Ranking) -> None:
-    lines = ["rank,id,errors,images,error,params,paper_params,macs"]
-    for place, index in enumerate(ranking.order.tolist()):
-        errors = int(ranking.errors[index])
-        sizes = [int(s[index]) for s in dataclasses.astuple(ranking.sizes)]
-        row = [place + 1, index, errors, ranking.images, f"{errors / ranking.images:.6f}", *sizes]
-        lines.append(",".join(map(str, row)))
+def _write_table(run: Run, boards: Sequence[Board]) -> None:
+    lines = ["rank,id,errors,images,error,params,paper_params,macs,budget"]
+    for board in boards:
+        ranking, budget = board.ranking, "" if board.budget is None else str(board.budget)
+        for place, index in enumerate(ranking.order.tolist()):
+            errors = int(ranking.errors[index])
+            sizes = [int(s[index]) for s in dataclasses.astuple(ranking.sizes)]
+            error = f"{errors / ranking.images:.6f}"
+            row = [place + 1, board.first + index, errors, ranking.images, error, *sizes, budget]
+            lines.append(",".join(map(str, row)))
     write_text(run.ranking_table, "\n".join(lines) + "\n")

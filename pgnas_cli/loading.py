@@ -5,9 +5,11 @@ augmented by timm's transforms. In both, what happens to an image is a function 
 index of the image): the number of workers changes nothing.
 """
 
+import dataclasses
 import itertools
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .data import ImageData, Part, Preprocessing
+from .data import ImageData, Part, Preprocessing, Track, untracked
 from .errors import PgnasError
 from .randomness import derived_seed, generator, seeded_globals
 
@@ -193,3 +195,23 @@ def _loaded(
             yield item
     finally:
         del batches  # ends the workers, also when a traceback keeps this frame
+
+
+def decoded(
+    part: Part, preprocessing: Preprocessing, workers: int, track: Track = untracked
+) -> Part:
+    """The part with its images in memory, resized as the network wants them."""
+    if part.pixels is not None:
+        return part
+    batch = 256
+    images = evaluation_images(part, preprocessing, batch=batch, workers=workers)
+    with closing(images):
+        pieces = range(-(-len(part) // batch))
+        pixels = torch.cat([next(images) for _ in track(pieces, "decoding held-out images")])
+    return dataclasses.replace(part, pixels=pixels)
+
+
+def held_out_decoded(data: ImageData, workers: int, track: Track = untracked) -> ImageData:
+    """Held-out images are read every epoch and by every candidate: decode them once."""
+    held_out = decoded(data.held_out, data.preprocessing, workers, track)
+    return dataclasses.replace(data, held_out=held_out)

@@ -11,6 +11,7 @@ only those that the first K depend on (race.py); the first K are the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from .candidates import Sizes
 from .data import ImageData, Preprocessing
 from .loading import placed
 from .race import PILOTS, Race, begun, run
+from .recalibration import Recalibration
 from .supernet import masked
 
 BATCH = 64  # images in each forward of one network
@@ -102,8 +104,12 @@ class Judge:
         labels: Tensor,  # int64 (images,)
         preprocessing: Preprocessing,
         device: torch.device,
+        recalibrated_on: list[Tensor] | None = None,  # images in batches, normalised
     ) -> None:
         self.network = placed(network, device).eval()
+        self.recalibration: Recalibration | None = None
+        if recalibrated_on:
+            self.recalibration = Recalibration(self.network, keep, recalibrated_on)
         self.keep, self.labels = keep.to(device), labels.to(device)
         self.pixels, self.preprocessing = pixels.to(device), preprocessing
         self.ready: Tensor | None = None
@@ -115,7 +121,9 @@ class Judge:
     @property
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
-        return f"{self.batch} pairs, float32, {self.labels.device.type}"
+        way = f"{self.batch} pairs, float32, {self.labels.device.type}"
+        again = self.recalibration
+        return way if again is None else f"{way}, recalibrated on {again.images} images"
 
     @torch.inference_mode()
     def __call__(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +143,8 @@ class Judge:
             inputs = self.preprocessing.normalised(self.pixels[images])
         else:
             inputs = self.ready[images]
-        with masked(self.network, self.keep[candidates]):
+        own = self.recalibration.of(candidates) if self.recalibration else nullcontext()
+        with own, masked(self.network, self.keep[candidates]):
             logits = self.network(inputs.contiguous(memory_format=torch.channels_last)).float()
         labels = self.labels[images][:, None]
         own = logits.gather(1, labels)[:, 0]
@@ -144,12 +153,18 @@ class Judge:
 
 
 def held_out_judge(
-    network: nn.Module, keep: Tensor, data: ImageData, device: torch.device
+    network: nn.Module,
+    keep: Tensor,
+    data: ImageData,
+    device: torch.device,
+    recalibrated_on: list[Tensor] | None = None,
 ) -> Judge:
     """What evaluates the candidates `keep` on the held-out images, which are decoded."""
     part = data.held_out
     assert part.pixels is not None
-    return Judge(network, keep, part.pixels, part.labels, data.preprocessing, device)
+    return Judge(
+        network, keep, part.pixels, part.labels, data.preprocessing, device, recalibrated_on
+    )
 
 
 @dataclass(frozen=True)

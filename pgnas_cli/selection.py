@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .budget import budgets_of
 from .candidates import count, parameter_count, shifted_to_size, whole_macs
 from .data import Track
 from .deployment import OPSETS, write_onnx
-from .drawing import held_out_of, posterior_of, read_candidates, sample_stage
+from .drawing import Drawn, held_out_of, posterior_of, read_candidates, sample_stage
 from .errors import PgnasError
 from .export import Slim, checked_slim, slim_record, write_network
 from .files import Posterior, Run, file_digest
-from .leaderboard import rank_stage, read_ranking, smallest_within_noise
+from .leaderboard import judges_of, rank_stage, read_ranking, smallest_within_noise
 from .randomness import generator
-from .ranking import Batches, Progress, held_out_judge, rank
+from .ranking import Batches, Progress, Ranking, held_out_judge, rank
+from .recalibration import Recalibration
 from .settings import read_settings
 from .slimming import known_layout
 from .supernet import drop_probabilities, gates
@@ -31,6 +33,8 @@ def export_stage(
     path: Path,
     *,
     candidate: str,  # "" for the winner, an id, "smallest" (within noise), "whole", or "twin"
+    max_params: str | None = None,  # names the board where there are several
+    max_macs: str | None = None,
     layout: str | None,  # of an ONNX file; None: small
     round_to: int | None,  # numbers of channels become multiples of it; None: what suits the file
     opset: int,  # of an ONNX file
@@ -59,26 +63,37 @@ def export_stage(
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise PgnasError(f"--opset {opset} is out of range; possible: {OPSETS[0]} to {OPSETS[1]}")
     network, posterior = posterior_of(run)
+    drawn = stored = None
     if candidate != "whole":
         if not run.candidates.exists():
             notice("nothing is drawn yet: drawing 1500 candidates first")
-            sample_stage(run, 1500, "", None)
-        ranking = read_ranking(run, read_candidates(run, network))
-        if ranking is None:
+            sample_stage(run, 1500)
+        drawn = read_candidates(run, network)
+        stored = read_ranking(run, drawn)
+        if stored is None:
             notice("nothing is ranked yet: ranking the candidates first")
             rank_stage(run, top=TOP, device=device, workers=workers, track=track, watch=watch)
-        elif len(ranking.running):
-            notice(
-                f"the ranking is not finished: {len(ranking.running)} candidates might still be"
-                " better; pgnas rank goes on"
-            )
+            stored = read_ranking(run, drawn)
     data = held_out_of(run, posterior, read_settings(run), workers, track)
-    if candidate == "smallest":
-        drawn = read_candidates(run, network)
-        judge = held_out_judge(network, drawn.keep, data, device)
-        candidate = str(smallest_within_noise(run, drawn, judge, watch))
-        notice(f"candidate {candidate} is the smallest that cannot be told from the best")
-    keep, label = _chosen(run, network, posterior, candidate)
+    keep, label = torch.ones(gates(network).count, dtype=torch.bool), candidate
+    if drawn is not None and stored is not None:
+        board = _board(network, drawn, candidate, max_params, max_macs)
+        ranking = stored.ranking(drawn, board)
+        if ranking is None or len(ranking.running):
+            undecided = "all" if ranking is None else len(ranking.running)
+            notice(
+                f"the ranking is not finished: {undecided} candidates might still be better; pgnas"
+                " rank goes on"
+            )
+        judges = judges_of(network, drawn, data, device, workers, stored.recalibrate)
+        if candidate == "smallest":
+            candidate = str(smallest_within_noise(run, drawn, board, judges, watch))
+            notice(f"candidate {candidate} is the smallest that cannot be told from the best")
+        keep, label = _chosen(network, drawn, board, ranking, posterior, candidate)
+        again = judges[board].recalibration
+        if again is not None:
+            own = Recalibration(network, keep[None], again.batches)
+            own.apply_(0)
     sizes = count(network, keep[None], round_to=round_to)
     assert data.held_out.pixels is not None
     held_out = rank(held_out_judge(network, keep[None], data, device), sizes)
@@ -98,26 +113,52 @@ def export_stage(
     return about
 
 
+def _board(
+    network: nn.Module,
+    drawn: Drawn,
+    candidate: str,
+    max_params: str | None,
+    max_macs: str | None,
+) -> int:
+    """Which of the boards is meant."""
+    budgets = [budget for budget, _ in drawn.boards()]
+    wanted = budgets_of(network, max_params, max_macs)
+    possible = ", ".join(f"--max-{b.kind} {100 * b.share:.3g}%" for b in budgets if b)
+    if wanted:
+        if len(wanted) == 1 and wanted[0] in budgets:
+            return budgets.index(wanted[0])
+        raise PgnasError(
+            f"no candidates were drawn for that budget; possible: {possible or 'none was named'}"
+        )
+    if len(budgets) == 1:
+        return 0
+    if candidate.isdecimal() and int(candidate) < len(drawn.keep):
+        return int(candidate) * len(budgets) // len(drawn.keep)
+    raise PgnasError(f"candidates were drawn for several budgets; say which: {possible}")
+
+
 def _chosen(
-    run: Run, network: nn.Module, posterior: Posterior, candidate: str
+    network: nn.Module,
+    drawn: Drawn,
+    board: int,
+    ranking: Ranking | None,
+    posterior: Posterior,
+    candidate: str,
 ) -> tuple[Tensor, str]:
     """The gates that `candidate` keeps, and what to call it."""
-    if candidate == "whole":
-        return torch.ones(gates(network).count, dtype=torch.bool), "whole"
-    drawn = read_candidates(run, network)
-    ranking = read_ranking(run, drawn)
-    assert ranking is not None
-    winner = int(ranking.order[0])
-    if not candidate:
-        return drawn.keep[winner], str(winner)
-    if candidate == "twin":
-        return _twin(network, int(drawn.sizes.params[winner]), posterior.seed), "twin"
     if candidate.isdecimal() and int(candidate) < len(drawn.keep):
         return drawn.keep[int(candidate)], str(int(candidate))
-    raise PgnasError(
-        f"no candidate '{candidate}'; possible: 0 to {len(drawn.keep) - 1}, whole, twin, or"
-        " smallest"
-    )
+    if candidate not in ("", "twin"):
+        raise PgnasError(
+            f"no candidate '{candidate}'; possible: 0 to {len(drawn.keep) - 1}, whole, twin, or"
+            " smallest"
+        )
+    if ranking is None:
+        raise PgnasError("that budget has not been ranked yet; go on with pgnas rank")
+    winner = drawn.boards()[board][1].start + int(ranking.order[0])
+    if candidate == "twin":
+        return _twin(network, int(drawn.sizes.params[winner]), posterior.seed), "twin"
+    return drawn.keep[winner], str(winner)
 
 
 def _twin(network: nn.Module, params: int, seed: int) -> Tensor:

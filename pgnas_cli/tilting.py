@@ -1,12 +1,15 @@
 """Candidates within a size that is named after the fit.
 
-The posterior q nearest to the learned one p (least Kullback-Leibler divergence) whose candidates
-have a given expected size is p tilted by what each group costs:
+The learned posterior p is tilted by what each group costs:
 
-    logit q_g = logit p_g + price x cost_g,    cost_g = -d size / d q_g, per gate of the group
+    logit q_g = logit p_g + price x cost_g,    cost_g = -d size / d p_g, per gate of the group
 
-with the price at which the size is met. Draws are counted exactly; those above the budget are left
-out, and where it binds also those that use less than 97 % of it.
+with the price at which the expected size is the wanted one. Among all posteriors that drop as much,
+weighed by these costs, q is the one nearest to p (least Kullback-Leibler divergence). The costs are
+those at p: taken anew at q they fall on whatever layer is about to close, and close it.
+
+Draws are counted exactly; those above the budget are left out, and where it binds also those that
+use less than 97 % of it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from .budget import ExpectedSize, Target, least_share
-from .candidates import Sizes, count, parameter_count, whole_macs
+from .candidates import Sizes, count, joined, parameter_count, whole_macs
 from .concrete import hard_keep
 from .errors import PgnasError
 from .randomness import generator
@@ -30,42 +33,25 @@ FUTILE = 200  # draws for one candidate within the budget, after which none is l
 
 
 def tilted(size: ExpectedSize, channels: Tensor, drop_probability: Tensor, aim: Target) -> Tensor:
-    """Drop probabilities (groups,), float64, of the nearest posterior with the expected size `aim`.
+    """Drop probabilities (groups,), float64, of the posterior tilted to the expected size `aim`.
 
     `channels` are the gates of each group. A posterior that is smaller already stays as it is.
     """
-    logits = drop_probability.detach().double().cpu().clamp(1e-9, 1 - 1e-9).logit()
-    channels = channels.double().cpu()
+    learned = drop_probability.detach().double().cpu().clamp(1e-9, 1 - 1e-9).requires_grad_()
+    share = size.shares(learned)[aim.kind]
+    if float(share.detach()) <= aim.share:
+        return learned.detach()
+    (slope,) = torch.autograd.grad(share, learned)
+    logits, costs = learned.detach().logit(), -slope / channels.double().cpu()
 
-    def share(probability: Tensor) -> Tensor:
-        return size.shares(probability)[aim.kind]
-
-    def cost(probability: Tensor) -> Tensor:
-        at = probability.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(share(at), at)
-        return -slope / channels
-
-    def priced(price: float, costs: Tensor) -> Tensor:
-        return torch.sigmoid(logits + price * costs)
-
-    found = torch.sigmoid(logits)
-    if float(share(found)) <= aim.share:
-        return found
-    costs = cost(found)
-    for _ in range(50):
-        high = 1.0
-        while float(share(priced(high, costs))) > aim.share and high < 1e12:
-            high *= 2
+    def excess(price: float) -> float:
         with torch.no_grad():
-            price = brentq(
-                lambda price, costs=costs: float(share(priced(price, costs))) - aim.share,  # type: ignore[misc]
-                0.0, high, xtol=1e-6 * high,
-            )  # fmt: skip
-        before, found = found, priced(price, costs)
-        if float((found - before).abs().max()) < 1e-5:
-            break
-        costs = (costs + cost(found)) / 2  # a channel costs less beside others that are gone
-    return found
+            return float(size.shares(torch.sigmoid(logits + price * costs))[aim.kind]) - aim.share
+
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return torch.sigmoid(logits + brentq(excess, 0.0, high, rtol=1e-9) * costs)
 
 
 @dataclass(frozen=True)
@@ -108,15 +94,14 @@ def draw_within(
         cost = getattr(counted, budget.kind)
         within = (lowest <= cost) & (cost <= most)
         kept.append(rows[within])
-        parts.append([value[within] for value in vars(counted).values()])
+        parts.append(counted.part(within))
         found += int(within.sum())
         if drawn > FUTILE * max(BLOCK, found):
             raise PgnasError(
                 f"{found} of {drawn} draws are within {name}; aim elsewhere, or fit with a target"
                 " of that size"
             )
-    sizes = Sizes(*(torch.cat(column)[:candidates] for column in zip(*parts, strict=True)))
-    return Within(torch.cat(kept)[:candidates], sizes, drawn)
+    return Within(torch.cat(kept)[:candidates], joined(parts).part(slice(candidates)), drawn)
 
 
 def _aimed(

@@ -17,12 +17,15 @@ from .console import Terminal, clock, large, percent
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from torch import nn
+
     from .budget import Target
     from .candidates import Sizes
+    from .drawing import Drawn
     from .evaluation import Evaluation
     from .export import Slim
     from .fitting import FitSummary, Started
-    from .leaderboard import Ranked
+    from .leaderboard import Board, Ranked
     from .ranking import Progress as RankingProgress
     from .supernet import LayerGates
     from .training import EpochRecord
@@ -148,9 +151,35 @@ def fit_summary_lines(summary: "FitSummary") -> list[str]:
     ]
 
 
-def size_table(sizes: "Sizes", whole_params: int, whole_macs: int) -> Table:
+def reach_lines(network: "nn.Module") -> list[str]:
+    """What sizes the gates can reach, and what the posterior's own candidates have."""
+    from .budget import ExpectedSize, least_share
+    from .supernet import drop_probabilities
+
+    own = ExpectedSize(network).shares(drop_probabilities(network).cpu())
+    return [
+        f"{what}: the posterior's own mean is {percent(float(own[kind]))}, reachable from"
+        f" {percent(least_share(network, kind))}"
+        for kind, what in (("params", "parameters"), ("macs", "multiply-adds"))
+    ]
+
+
+def drawn_json(drawn: "Drawn", whole_params: int, whole_macs: int) -> dict[str, Any]:
+    """Mean sizes of the drawn candidates, for each budget where there are any."""
+    rows = []
+    for budget, part in drawn.boards():
+        means = {k: float(v.double().mean()) for k, v in vars(drawn.sizes.part(part)).items()}
+        rows.append({"budget": None if budget is None else vars(budget), "mean": means})
+    found = {"baseline": drawn.baseline, "whole": {"params": whole_params, "macs": whole_macs}}
+    return {**found, "mean": rows[0]["mean"]} if not drawn.budgets else {**found, "budgets": rows}
+
+
+def size_table(
+    sizes: "Sizes", whole_params: int, whole_macs: int, budget: "Target | None" = None
+) -> Table:
     """Smallest, mean and largest of the drawn candidates."""
-    table = Table(title="candidates", title_justify="left")
+    title = "candidates" if budget is None else f"candidates within {budget}"
+    table = Table(title=title, title_justify="left")
     for heading in ("", "smallest", "mean", "largest", "whole"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, values, whole in (
@@ -197,11 +226,13 @@ def watching(terminal: Terminal) -> Iterator[Callable[["RankingProgress"], None]
         yield watch
 
 
-def ranking_table(ranked: "Ranked", top: int) -> Table:
+def ranking_table(board: "Board", top: int) -> Table:
     """The first `top` candidates; p against the first for those whose order was tested."""
-    ranking, sure = ranked.ranking, ranked.confidence
+    ranking, sure = board.ranking, board.confidence
+    within = "" if board.budget is None else f" within {board.budget}"
     table = Table(
-        title=f"best of {len(ranking.errors)} candidates on {ranking.images} held-out images",
+        title=f"best of {len(ranking.errors)} candidates{within} on {ranking.images} held-out"
+        " images",
         title_justify="left",
     )
     for heading in ("rank", "id", "error", "95 %", "p", "parameters", "multiply-adds"):
@@ -211,7 +242,7 @@ def ranking_table(ranked: "Ranked", top: int) -> Table:
         low, high = interval(errors, ranking.images)
         tested = 0 < place < len(sure.p_values)
         table.add_row(
-            str(place + 1), str(index), percent(errors / ranking.images),
+            str(place + 1), str(board.first + index), percent(errors / ranking.images),
             f"{100 * low:.1f}-{100 * high:.1f}",
             f"{sure.p_values[place]:.2f}" if tested else "",
             large(int(ranking.sizes.params[index])), large(int(ranking.sizes.macs[index])),
@@ -219,49 +250,69 @@ def ranking_table(ranked: "Ranked", top: int) -> Table:
     return table
 
 
-def ranked_lines(ranked: "Ranked") -> list[str]:
-    """What the order rests on, and how sure it is."""
-    ranking, sure = ranked.ranking, ranked.confidence
-    lines = []
-    if len(sure.p_values) > 1:
-        best = int(ranking.errors[ranking.order[0]]) / ranking.images
-        lines = [
-            f"the first has {percent(best)}, chosen for it among {len(ranking.errors)}: expect"
-            f" {percent(ranked.expected_error)} on other images",
-            "p: exact McNemar test against the first, on the same images",
-            f"other images as many: the first stays first in {percent(sure.first_again)} of"
-            f" resamplings,",
-            f"  all {len(sure.p_values)} keep their order in {percent(sure.order_again)}",
-        ]
-    if len(ranking.running):
-        return [*lines, f"stopped early: {len(ranking.running)} candidates might still be better"]
-    share = percent(ranking.pairs / (len(ranking.errors) * ranking.images))
+def board_lines(board: "Board") -> list[str]:
+    """How sure the order is."""
+    ranking, sure = board.ranking, board.confidence
+    if len(sure.p_values) < 2:
+        return []
+    best = int(ranking.errors[ranking.order[0]]) / ranking.images
     return [
-        *lines,
-        f"exact, from {share} of all pairs of candidate and image; took {clock(ranked.seconds)}",
+        f"the first has {percent(best)}, chosen for it among {len(ranking.errors)}: expect"
+        f" {percent(board.expected_error)} on other images",
+        "p: exact McNemar test against the first, on the same images",
+        f"other images as many: the first stays first in {percent(sure.first_again)} of"
+        f" resamplings,",
+        f"  all {len(sure.p_values)} keep their order in {percent(sure.order_again)}",
+    ]
+
+
+def ranked_lines(ranked: "Ranked") -> list[str]:
+    """What the order rests on."""
+    rankings = [board.ranking for board in ranked.boards]
+    undecided = sum(len(ranking.running) for ranking in rankings)
+    if undecided or ranked.waiting:
+        more = f", {ranked.waiting} budgets have not begun" if ranked.waiting else ""
+        return [f"stopped early: {undecided} candidates might still be better{more}"]
+    pairs = sum(ranking.pairs for ranking in rankings)
+    every = sum(len(ranking.errors) * ranking.images for ranking in rankings)
+    return [
+        f"exact, from {percent(pairs / every)} of all pairs of candidate and image; took"
+        f" {clock(ranked.seconds)}"
     ]
 
 
 def ranking_json(ranked: "Ranked", top: int) -> dict[str, Any]:
-    """The first `top` candidates, how sure their order is, and what the ranking took."""
-    ranking, sure = ranked.ranking, ranked.confidence
+    """The first `top` candidates, how sure their order is, and what the ranking took.
+
+    Where there are several budgets, one such object for each, under "boards".
+    """
+    boards = [_board_json(board, top) for board in ranked.boards]
+    found = {"seconds": ranked.seconds, "waiting": ranked.waiting}
+    return (
+        {**boards[0], **found} if ranked.boards[0].budget is None else {"boards": boards, **found}
+    )
+
+
+def _board_json(board: "Board", top: int) -> dict[str, Any]:
+    ranking, sure = board.ranking, board.confidence
     count, images = len(ranking.errors), ranking.images
     rows = []
     for place, index in enumerate(ranking.order[:top].tolist()):
         errors = int(ranking.errors[index])
         row: dict[str, Any] = {
-            "id": index, "errors": errors, "images": images, "error": errors / images,
-            "interval": interval(errors, images),
+            "id": board.first + index, "errors": errors, "images": images,
+            "error": errors / images, "interval": interval(errors, images),
             "params": int(ranking.sizes.params[index]), "macs": int(ranking.sizes.macs[index]),
         }  # fmt: skip
         if place < len(sure.p_values):
             row["p_against_first"] = sure.p_values[place]
         rows.append(row)
-    found = {
-        "top": rows, "candidates": count, "seconds": ranked.seconds,
+    found: dict[str, Any] = {} if board.budget is None else {"budget": vars(board.budget)}
+    found |= {
+        "top": rows, "candidates": count,
         "mean_params": float(ranking.sizes.params.double().mean()),
         "pairs_evaluated": ranking.pairs, "pairs_total": count * images,
-        "undecided": len(ranking.running), "expected_error": ranked.expected_error,
+        "undecided": len(ranking.running), "expected_error": board.expected_error,
         "first_again": sure.first_again, "order_again": sure.order_again,
     }  # fmt: skip
     if ranking.exhaustive:

@@ -38,7 +38,7 @@ def run(fitted: Path, tmp_path: Path) -> Run:
 
 def ranked(run: Run, **how: Any) -> Ranking:
     how = {"top": 5, "device": CPU, "workers": 0, "track": lambda items, _: items} | how
-    return rank_stage(run, **how).ranking
+    return rank_stage(run, **how).boards[0].ranking
 
 
 def best(ranking: Ranking, top: int = 5) -> list[tuple[int, int]]:
@@ -46,9 +46,12 @@ def best(ranking: Ranking, top: int = 5) -> list[tuple[int, int]]:
 
 
 def stored(run: Run) -> Ranking:
-    found = read_ranking(run, read_candidates(run, posterior_of(run)[0]))
+    drawn = read_candidates(run, posterior_of(run)[0])
+    found = read_ranking(run, drawn)
     assert found is not None
-    return found
+    ranking = found.ranking(drawn, 0)
+    assert ranking is not None
+    return ranking
 
 
 def test_the_race_names_the_winners_of_an_exhaustive_ranking(run: Run) -> None:
@@ -136,17 +139,20 @@ def test_the_smallest_within_noise_is_exported(
     assert "leave --candidate out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["mistakes", "seen", "walk", "hardness", "images", "top"])
+@pytest.mark.parametrize(
+    "change", ["mistakes", "seen", "walk", "hardness", "images", "top", "recalibrate"]
+)
 def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
     from pgnas_cli.files import read_tensors, write_tensors
 
     ranked(run)
-    tensors, content = read_tensors(run.ranking, "pgnas.ranking/3")
-    if change in tensors:
-        tensors[change][0] = tensors[change][1:].max() + 10**6
+    tensors, content = read_tensors(run.ranking, "pgnas.ranking/4")
+    if f"0.{change}" in tensors:
+        values = tensors[f"0.{change}"]
+        values[0] = values[1:].max() + 10**6
     else:
-        content[change] = 0
-    write_tensors(run.ranking, "pgnas.ranking/3", tensors, content)
+        content[change] = "none"
+    write_tensors(run.ranking, "pgnas.ranking/4", tensors, content)
     with pytest.raises(PgnasError, match="is damaged"):
         stored(run)
     ranked(run)  # what is derived is replaced
