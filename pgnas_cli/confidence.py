@@ -6,6 +6,7 @@ gets wrong decides, what both get wrong says nothing.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
@@ -21,8 +22,8 @@ class Confidence:
     """Of the first rows of a ranking, best first."""
 
     p_values: tuple[float, ...]  # of each against the first; 1 for the first
-    first_again: float  # share of resamplings of the images in which the first stays first
-    order_again: float  # in which all rows keep their order
+    first_again: float  # chance that the first stays first on other images, as many
+    order_again: float  # that all rows keep their order
 
 
 def interval(errors: int, images: int) -> tuple[float, float]:
@@ -62,7 +63,7 @@ def expected_error(best: int, unselected: Tensor) -> float:
     says which images some candidates get wrong that were not chosen for it. Two-way analysis of
     variance (candidate, image) splits the spread of their errors into what other images would show
     again and what they would not; the lead over their mean is shrunk by the first share, on the
-    scale of square roots, where the noise of a count does not depend on its height.
+    scale of square roots, where the noise of a count depends less on its height.
     """
     rows, images = unselected.shape
     wrong = unselected.double()
@@ -70,25 +71,34 @@ def expected_error(best: int, unselected: Tensor) -> float:
     if rows < 2 or images < 2 or level == 0:
         return best / images
     own, shared = wrong.mean(1, keepdim=True), wrong.mean(0, keepdim=True)
-    between = 4 * level * images * float(own.sqrt().var())
+    between = images * float(own.var())
     residual = float((wrong - own - shared + level).square().sum()) / ((rows - 1) * (images - 1))
     again = max(0.0, 1 - residual / between) if between > 0 else 0.0
-    middle = float(own.sqrt().mean())
-    return float((middle + again * ((best / images) ** 0.5 - middle)) ** 2)
+    return float((level**0.5 + again * ((best / images) ** 0.5 - level**0.5)) ** 2)
 
 
 def confidence(
     wrong: Tensor,  # bool (rows, images), best row first
     place: Tensor,  # int64 (rows,): breaks ties, smaller first
     *,
-    generator: torch.Generator,
+    randomness: np.random.Generator,
 ) -> Confidence:
-    """How sure the order of these rows is. The bootstrap draws as many images with replacement."""
+    """How sure the order of these rows is.
+
+    Other images, as many, are drawn from what these suggest: a Bayesian bootstrap says how frequent
+    each kind of image may be, a multinomial draw which of them come. To the images, each row adds
+    half a one that it alone gets wrong (Jeffreys' prior): rows that err on the same images, or on
+    none, are not told apart by these, but may be by others.
+    """
     rows, images = wrong.shape
-    drawn = torch.randint(images, (RESAMPLES, images), generator=generator)
-    times = torch.zeros(RESAMPLES, images, dtype=torch.float64)
-    times.scatter_add_(1, drawn, torch.ones_like(times))
-    errors = (times @ wrong.double().T).long()  # (resamples, rows)
+    outcome = wrong.numpy()
+    telling = outcome[:, outcome.any(0) & ~outcome.all(0)]
+    kinds = np.concatenate([telling, np.eye(rows, dtype=bool), np.zeros((rows, 1), bool)], 1)
+    alike = max(images - telling.shape[1], 1)
+    shape = np.concatenate([np.ones(telling.shape[1]), np.full(rows, 0.5), [alike]])
+    chances = randomness.standard_gamma(shape, (RESAMPLES, len(shape)))
+    drawn = randomness.multinomial(images, chances / chances.sum(1, keepdims=True))
+    errors = torch.from_numpy(drawn @ kinds.T.astype(np.int64))  # (resamples, rows)
     order = (errors * rows + places(place)).argsort(1)
     return Confidence(
         tuple(1.0 if i == 0 else paired_p(wrong[0], wrong[i]) for i in range(rows)),

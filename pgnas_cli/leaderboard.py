@@ -35,7 +35,7 @@ from .files import (
     write_text,
 )
 from .race import PILOTS, Race, places, smallest_passing
-from .randomness import generator
+from .randomness import numpy_generator
 from .ranking import Judge, Progress, Ranking, held_out_judge, rank
 from .recalibration import recalibration_images
 from .settings import read_settings
@@ -166,7 +166,7 @@ def judges_of(
 def _board(budget: Target | None, first: int, ranking: Ranking, seed: int) -> Board:
     race, shown = ranking.race, ranking.order[:SHOWN]
     wrong = torch.stack([race.row(candidate) for candidate in shown.tolist()])
-    sure = confidence(wrong, race.place[shown], generator=generator(seed, "resampled images"))
+    sure = confidence(wrong, race.place[shown], randomness=numpy_generator(seed, "other images"))
     # The first ids are those of the pilots, which saw everything whatever they are worth.
     pilots = [c for c in range(min(PILOTS, len(race.seen))) if race.finished[c]]
     unselected = torch.stack([race.row(candidate) for candidate in pilots])

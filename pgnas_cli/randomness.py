@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -23,6 +24,11 @@ def derived_seed(seed: int, purpose: str, *coordinates: int) -> int:
 def generator(seed: int, purpose: str, *coordinates: int) -> torch.Generator:
     """A fresh CPU generator for one draw; see the module's text for what the arguments are."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose, *coordinates))
+
+
+def numpy_generator(seed: int, purpose: str, *coordinates: int) -> np.random.Generator:
+    """The same for numpy, which has draws that torch lacks."""
+    return np.random.default_rng(derived_seed(seed, purpose, *coordinates))
 
 
 @contextmanager

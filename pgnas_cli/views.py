@@ -260,9 +260,9 @@ def board_lines(board: "Board") -> list[str]:
         f"the first has {percent(best)}, chosen for it among {len(ranking.errors)}: expect"
         f" {percent(board.expected_error)} on other images",
         "p: exact McNemar test against the first, on the same images",
-        f"other images as many: the first stays first in {percent(sure.first_again)} of"
-        f" resamplings,",
-        f"  all {len(sure.p_values)} keep their order in {percent(sure.order_again)}",
+        f"on other images, as many, the first stays first with a chance of"
+        f" {percent(sure.first_again)},",
+        f"  all {len(sure.p_values)} keep their order with {percent(sure.order_again)}",
     ]
 
 

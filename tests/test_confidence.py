@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest, dirichlet_multinomial
 from torch import Tensor
 
 from pgnas_cli.confidence import (
@@ -40,31 +41,38 @@ def test_the_paired_test_counts_only_what_one_of_two_gets_wrong() -> None:
 
 
 def test_a_first_that_errs_nowhere_stays_first() -> None:
-    wrong = torch.stack([bits("." * 20), bits("x" * 10 + "." * 10), bits("x" * 20)])
-    found = confidence(wrong, torch.arange(3), generator=torch.Generator().manual_seed(0))
-    assert found.first_again == 1.0
+    wrong = torch.stack([bits("." * 40), bits("x" * 20 + "." * 20), bits("x" * 40)])
+    found = confidence(wrong, torch.arange(3), randomness=np.random.default_rng(0))
+    assert found.first_again > 0.99
     assert found.order_again > 0.99
     assert found.p_values[0] == 1.0
     assert found.p_values[2] < found.p_values[1] < 0.01
 
 
-def test_how_often_the_first_stays_first_is_a_binomial_tail() -> None:
-    """Two rows that differ on three images of 30, two against one: a resampling is multinomial."""
-    wrong = torch.stack([bits("x" + "." * 29), bits(".xx" + "." * 27)])
-    found = confidence(wrong, torch.tensor([0, 1]), generator=torch.Generator().manual_seed(0))
-    expected = 0.0
-    for a in range(31):  # draws of the image that the first gets wrong
-        pa = binom.pmf(a, 30, 1 / 30)
-        expected += pa * (1 - binom.cdf(a - 1, 30 - a, 2 / 29))
+@pytest.mark.parametrize(("first", "second", "images"), [(1, 2, 30), (0, 0, 100), (5, 9, 60)])
+def test_how_often_the_first_stays_first_is_a_dirichlet_multinomial_sum(
+    first: int, second: int, images: int
+) -> None:
+    """Images that one alone gets wrong, as Jeffreys' prior predicts them; the first wins ties."""
+    rest = images - first - second
+    wrong = torch.stack([bits("x" * first + "." * (images - first)),
+                         bits("." * first + "x" * second + "." * rest)])  # fmt: skip
+    found = confidence(wrong, torch.tensor([0, 1]), randomness=np.random.default_rng(0))
+    expected = sum(
+        dirichlet_multinomial.pmf([a, b, images - a - b], [first + 0.5, second + 0.5, rest], images)
+        for a in range(images + 1)
+        for b in range(a, images + 1 - a)
+    )
     assert found.first_again == pytest.approx(expected, abs=0.04)
     assert found.order_again == found.first_again
 
 
-def test_ties_are_broken_by_size_as_in_the_ranking() -> None:
+def test_rows_that_err_on_the_same_images_may_part_on_others() -> None:
     alike = bits("x...").expand(3, 4)
-    g = torch.Generator().manual_seed(0)
-    assert confidence(alike, torch.tensor([1, 5, 9]), generator=g).order_again == 1.0
-    assert confidence(alike, torch.tensor([5, 1, 9]), generator=g).order_again == 0.0
+    found = confidence(alike, torch.tensor([1, 5, 9]), randomness=np.random.default_rng(0))
+    assert 0.1 < found.order_again < found.first_again < 0.95
+    turned = confidence(alike, torch.tensor([9, 5, 1]), randomness=np.random.default_rng(0))
+    assert turned.order_again < found.order_again  # where they tie, size decides
 
 
 @pytest.mark.parametrize(("errors", "images"), [(0, 20), (3, 12), (7, 30), (12, 14), (5, 5)])
@@ -98,7 +106,7 @@ def test_the_expected_error_of_the_best_is_what_it_has_on_other_images(spread: f
         seen.append(float(wrong[best].double().mean()))
         truth.append(float(chance[best].mean()))
     mean = {name: sum(of) / 200 for name, of in (("said", said), ("seen", seen), ("truth", truth))}
-    assert mean["said"] == pytest.approx(mean["truth"], abs=0.006)
+    assert -0.004 < mean["said"] - mean["truth"] < 0.008  # where it errs it is careful
     assert mean["seen"] < mean["truth"] - 0.005
 
 
