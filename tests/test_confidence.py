@@ -106,7 +106,7 @@ def test_the_expected_error_of_the_best_is_what_it_has_on_other_images(spread: f
         seen.append(float(wrong[best].double().mean()))
         truth.append(float(chance[best].mean()))
     mean = {name: sum(of) / 200 for name, of in (("said", said), ("seen", seen), ("truth", truth))}
-    assert -0.004 < mean["said"] - mean["truth"] < 0.008  # where it errs it is careful
+    assert -0.005 < mean["said"] - mean["truth"] < 0.008  # where it errs it is careful
     assert mean["seen"] < mean["truth"] - 0.005
 
 
