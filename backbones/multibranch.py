@@ -1,7 +1,11 @@
 """Multi-branch residual networks (Gastaldi 2017): each block adds two equal branches to its skip.
 
-The whole family is one builder; a member is a row of numbers.
+The whole family is one builder; a member is a row of a table. The networks of the paper mix the
+branches at random in training (shake-shake); candidates and the whole network take the mean.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,11 +45,23 @@ class Downsample(nn.Module):
         return self.norm(torch.cat([self.even(even), self.odd(odd)], 1))  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
-    """Skip plus the mean of two branches."""
+def shaken(first: Tensor, second: Tensor) -> Tensor:
+    """A convex mix of two branches: random per image, and another one for the gradient.
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    The weights come from torch's global generator, which a fit seeds in each step.
+    """
+    shape = (len(first), *[1] * (first.dim() - 1))
+    forward, backward = (torch.rand(shape, device=first.device, dtype=first.dtype) for _ in "fb")
+    mixed = backward * first + (1 - backward) * second
+    return mixed + ((forward - backward) * (first - second)).detach()
+
+
+class Block(nn.Module):
+    """Skip plus the mean of two branches, which training may mix at random."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shake: bool = False) -> None:
         super().__init__()
+        self.shake = shake
         self.branch1 = Branch(inputs, outputs, stride)
         self.branch2 = Branch(inputs, outputs, stride)
         self.skip: nn.Module | None = None
@@ -59,7 +75,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(x)
         skip = x if self.skip is None else self.skip(active)
-        return skip + (self.branch1(active) + self.branch2(active)) * 0.5  # type: ignore[no-any-return]
+        first, second = self.branch1(active), self.branch2(active)
+        if self.shake and self.training:
+            return skip + shaken(first, second)
+        return skip + (first + second) * 0.5  # type: ignore[no-any-return]
 
 
 class MultiBranch(nn.Module):
@@ -72,6 +91,7 @@ class MultiBranch(nn.Module):
         stem_width: int,
         input_shape: tuple[int, int, int],
         classes: int,
+        shake: bool = False,
     ) -> None:
         super().__init__()
         self.stem = _stem(input_shape, stem_width)
@@ -79,7 +99,8 @@ class MultiBranch(nn.Module):
         inputs = stem_width
         for stage, width in enumerate(widths):
             for block in range(blocks):
-                stages.append(Block(inputs, width, stride=2 if stage and not block else 1))
+                stride = 2 if stage and not block else 1
+                stages.append(Block(inputs, width, stride, shake))
                 inputs = width
         self.blocks = nn.Sequential(*stages)
         self.head = nn.Linear(inputs, classes)
@@ -103,13 +124,62 @@ def _stem(input_shape: tuple[int, int, int], width: int) -> nn.Sequential:
     return nn.Sequential(*layers, *([] if small else [nn.MaxPool2d(3, 2, padding=1)]))
 
 
+@dataclass(frozen=True)
+class Member:
+    """A row of the family."""
+
+    widths: tuple[int, ...]  # of the stages
+    blocks: int  # in each stage
+    pixels: int  # of its images, where nothing else is said
+    shake: bool
+    recipe: Recipe
+    presets: dict[str, dict[str, Any]]
+
+
+# Supplement of the paper: SGD with Nesterov 0.9, cosine to 0, 1,800 epochs, N = 500,000.
+_PUBLISHED = {
+    "optimizer": "nesterov", "learning_rate": 0.01, "schedule": "cosine", "epochs": 1800,
+    "batch_size": 128, "cutout": 16, "kl_images": 5e5, "initial_drop": 0.1, "temperature": 0.2,
+    "gates": "all", "groups": "layer",
+}  # fmt: skip
+_WIDE_RECIPE = Recipe(epochs=60, batch_size=64, learning_rate=0.05, initial_drop=0.03, cutout=16)
+
+MEMBERS = {
+    # About 0.15 M parameters, for a first look; recipe chosen on held-out digits (docs/log.md).
+    "tiny": Member(
+        (16, 32, 64), 1, 64, False,
+        Recipe(epochs=30, batch_size=32, learning_rate=0.1, weight_decay=1e-3, initial_drop=0.03),
+        {},
+    ),
+    "m": Member((96, 192, 384), 4, 32, True, _WIDE_RECIPE, {"published": {**_PUBLISHED, "l2": 50}}),
+    "mi": Member(
+        (160, 320, 640), 4, 32, True, _WIDE_RECIPE,
+        {
+            "published": {**_PUBLISHED, "l2": 150},
+            "published-cifar100": {**_PUBLISHED, "l2": 2500},
+        },
+    ),
+}  # fmt: skip
+
+
+def _built(name: str, classes: int, channels: int, size: int | None) -> Backbone:
+    member = MEMBERS[name]
+    pixels = size or member.pixels
+    shape = (channels, pixels, pixels)
+    network = MultiBranch(member.widths, member.blocks, 16, shape, classes, member.shake)
+    return Backbone(network, shape, member.recipe, heads=("head",), presets=member.presets)
+
+
 def tiny(*, classes: int, channels: int = 3, size: int | None = None) -> Backbone:
-    """About 0.15 M parameters: for a first look on two cores."""
-    pixels = size or 64
-    input_shape = (channels, pixels, pixels)
-    network = MultiBranch((16, 32, 64), 1, 16, input_shape, classes)
-    # Chosen on held-out digits (docs/log.md).
-    recipe = Recipe(
-        epochs=30, batch_size=32, learning_rate=0.1, weight_decay=1e-3, initial_drop=0.03
-    )
-    return Backbone(network, input_shape, recipe, heads=("head",))
+    """Two branches of 16 to 64 channels."""
+    return _built("tiny", classes, channels, size)
+
+
+def m(*, classes: int, channels: int = 3, size: int | None = None) -> Backbone:
+    """SupNet-M: shake-shake 26 2x96d."""
+    return _built("m", classes, channels, size)
+
+
+def mi(*, classes: int, channels: int = 3, size: int | None = None) -> Backbone:
+    """SupNet-MI: SupNet-M with a base width of 160."""
+    return _built("mi", classes, channels, size)

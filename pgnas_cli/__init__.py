@@ -8,6 +8,7 @@ The modules, in the order in which data flows; each imports only from those abov
     registry      super-networks by name, through entry points
     objective     the constants of the objective
     convolution   convolutions with a forward of their own
+    operation     a place for a gate behind an operation without weights
     graph         what a network computes, as channel-wise facts
     vocabulary    what each step of a traced program does to channels
     tracing       read a network's forward into such a graph
@@ -53,6 +54,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .export import load as load
+    from .operation import OperationGate as OperationGate
     from .slimming import slim as slim
     from .supernet import create_supernet as create_supernet
     from .supernet import draw as draw
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "OperationGate": "operation",
     "create_supernet": "supernet",
     "draw": "supernet",
     "drop_probabilities": "supernet",

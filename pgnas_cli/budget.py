@@ -181,6 +181,10 @@ class ExpectedSize:
                 per_group = own if node.groups == len(own) else own.view(node.groups, -1).sum(1)
                 found[position] = spread(per_group, node.channels)  # a group is cut whole
                 add(source, spread(per_group, nodes[source].channels))
+            elif node.kind == "switch":
+                share = kept.get(node.layer, torch.ones(1, dtype=torch.float64))
+                reads = -torch.expm1(own) * share
+                add(node.inputs[0], torch.log((1 - reads).clamp(min=LEAST)))
             elif node.kind == "concatenate":
                 widths = [nodes[source].channels for source in node.inputs]
                 for source, part in zip(node.inputs, own.split(widths), strict=True):

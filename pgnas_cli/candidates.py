@@ -7,7 +7,7 @@ Nothing is built to count. Two sizes are given everywhere:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .concrete import hard_keep
 from .errors import PgnasError
 from .graph import Node
+from .operation import OperationGate
 from .randomness import generator
 from .supernet import gates
 from .wiring import Wiring, wire
@@ -65,15 +66,22 @@ def slice_sizes(network: nn.Module) -> Tensor:
     modules = dict(network.named_modules())
     sizes = torch.zeros(gates(network).count, dtype=torch.int64)
     for name, (first, last) in gates(network).spans.items():
+        if isinstance(modules[name], OperationGate):
+            continue
         weight = cast(Tensor, modules[name].weight)
         sizes[first:last] += weight.numel() // weight.shape[1]
     return sizes
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Parameters of the whole network, gates not counted."""
-    own = sum(parameter.numel() for parameter in network.parameters())
-    return own - (gates(network).drop_logit.numel() if hasattr(network, "gates") else 0)
+    """Parameters of the whole network; gates, and what serves in training only, not counted."""
+    apart = ("gates", *getattr(network, "training_only", ()))
+    aside = {id(p) for name in apart for p in _parameters_of(getattr(network, name, None))}
+    return sum(p.numel() for p in network.parameters() if id(p) not in aside)
+
+
+def _parameters_of(module: object) -> Iterator[nn.Parameter]:
+    return module.parameters() if isinstance(module, nn.Module) else iter(())
 
 
 def expected_paper_params(network: nn.Module, drop_probability: Tensor) -> float:

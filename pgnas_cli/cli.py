@@ -42,6 +42,10 @@ def fit(
     lr: options.LearningRate = None,
     opt: options.Optimizer = None,
     sched: options.Schedule = None,
+    min_lr: options.MinLr = None,
+    cycle_epochs: options.CycleEpochs = None,
+    milestones: options.Milestones = None,
+    cutout: options.Cutout = None,
     weight_decay: options.WeightDecay = None,
     l2: options.L2 = None,
     target_params: options.TargetParams = None,
@@ -75,13 +79,15 @@ def fit(
     """Fit a super-network: weights and drop probabilities in one training run."""
     from .fitting import fit_stage
     from .machine import device_of, worker_count
-    from .settings import fixed_rate, l2_of, run_to_fit
+    from .settings import fixed_rate, l2_of, milestones_of, run_to_fit
     from .views import fit_summary_lines, show_fit
 
     terminal = _terminal(quiet)
     recipe = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": opt,
-        "schedule": sched, "weight_decay": weight_decay, "l2": l2_of(l2), "kl_images": kl_images,
+        "schedule": sched, "min_learning_rate": min_lr, "cycle_epochs": cycle_epochs,
+        "milestones": milestones_of(milestones), "cutout": cutout, "weight_decay": weight_decay,
+        "l2": l2_of(l2), "kl_images": kl_images,
         "initial_drop": initial_drop, "drop_learning_rate": drop_lr,
         "warmup_epochs": warmup_epochs, "temperature": temperature, "gates": gates,
         "groups": groups, "size_ramp": size_ramp, "freeze": freeze, "sharpen": sharpen,

@@ -250,7 +250,12 @@ def _typed(kind: Any, value: Any, name: str, path: Path) -> Any:
     arguments = get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
-        if set(value) == set(hints):
+        optional = {  # an older file lacks the newest fields, which have what was done then
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        }
+        if set(hints) - optional <= set(value) <= set(hints):
             return kind(**{k: _typed(hints[k], v, f"{name}.{k}", path) for k, v in value.items()})  # type: ignore[operator]
     elif kind is Any:
         return value

@@ -116,7 +116,7 @@ def fit_stage(
         size=shape[1], track=track,
     )  # fmt: skip
     data = held_out_decoded(data, workers, track)
-    recipe = settings.recipe_of(backbone.recipe)
+    recipe = settings.recipe_of(backbone)
     check_recipe(recipe, settings)
     network = make_concrete_(
         backbone.network,
@@ -124,6 +124,7 @@ def fit_stage(
         layers=recipe.gates,
         groups=recipe.groups,
         initial_drop=recipe.initial_drop,
+        operation_cost=recipe.operation_cost,
         ungated=backbone.ungated,
     )
     target = target_of(network, settings.target_params, settings.target_macs)
@@ -133,7 +134,7 @@ def fit_stage(
     l2 = auto_l2(recipe, kl_images) if recipe.l2 is None else recipe.l2
     posterior = Posterior(
         Subject(
-            settings.backbone, backbone.options, recipe.gates, recipe.groups, data.classes,
+            backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
             data.preprocessing, data.name,
         ),
         Cutting(

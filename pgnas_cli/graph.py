@@ -10,6 +10,7 @@ Kinds:
     mix            convolution (not grouped) or linear layer: each output reads all inputs
     grouped        grouped or depthwise convolution: each group of outputs reads its inputs
     norm           batch-norm: one channel in, the same out, with parameters per channel
+    switch         an operation's output that a single gate keeps or takes out
     channelwise    activation, pool, dropout, permutation of axes: one channel in, the same out
     elementwise    sum, product, ... of operands with equal channels, or one
     concatenate    operands one behind the other along the channels
@@ -26,8 +27,8 @@ from typing import Literal
 from torch import fx
 
 Kind = Literal[
-    "input", "parameter", "mix", "grouped", "norm", "channelwise", "elementwise", "concatenate",
-    "flatten", "shape", "opaque", "output",
+    "input", "parameter", "mix", "grouped", "norm", "switch", "channelwise", "elementwise",
+    "concatenate", "flatten", "shape", "opaque", "output",
 ]  # fmt: skip
 
 

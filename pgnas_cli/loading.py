@@ -8,7 +8,7 @@ index of the image): the number of workers changes nothing.
 import dataclasses
 import itertools
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -51,6 +51,23 @@ def augmented(
     )
 
 
+def cut_out(
+    images: Tensor,  # uint8 (batch, channels, height, width)
+    centres: Tensor,  # float (batch, 2) in [0, 1): down, right
+    size: int,  # pixels of the square, which may stick out
+    level: Sequence[float],  # what it is filled with, per channel, in [0, 1]
+) -> Tensor:
+    """Blank a square out of each image (DeVries and Taylor, 2017)."""
+    middle = (centres * torch.tensor(images.shape[-2:])).long()
+    inside = []
+    for axis, length in enumerate(images.shape[-2:]):
+        from_start = torch.arange(length) - middle[:, axis, None] + size // 2
+        inside.append((from_start >= 0) & (from_start < size))
+    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    blank = (torch.tensor(level) * 255).round().to(images.dtype).view(1, -1, 1, 1)
+    return torch.where(square, blank, images)
+
+
 def order(images: int, batch: int, seed: int, epoch: int) -> list[Tensor]:
     """The batches of one epoch as image indices; an incomplete last one is left out."""
     shuffled = torch.randperm(images, generator=generator(seed, "order", epoch))
@@ -64,7 +81,14 @@ def steps_per_epoch(images: int, batch: int) -> int:
 
 
 def training_batches(
-    data: ImageData, *, batch: int, seed: int, first_step: int, steps: int, workers: int
+    data: ImageData,
+    *,
+    batch: int,
+    seed: int,
+    first_step: int,
+    steps: int,
+    workers: int,
+    cutout: int = 0,  # pixels; small images only
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
     part = data.fit
@@ -73,13 +97,16 @@ def training_batches(
     if part.pixels is not None:
         pad = max(1, part.pixels.shape[-1] // 8)
         draws_of: tuple[int, Tensor] = (-1, torch.empty(0))
-        for epoch, indices in schedule:
+        for step, (epoch, indices) in enumerate(schedule, first_step):
             if draws_of[0] != epoch:
                 draws = torch.rand(len(part), 3, generator=generator(seed, "augment", epoch))
                 draws_of = (epoch, draws)
             images = augmented(
                 part.pixels[indices], draws_of[1][indices], pad=pad, mirror=data.mirror
             )
+            if cutout:
+                centres = torch.rand(len(images), 2, generator=generator(seed, "cutout", step))
+                images = cut_out(images, centres, cutout, data.preprocessing.mean)
             yield images, part.labels[indices]
         return
     transform = create_transform(

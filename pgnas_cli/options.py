@@ -40,13 +40,24 @@ Data = Annotated[
 NewRun = Annotated[
     Path | None, typer.Option(help="Run directory; default: runs/<backbone>-<date>-<time>.")
 ]
-Preset = Annotated[str | None, typer.Option(help="paper: its gates and objective alone.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="published: the backbone's recipe in the paper; paper: its gates alone."),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the images.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b")]
 ImgSize = Annotated[int | None, typer.Option(help="Pixels; default: as is, photos 224.")]
 LearningRate = Annotated[float | None, typer.Option(help="Learning rate of the weights.")]
 Optimizer = Annotated[str | None, typer.Option(help="Optimizer of the weights, a timm name.")]
 Schedule = Annotated[str | None, typer.Option(help="Schedule, a timm name.")]
+MinLr = Annotated[float | None, typer.Option(help="Learning rate at the end of the schedule.")]
+CycleEpochs = Annotated[
+    int | None, typer.Option(help="First cycle of a cosine with warm restarts; each next is twice.")
+]
+Milestones = Annotated[
+    str | None, typer.Option(help="Epochs at which --sched multistep divides the rate by ten.")
+]
+Cutout = Annotated[int | None, typer.Option(help="Pixels of the square blanked out; small images.")]
 WeightDecay = Annotated[float | None, typer.Option(help="What --l2 auto amounts to at the start.")]
 L2 = Annotated[str | None, typer.Option(help="Prior strength (Table 4), or auto.")]
 TargetParams = Annotated[
@@ -70,7 +81,10 @@ Sharpen = Annotated[
     float | None, typer.Option(help="With a target: factor that drives p to 0 and 1.")
 ]
 Gates = Annotated[
-    str | None, typer.Option(help="all, or hidden: only channels that die with their one reader.")
+    str | None,
+    typer.Option(
+        help="all, or hidden: only channels that die with their one reader; +operations: pools too."
+    ),
 ]
 Groups = Annotated[
     str | None, typer.Option(help="Gates with a common p: layer, channel, or a number of channels.")

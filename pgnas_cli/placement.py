@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from torch import nn
 
 from .graph import Graph, Node
+from .operation import OperationGate
 
 
 def gateable(network: nn.Module, graph: Graph) -> dict[str, str]:
-    """Convolutions and linear layers in order of execution: "" where gateable, else why not."""
+    """Layers that could have gates, in order of execution: "" where gateable, else why not.
+
+    Convolutions, linear layers, and the marked places behind operations without weights.
+    """
     modules = dict(network.named_modules())
     calls = graph.calls()
     image = _reads_image(graph)
@@ -16,11 +20,14 @@ def gateable(network: nn.Module, graph: Graph) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for path in (*calls, *(name for name in modules if name not in calls)):
         module = modules.get(path)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
+        if not isinstance(module, nn.Conv2d | nn.Linear | OperationGate):
             continue
         kinds = {graph.nodes[at].kind for at in calls.get(path, [])}
         if not kinds:
             reason = "not used in evaluation"
+        elif isinstance(module, OperationGate):
+            once = kinds == {"switch"} and len(calls[path]) == 1
+            reason = "" if once else "used more than once, or not on an image's channels"
         elif isinstance(module, nn.Conv2d) and module.groups > 1:
             reason = "grouped: a dropped input would leave its outputs alive"
         elif any(image[at] for at in calls[path]):

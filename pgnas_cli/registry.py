@@ -31,6 +31,12 @@ class Recipe:
     learning_rate: float = 0.1
     momentum: float = 0.9
     schedule: str = "cosine"  # a name of timm.scheduler
+    min_learning_rate: float = 0.0  # at the end of the schedule
+    cycle_epochs: int = 0  # first cycle of a cosine with warm restarts; 0: a single one
+    cycle_factor: float = 2.0  # length of each cycle after the first, in lengths of the one before
+    milestones: tuple[int, ...] = ()  # epochs after which "multistep" divides the rate by ten
+    cutout: int = 0  # pixels of the square that is blanked out (small images only)
+    auxiliary_weight: float = 0.4  # of the loss of an auxiliary head, where there is one
     weight_decay: float = 5e-4  # of weights without gates; sets l2 where that is None
     warmup_epochs: float = 1.0  # in which only the weights learn
     initial_drop: float = 0.1  # drop probability at the start
@@ -38,7 +44,8 @@ class Recipe:
     temperature: float = 0.2  # of the relaxed draw (Table 5)
     l2: float | None = None  # prior strength, released convention; None: from weight_decay
     kl_images: float | None = None  # N of Eq. 15; None: 10 x the images fitted, >= 500,000
-    gates: str = "all"  # which layers carry them: "all" or "hidden" (supernet.py)
+    gates: str = "all"  # which layers carry them: all, hidden, all+operations (supernet.py)
+    operation_cost: float = 0.0  # of a gated operation without weights, in squared weights
     groups: str = "layer"  # gates with a common p: "layer", "channel", or a number of channels
     # With a target size only:
     size_ramp: float = 0.25  # share of the fit after which the expected size is the target
@@ -53,13 +60,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 0.2, "freeze": 1.0, "sharpen": 1.0,
     },
 }  # fmt: skip
-
-
-def preset(name: str) -> dict[str, Any]:
-    """The fields of a recipe that the preset `name` sets."""
-    if name not in PRESETS:
-        raise PgnasError(f"no preset '{name}'; possible: {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,17 @@ class Backbone:
     options: dict[str, Any] = field(default_factory=dict)  # what else rebuilds the same network
     images: Normalisation | None = None  # None: measured on the data, or ImageNet's for photos
     heads: tuple[str, ...] = ()  # layers whose outputs are the classes
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> fields of the recipe
+    name: str = ""  # that builds it again; set on loading
     remarks: tuple[str, ...] = ()  # for the user, on how it was built
+
+
+def preset(backbone: Backbone, name: str) -> dict[str, Any]:
+    """The fields of a recipe that the preset `name` sets for this backbone."""
+    known = {**PRESETS, **backbone.presets}
+    if name not in known:
+        raise PgnasError(f"no preset '{name}'; possible: {', '.join(known)}")
+    return known[name]
 
 
 Builder = Callable[..., Backbone]

@@ -14,7 +14,7 @@ from .candidates import baseline_probabilities
 from .errors import PgnasError
 from .files import Run, from_json, newest_run, read_posterior, to_json
 from .randomness import generator
-from .registry import Recipe, preset
+from .registry import Backbone, Recipe, preset
 from .supernet import drop_probabilities
 
 # Second-order, or only with packages for CUDA.
@@ -46,10 +46,11 @@ class FitSettings:
     preset: str | None = None
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def recipe_of(self, own: Recipe) -> Recipe:
-        """The recipe to follow, where `own` is the backbone's: preset and options override it."""
-        fields = preset(self.preset) if self.preset else {}
-        return dataclasses.replace(own, **{**fields, **self.recipe})
+    def recipe_of(self, backbone: Backbone) -> Recipe:
+        """The recipe to follow: preset and options override the backbone's own."""
+        fields = preset(backbone, self.preset) if self.preset else {}
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in self.recipe.items()}
+        return dataclasses.replace(backbone.recipe, **{**fields, **given})
 
 
 def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
@@ -61,6 +62,8 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         raise PgnasError(f"no optimizer '{recipe.optimizer}'; near: {', '.join(near) or 'sgd'}")
     if recipe.schedule not in SCHEDULES:
         raise PgnasError(f"no schedule '{recipe.schedule}'; possible: {', '.join(SCHEDULES)}")
+    if list(recipe.milestones) != sorted({m for m in recipe.milestones if m >= 1}):
+        raise PgnasError("--milestones are epochs in ascending order, say 30,60")
     for name, value, low, high in (
         ("--epochs", recipe.epochs, 1, 10**6),
         ("--batch-size", recipe.batch_size, 2, 10**6),
@@ -68,6 +71,10 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         ("--initial-drop", recipe.initial_drop, 1e-6, 0.999),
         ("--l2", recipe.l2, 0, 1e12),
         ("--kl-images", recipe.kl_images, 1, 1e15),
+        ("--min-lr", recipe.min_learning_rate, 0, recipe.learning_rate),
+        ("--cycle-epochs", recipe.cycle_epochs, 0, 10**6),
+        ("--cutout", recipe.cutout, 0, 10**4),
+        ("--operation-cost", recipe.operation_cost, 0, 1e12),
         ("--fixed-drop", settings.fixed_drop, 0, 0.999),
         ("--lr", recipe.learning_rate, 0, 1e3),
         ("--drop-lr", recipe.drop_learning_rate, 0, 1e3),
@@ -140,6 +147,18 @@ def read_settings(run: Run) -> FitSettings:
         raise PgnasError(f"no run in '{run.folder}'; start one with pgnas fit") from None
     except (ValueError, TypeError, KeyError, OSError):
         raise PgnasError(f"'{run.settings}' is damaged; fit again with --force") from None
+
+
+def milestones_of(text: str | None) -> tuple[int, ...] | None:
+    """The epochs that "30,60" names."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise PgnasError(
+            f"--milestones '{text}' are no epochs; possible: whole numbers, say 30,60"
+        ) from None
 
 
 def l2_of(text: str | None) -> float | None:

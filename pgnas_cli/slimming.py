@@ -54,6 +54,8 @@ def ungated_copy(network: nn.Module) -> nn.Module:
     """A copy of a super-network without its gates: the classes it had before."""
     twin = copy.deepcopy(network, {id(gates(network)): None})
     del twin.gates
+    for name in getattr(twin, "training_only", ()):
+        setattr(twin, name, None)
     for module in twin.modules():
         if isinstance(module, Gated):
             module.__dict__.pop("keep", None)
@@ -81,6 +83,8 @@ def _cut(module: nn.Module, node: Node, position: int, wiring: Wiring) -> Cut | 
     outputs = int(live.sum())
     if node.kind == "parameter":
         return Cut("parameter", outputs) if outputs < node.channels else None
+    if node.kind == "switch" and node.layer in wiring.closed:
+        return Cut("idle", outputs) if bool(wiring.closed[node.layer][0]) else None
     if not node.cuttable:
         return None
     if not bool(wiring.varies(node.layer)):

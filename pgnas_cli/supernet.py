@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .concrete import Gated, gated_class, hard_keep, kl_divergence, logistic_noise, relaxed_keep
 from .errors import PgnasError
 from .graph import Graph
+from .operation import OperationGate
 from .placement import followers, gateable, reads_hidden_channels, segments
 from .registry import load_backbone
 from .tracing import trace
@@ -96,9 +97,11 @@ def make_concrete_(
     network: nn.Module,
     input_shape: tuple[int, int, int],  # channels, height, width
     *,
-    layers: str = "all",  # "all", or "hidden": only channels that die with their one reader
+    layers: str = "all",  # "all", or "hidden": only channels that die with their one reader;
+    # with "+operations" also the marked operations without weights
     groups: str = "layer",  # "layer", "channel", or a number of consecutive channels
     initial_drop: float = 0.1,
+    operation_cost: float = 0.0,  # of keeping such an operation, in squared weights
     ungated: Iterable[str] = (),
 ) -> nn.Module:
     """Put gates on the inputs of convolutions and linear layers; changes and returns `network`.
@@ -106,30 +109,39 @@ def make_concrete_(
     A group is one concatenated segment of a layer's input (the whole input as a rule), or pieces of
     it where `groups` says so. Weights are shared, not copied; state-dict keys stay.
     """
-    if layers not in ("all", "hidden"):
-        raise PgnasError(f"gates '{layers}' are not known; possible: all, hidden")
+    inputs, _, operations = layers.partition("+")
+    if inputs not in ("all", "hidden") or operations not in ("", "operations"):
+        raise PgnasError(
+            f"gates '{layers}' are not known; possible: all, hidden, all+operations,"
+            " hidden+operations"
+        )
     size = _group_size(groups)
     if hasattr(network, "gates"):
         raise PgnasError(
             f"{type(network).__name__} already has an attribute 'gates'; a network is gated once"
         )
     graph = trace(network, input_shape)
-    chosen = [
-        name
-        for name, reason in gateable(network, graph).items()
-        if not reason
-        and name not in set(ungated)
-        and (layers == "all" or reads_hidden_channels(graph, name))
-    ]
+    modules = dict(network.named_modules())
+
+    def wanted(name: str) -> bool:
+        if isinstance(modules[name], OperationGate):
+            return bool(operations)
+        return inputs == "all" or reads_hidden_channels(graph, name)
+
+    possible = [name for name, reason in gateable(network, graph).items() if not reason]
+    chosen = [name for name in possible if name not in set(ungated) and wanted(name)]
     if not chosen:
         raise PgnasError(
             f"{type(network).__name__} has no layer that can carry a gate; gates go on the inputs"
             " of convolutions and linear layers behind the first one"
         )
-    modules = dict(network.named_modules())
     found = []
     for name in chosen:
         modules[name].__class__ = gated_class(type(modules[name]))  # type: ignore[arg-type]
+        if isinstance(modules[name], OperationGate):
+            modules[name].cost = operation_cost
+            found.append(GateGroup(name, 0, 1))
+            continue
         start = 0
         for piece in segments(graph, name):
             step = size or piece
@@ -174,9 +186,14 @@ def layer_gates(network: nn.Module) -> list[LayerGates]:
     for name, reason in gateable(network, bank.graph).items():
         first, last = bank.spans.get(name, (0, 0))
         own = sum(group.layer == name for group in bank.groups)
+        remark = reason or ("" if last else "left open by the options")
+        if isinstance(modules[name], OperationGate):
+            calls = bank.graph.calls().get(name, [])
+            width = bank.graph.nodes[calls[0]].channels if calls else 0
+            rows.append(LayerGates(name, width, last - first, own, remark))
+            continue
         weight = cast(Tensor, modules[name].weight)
         grouped = int(getattr(modules[name], "groups", 1))
-        remark = reason or ("" if last else "left open by the options")
         rows.append(LayerGates(name, weight.shape[1] * grouped, last - first, own, remark))
     return rows
 
@@ -286,7 +303,12 @@ def squared_norms(network: nn.Module) -> Tensor:
     total: list[Tensor] = []
     places: list[Tensor] = []
     for name, (first, last) in gates(network).spans.items():
-        weight = cast(Tensor, modules[name].weight)
+        module = modules[name]
+        if isinstance(module, OperationGate):
+            total.append(gates(network).drop_logit.new_tensor([module.cost]))
+            places.append(torch.arange(first, last, device=total[-1].device))
+            continue
+        weight = cast(Tensor, module.weight)
         total.append(weight.square().sum([a for a in range(weight.dim()) if a != 1]))
         places.append(torch.arange(first, last, device=weight.device))
     sums = torch.cat(total)

@@ -13,6 +13,7 @@ from torch.nn.modules import batchnorm
 
 from .errors import PgnasError
 from .graph import Graph, described
+from .operation import OperationGate
 from .randomness import generator
 from .vocabulary import Reader, Seen
 
@@ -25,7 +26,7 @@ class _Tracer(fx.Tracer):
         self.whole = whole
 
     def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-        layers = (nn.Conv2d, nn.Linear, batchnorm._BatchNorm)
+        layers = (nn.Conv2d, nn.Linear, batchnorm._BatchNorm, OperationGate)
         return isinstance(m, (*layers, *self.whole)) or super().is_leaf_module(m, qualname)
 
 

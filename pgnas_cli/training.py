@@ -88,8 +88,9 @@ def fit(
         run.restore(state)
     network.train()
     batches = training_batches(
-        data, batch=run.batch, seed=seed, first_step=run.step, steps=run.steps, workers=workers
-    )
+        data, batch=run.batch, seed=seed, first_step=run.step, steps=run.steps, workers=workers,
+        cutout=recipe.cutout,
+    )  # fmt: skip
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     started, images_seen = time.perf_counter(), 0
     with closing(batches):
@@ -140,7 +141,9 @@ class _Run:
         self.drops = torch.optim.Adam(
             [self.drop_logit], lr=recipe.drop_learning_rate, betas=(0.9, 0.99)
         )
-        both = [self._schedule(self.weights), self._schedule(self.drops)]
+        both = [
+            self._schedule(self.weights, recipe.min_learning_rate), self._schedule(self.drops, 0.0)
+        ]  # fmt: skip
         self.schedules = [schedule for schedule in both if schedule is not None]
         self.size = ExpectedSize(network)
         self.steering: Steering | None = None
@@ -165,11 +168,17 @@ class _Run:
         groups = [(plain, 0.0), (decayed, decay)]
         return [{"params": p, "weight_decay": d} for p, d in groups if p]
 
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+    def _schedule(self, optimizer: torch.optim.Optimizer, least: float) -> Any:
+        recipe = self.recipe
         schedule, _ = create_scheduler_v2(
             optimizer,
-            sched=self.recipe.schedule,
-            num_epochs=self.recipe.epochs,
+            sched=recipe.schedule,
+            num_epochs=recipe.cycle_epochs or recipe.epochs,
+            min_lr=least,
+            cycle_mul=recipe.cycle_factor if recipe.cycle_epochs else 1.0,
+            cycle_decay=1.0,
+            cycle_limit=10**6 if recipe.cycle_epochs else 1,
+            decay_milestones=list(recipe.milestones),
             step_on_epochs=False,
             updates_per_epoch=self.per_epoch,
         )
@@ -196,12 +205,18 @@ class _Run:
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         inputs = self.data.preprocessing.normalised(images)
+        if hasattr(self.network, "at_progress"):  # noise of its own that grows with time
+            self.network.at_progress((self.step + 1) / self.steps)  # type: ignore[operator]
         # A network's own dropout draws from the global generators: a function of the step too.
         own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, 0))
         with self._gates(len(inputs)), own_draws:
             logits = self.network(inputs)
+            auxiliary = torch.zeros((), device=self.device)
+            if isinstance(logits, tuple):  # in training only, beside the logits
+                logits, other = logits
+                auxiliary = self.recipe.auxiliary_weight * F.cross_entropy(other, labels)
             loss = F.cross_entropy(logits, labels)
-            (loss + self._divergence()).backward()
+            (loss + auxiliary + self._divergence()).backward()
         before_freeze = self.fixed_drop is None and self.step < self.phases.freeze
         learning_drops = before_freeze and self.step >= self.phases.warmup
         self.weights.step()

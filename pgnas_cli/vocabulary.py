@@ -18,6 +18,7 @@ from torch.nn.modules import activation, batchnorm, dropout, pooling
 
 from .convolution import is_plain_linear, plain_twin
 from .graph import Kind, Node
+from .operation import OperationGate
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,8 @@ class Reader:
             return _Fact("mix" if module.groups == 1 else "grouped", -3, pads)
         if isinstance(module, batchnorm._BatchNorm):
             return _Fact("norm", axis) if axis == 1 - ndim and _is_plain_norm(module) else None
+        if isinstance(module, OperationGate):
+            return _Fact("switch", axis) if axis == -3 and ndim == 4 else None
         if isinstance(module, nn.Flatten):
             to_end = module.end_dim % ndim == ndim - 1
             return self._flattened(sources[0], module.start_dim) if to_end else None

@@ -39,6 +39,7 @@ class Wiring:
     reads: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): what it multiplies
     folds: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): kept, but constant
     spare: dict[str, Tensor]  # per mix layer, bool (candidates, inputs): read with zero weights
+    closed: dict[str, Tensor]  # per gated operation, bool (candidates,): taken out
 
     def varies(self, layer: str) -> Tensor:
         """Whether an output of `layer` is needed that depends on the image, bool (candidates,)."""
@@ -62,11 +63,13 @@ def wire(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Wiring:
     shared = graph.shared()
     constant = _constant(graph, kept, shared, len(keep))
     needed, reads, folds, spare = _needed(graph, kept, constant, shared)
-    live = _live(graph, constant, needed, shared)
+    live = _live(graph, kept, constant, needed, shared)
     if round_to > 1:
-        _round_live(graph, constant, needed, live, shared, round_to)
+        _round_live(graph, kept, constant, needed, live, shared, round_to)
         _round_reads(graph, live, reads, folds, spare, round_to)
-    return Wiring(graph, tuple(constant), tuple(needed), tuple(live), reads, folds, spare)
+    operations = [node.layer for node in graph.nodes if node.kind == "switch"]
+    closed = {layer: ~kept[layer][:, 0] for layer in operations if layer in kept}
+    return Wiring(graph, tuple(constant), tuple(needed), tuple(live), reads, folds, spare, closed)
 
 
 def is_fixed(needed: Tensor, constant: Tensor) -> Tensor:
@@ -95,6 +98,8 @@ def _constant(
             value = spread(_all_of_group(operands[0], node.groups), node.channels)
         elif node.kind in ("norm", "channelwise", "elementwise"):
             value = functools.reduce(torch.logical_and, operands).expand(-1, node.channels)
+        elif node.kind == "switch":
+            value = operands[0] | ~kept.get(node.layer, value.new_ones(1, 1))
         elif node.kind == "concatenate":
             value = torch.cat(operands, 1)
         elif node.kind == "flatten":
@@ -152,6 +157,8 @@ def _needed(
             needed[source] |= spread(group, graph.nodes[source].channels)
         elif node.kind == "norm":
             needed[node.inputs[0]] |= wanted & varies
+        elif node.kind == "switch":
+            needed[node.inputs[0]] |= wanted & kept.get(node.layer, wanted.new_ones(1, 1))
         elif node.kind == "concatenate":
             widths = [graph.nodes[i].channels for i in node.inputs]
             for operand, part in zip(node.inputs, wanted.split(widths, 1), strict=True):
@@ -167,7 +174,11 @@ def _needed(
 
 
 def _live(
-    graph: Graph, constant: list[Tensor], needed: list[Tensor], shared: dict[str, list[int]]
+    graph: Graph,
+    kept: dict[str, Tensor],
+    constant: list[Tensor],
+    needed: list[Tensor],
+    shared: dict[str, list[int]],
 ) -> list[Tensor]:
     live = [mask.clone() for mask in needed]
     for position, node in enumerate(graph.nodes):
@@ -178,12 +189,13 @@ def _live(
                 live[source][:] = True
         if node.channels:
             live[position][~live[position].any(1), 0] = True
-    _settle(graph, constant, needed, live, shared)
+    _settle(graph, kept, constant, needed, live, shared)
     return live
 
 
 def _settle(
     graph: Graph,
+    kept: dict[str, Tensor],
     constant: list[Tensor],
     needed: list[Tensor],
     live: list[Tensor],
@@ -194,7 +206,7 @@ def _settle(
     while True:
         before = sum(int(mask.sum()) for mask in live)
         for position in order:
-            _agree(graph, position, live, needed, constant)
+            _agree(graph, position, kept, live, needed, constant)
         for calls in shared.values():
             if graph.nodes[calls[0]].cuttable:
                 _unite(live, [graph.nodes[call].inputs[0] for call in calls])
@@ -205,6 +217,7 @@ def _settle(
 
 def _round_live(
     graph: Graph,
+    kept: dict[str, Tensor],
     constant: list[Tensor],
     needed: list[Tensor],
     live: list[Tensor],
@@ -217,7 +230,7 @@ def _round_live(
         for position, node in enumerate(graph.nodes):
             if node.cuttable:
                 live[position] |= _missing(live[position], ~live[position], multiple)
-        _settle(graph, constant, needed, live, shared)
+        _settle(graph, kept, constant, needed, live, shared)
         if sum(int(mask.sum()) for mask in live) == before:
             return
 
@@ -250,6 +263,7 @@ def _missing(present: Tensor, absent: Tensor, multiple: int) -> Tensor:
 def _agree(
     graph: Graph,
     position: int,
+    kept: dict[str, Tensor],
     live: list[Tensor],
     needed: list[Tensor],
     constant: list[Tensor],
@@ -265,6 +279,10 @@ def _agree(
             source |= spread(group, source.shape[1]) & varies
         else:
             source |= out & varies
+    elif node.kind == "switch":  # what is taken out makes its zeros itself
+        source, opened = live[node.inputs[0]], kept.get(node.layer, out.new_ones(1, 1))
+        out |= source & opened
+        source |= out & opened
     elif node.kind in ("channelwise", "elementwise"):
         alike = [i for i in node.inputs if live[i].shape == out.shape]
         _unite(live, [position, *alike])
