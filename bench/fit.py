@@ -41,13 +41,13 @@ from pgnas_cli.candidates import (
 )
 from pgnas_cli.data import ImageData, Preprocessing, cut_data
 from pgnas_cli.evaluation import test_score as score_on_test
-from pgnas_cli.files import to_json
 from pgnas_cli.loading import held_out_decoded, placed, steps_per_epoch
 from pgnas_cli.randomness import derived_seed, generator, seeded_globals
 from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank
 from pgnas_cli.registry import Backbone, Recipe, load_backbone
 from pgnas_cli.slimming import slim
 from pgnas_cli.sources import find_data
+from pgnas_cli.storage import to_json
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 
 CPU = torch.device("cpu")

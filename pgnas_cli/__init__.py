@@ -4,6 +4,7 @@ The modules, in the order in which data flows; each imports only from those abov
 
     errors        the one exception whose text is meant for the user
     randomness    generators as functions of seed and purpose
+    storage       files that a crash cannot halve and a reader can trust
     weights       starting weights from a file
     registry      super-networks by name, through entry points
     objective     the constants of the objective
@@ -13,6 +14,7 @@ The modules, in the order in which data flows; each imports only from those abov
     vocabulary    what each step of a traced program does to channels
     tracing       read a network's forward into such a graph
     placement     where gates can sit in it
+    inflation     convolutions of several sizes in the place of one
     concrete      the gate: its draw, its prior, the layers that carry it
     supernet      a network with gates in place
     wiring        which channels a candidate still needs
@@ -40,6 +42,7 @@ The modules, in the order in which data flows; each imports only from those abov
     drawing       draw candidates: posterior to candidates
     leaderboard   rank them: candidates to ranking
     selection     export one: ranking to slim network
+    contract      what every backbone must do, checked
     evaluation    error on the test split, time per image
     machine       devices and worker processes
     console       the terminal: progress, messages, the error line

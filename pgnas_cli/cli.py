@@ -79,6 +79,7 @@ def fit(
     """Fit a super-network: weights and drop probabilities in one training run."""
     from .fitting import fit_stage
     from .machine import device_of, worker_count
+    from .registry import admit
     from .settings import fixed_rate, l2_of, milestones_of, run_to_fit
     from .views import fit_summary_lines, show_fit
 
@@ -93,7 +94,7 @@ def fit(
         "groups": groups, "size_ramp": size_ramp, "freeze": freeze, "sharpen": sharpen,
     }  # fmt: skip
     given: dict[str, Any] = {
-        "backbone": backbone, "pretrained": pretrained or None,
+        "backbone": admit(backbone) if backbone else None, "pretrained": pretrained or None,
         "weights": None if weights is None else str(weights),
         "data": data, "data_root": data_root, "img_size": img_size,
         "held_out": held_out, "skip_corrupt": skip_corrupt or None,
@@ -137,13 +138,14 @@ def sample(
         str, typer.Option(help="permuted: learned probabilities dealt out by chance; or fixed.")
     ] = "",
     run: options.Run = None,
+    backbone: options.Function = None,
     seed: Annotated[int | None, typer.Option(help="Default: the seed of the fit.")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw candidates from the posterior."""
     terminal = _terminal(quiet)
-    where = _run(run, terminal)
+    where = _run(run, terminal, backbone)
     from .candidates import parameter_count, whole_macs
     from .drawing import posterior_of, sample_stage
     from .views import drawn_json, reach_lines, size_table
@@ -179,6 +181,7 @@ def rank(
         typer.Option(help="Images for each candidate's own batch-norm statistics; 0: the fit's."),
     ] = 0,
     run: options.Run = None,
+    backbone: options.Function = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -190,7 +193,7 @@ def rank(
     was when called again.
     """
     terminal = _terminal(quiet)
-    where = _run(run, terminal)
+    where = _run(run, terminal, backbone)
     from .leaderboard import rank_stage
     from .machine import device_of, worker_count
     from .views import board_lines, ranked_lines, ranking_json, ranking_table, watching
@@ -248,6 +251,7 @@ def export(
     ] = None,
     opset: Annotated[int, typer.Option(help="Of an ONNX file.")] = 18,
     run: options.Run = None,
+    backbone: options.Function = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
     force: options.Force = False,
@@ -259,7 +263,7 @@ def export(
         raise PgnasError("--smallest-within-noise chooses the candidate; leave --candidate out")
     candidate = "smallest" if smallest else candidate
     terminal = _terminal(quiet)
-    where = _run(run, terminal)
+    where = _run(run, terminal, backbone)
     from .machine import device_of, worker_count
     from .selection import export_stage
     from .views import export_lines, watching
@@ -287,6 +291,7 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Default: the data set named in the file.")
     ] = None,
+    backbone: options.Function = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Of the latency.")] = 64,
     data_root: Annotated[Path, typer.Option(help="Where timm's data sets live.")] = Path("data"),
     skip_corrupt: options.Skip = False,
@@ -301,8 +306,10 @@ def evaluate(
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 to 4096")
     from .evaluation import evaluate_stage
     from .machine import device_of, worker_count
+    from .registry import admit
     from .views import evaluation_json, evaluation_table, latency_lines
 
+    admit(backbone or "")
     found = evaluate_stage(
         files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch=batch_size,
         device=device_of(device), workers=worker_count(workers), track=terminal.track,
@@ -316,8 +323,54 @@ def evaluate(
 
 
 @app.command()
+def inflate(
+    backbone: Annotated[str, typer.Argument(help="A registered name, or timm/NAME.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="SUPERNET.safetensors.")],
+    kernels: Annotated[
+        str, typer.Option(help="Odd sizes; above 3 with holes: 5 is 3x3 with dilation 2.")
+    ] = "1,3,5,9",
+    width: Annotated[
+        float, typer.Option(help="Outputs of all branches together, in those of the original.")
+    ] = 1.0,
+    keep_original: Annotated[
+        bool,
+        typer.Option("--keep-original", help="Keep it beside the branches; the function stays."),
+    ] = False,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    classes: Annotated[int, typer.Option(help="Of the head; a fit replaces it.")] = 1000,
+    img_size: Annotated[int | None, typer.Option(help="Pixels; default: its own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the branches' random weights.")] = 0,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Turn convolutions into parallel ones of several sizes: a super-network to fit."""
+    from .inflation import Inflation, inflate_stage, kernels_of
+    from .registry import admit
+    from .views import inflated_table
+
+    terminal = _terminal(quiet)
+    rows, params = inflate_stage(
+        admit(backbone), output, Inflation(kernels_of(kernels), width, keep_original),
+        classes=classes, size=img_size, pretrained=pretrained, weights=weights, seed=seed,
+        force=force,
+    )  # fmt: skip
+    if as_json:
+        layers = [dataclasses.asdict(row) for row in rows]
+        terminal.json({"file": str(output), "params": params, "layers": layers})
+    else:
+        terminal.out.print(inflated_table(rows))
+        terminal.result(f"wrote {output} ({params} parameters)")
+    terminal.notice(f"next: pgnas fit --backbone {output} --data DIR")
+
+
+@app.command()
 def backbones(
     name: Annotated[str | None, typer.Argument(help="Show every layer of this one.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check that it does what a backbone must.")
+    ] = False,
     img_size: Annotated[int | None, typer.Option(help="Pixels; default: its own.")] = None,
     gates: Annotated[str, typer.Option(help="all or hidden, as in fit.")] = "all",
     verbose: options.Verbose = False,
@@ -334,6 +387,12 @@ def backbones(
         for found, package in names.items():
             shown = "timm/NAME" if found == "timm" else found
             sys.stdout.write(f"{shown}  (from {package})\n")
+        return
+    from .registry import admit
+
+    admit(name)
+    if check:
+        _check(name, img_size, as_json)
         return
     from .candidates import parameter_count, whole_macs
     from .supernet import create_supernet, layer_gates
@@ -360,9 +419,29 @@ def backbones(
             terminal.notice(f"kept whole: {step}")
 
 
-def _run(folder: Path | None, terminal: "Terminal") -> "Run":
-    from .files import Run, newest_run
+def _check(name: str, img_size: int | None, as_json: bool) -> None:
+    """Print what a backbone must do, and whether it does."""
+    from .contract import checks
 
+    found = []
+    for row in checks(name, size=img_size):
+        found.append(row)
+        if not as_json:
+            sys.stdout.write(f"{'ok    ' if row.passed else 'FAILED'} {row.what}: {row.found}\n")
+            sys.stdout.flush()
+    if as_json:
+        sys.stdout.write(json.dumps({"checks": [dataclasses.asdict(r) for r in found]}) + "\n")
+    if not found[-1].passed:
+        raise PgnasError(
+            f"backbone '{name}' does not pass; see docs/backbones.md for what is asked"
+        )
+
+
+def _run(folder: Path | None, terminal: "Terminal", backbone: str | None = None) -> "Run":
+    from .files import Run, newest_run
+    from .registry import admit
+
+    admit(backbone or "")
     if folder is not None:
         return Run(folder)
     run = newest_run(fitted=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .errors import PgnasError
 from .export import NETWORK, Slim
-from .files import from_json, parsed, to_json, versioned, write_with
+from .storage import from_json, parsed, to_json, versioned, write_with
 
 TOLERANCE = 1e-4  # of the largest logit
 BATCHES = (1, 8)

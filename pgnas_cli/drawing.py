@@ -23,21 +23,12 @@ from .candidates import (
 from .data import ImageData, Track, untracked
 from .data import digest as data_digest
 from .errors import PgnasError
-from .files import (
-    Posterior,
-    Run,
-    checked,
-    file_digest,
-    from_json,
-    read_posterior,
-    read_tensors,
-    to_json,
-    write_tensors,
-)
+from .files import Posterior, Run, read_posterior
 from .loading import held_out_decoded
 from .randomness import generator
 from .settings import FitSettings
 from .sources import open_data
+from .storage import checked, file_digest, from_json, read_tensors, to_json, write_tensors
 from .supernet import drop_probabilities, gates
 from .tilting import draw_within
 

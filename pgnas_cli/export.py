@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from .candidates import Sizes
 from .errors import PgnasError
-from .files import Subject, checked, from_json, read_tensors, to_json, versioned, write_tensors
+from .files import Subject
 from .randomness import generator
 from .reshaping import Cut, reshape_
 from .slimming import Layout, arranged, plan, slim, ungated_copy
+from .storage import checked, from_json, read_tensors, to_json, versioned, write_tensors
 from .supernet import masked
 from .wiring import wire
 

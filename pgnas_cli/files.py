@@ -1,39 +1,27 @@
-"""The files of a run: their schema, their checks, and writing them so that a crash loses nothing.
+"""The files of a run, as described in storage.py; where the data lies is in run.json alone.
 
-Tensors are in safetensors, with one metadata key `pgnas` that holds JSON (one key, sorted, so that
-equal content gives equal bytes). Readers check schema, types and shapes before anything is built;
-nothing in a file is imported or evaluated. No time, path or host name enters a tensor file; where
-the data lies is in run.json, which stays with the run.
-
-    RUN/run.json                  the options of the fit
-    RUN/metrics.jsonl             one line per epoch
-    RUN/checkpoint.safetensors    an unfinished fit
-    RUN/posterior.safetensors     network.<key>, drop_logit
-    RUN/candidates.safetensors    keep, params, paper_params, macs
-    RUN/ranking.safetensors       how far each candidate came; RUN/ranking.csv for people
+RUN/run.json                  the options of the fit
+RUN/metrics.jsonl             one line per epoch
+RUN/checkpoint.safetensors    an unfinished fit
+RUN/posterior.safetensors     network.<key>, drop_logit
+RUN/candidates.safetensors    keep, params, paper_params, macs
+RUN/ranking.safetensors       how far each candidate came; RUN/ranking.csv for people
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from . import __version__
 from .budget import Target
 from .data import Preprocessing
 from .errors import PgnasError
 from .registry import Recipe
 from .states import State
+from .storage import checked, from_json, read_tensors, to_json, typed, write_tensors
 from .supernet import create_supernet, gates
 
 
@@ -140,170 +128,6 @@ def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:
     return Run(found[-1].parent)
 
 
-# --- writing ---------------------------------------------------------------------------------
-
-
-def versioned(schema: str) -> dict[str, str]:
-    """What every file says of itself."""
-    return {"schema": schema, "pgnas": __version__, "torch": torch.__version__}
-
-
-def write_tensors(
-    path: Path, schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
-) -> None:
-    """Write a tensor file atomically; `content` becomes the metadata beside schema and versions."""
-    text = json.dumps({**versioned(schema), **content}, sort_keys=True, allow_nan=False)
-    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_with(path, lambda part: save_file(whole, part, metadata={"pgnas": text}))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_with(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write_with(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the target, flush to disk, rename: a crash leaves the old file or the new."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.chmod(0o666 & ~_umask())  # as any new file; some writers make theirs private
-        with part.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise PgnasError(
-            f"'{path}' cannot be written: {error}; what was there before is untouched"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-
-
-def _umask() -> int:
-    now = os.umask(0)
-    os.umask(now)
-    return now
-
-
-# --- reading ---------------------------------------------------------------------------------
-
-
-def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that must be of `schema`, "pgnas.<kind>/<version>".
-
-    Raises PgnasError for a file that is missing, damaged, of another kind, or newer than this
-    version of pgnas.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            text = (handle.metadata() or {}).get("pgnas")
-            content = parsed(path, text, schema)
-            return {name: handle.get_tensor(name) for name in handle.keys()}, content  # noqa: SIM118
-    except FileNotFoundError:
-        raise PgnasError(f"no file '{path}'") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
-
-
-def parsed(path: Path, text: str | None, schema: str) -> dict[str, Any]:
-    """The metadata of a file that must be of `schema` or an older version of it."""
-    kind, newest = schema.split("/")
-    version = int(newest)
-    try:
-        content = json.loads(text or "")
-        found_kind, found_version = content["schema"].split("/")
-        number = int(found_version)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise PgnasError(
-            f"'{path}' was not written by pgnas: it has no readable metadata"
-        ) from None
-    if found_kind != kind:
-        raise PgnasError(f"'{path}' holds {found_kind}, wanted is {kind}")
-    if number > version:
-        raise PgnasError(
-            f"'{path}' has format {number} of {kind}, this pgnas ({__version__}) reads up to"
-            f" {version}; install a newer pgnas"
-        )
-    assert isinstance(content, dict)
-    return content
-
-
-Record = TypeVar("Record")
-
-
-def to_json(record: Any) -> dict[str, Any]:
-    """A frozen record as plain JSON values."""
-    return dataclasses.asdict(record)
-
-
-def from_json(record: type[Record], value: Any, path: Path) -> Record:
-    """The record that `to_json` was made from; every field's type is checked.
-
-    Raises PgnasError that names the field.
-    """
-    return _typed(record, value, record.__name__.lower(), path)  # type: ignore[no-any-return]
-
-
-def _typed(kind: Any, value: Any, name: str, path: Path) -> Any:
-    arguments = get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        optional = {  # an older file lacks the newest fields, which have what was done then
-            f.name
-            for f in dataclasses.fields(kind)
-            if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-        }
-        if set(hints) - optional <= set(value) <= set(hints):
-            return kind(**{k: _typed(hints[k], v, f"{name}.{k}", path) for k, v in value.items()})  # type: ignore[operator]
-    elif kind is Any:
-        return value
-    elif get_origin(kind) is tuple and isinstance(value, list):
-        if arguments[-1] is ...:
-            return tuple(_typed(arguments[0], v, name, path) for v in value)
-    elif get_origin(kind) is dict and isinstance(value, dict):
-        return {k: _typed(arguments[1], v, f"{name}.{k}", path) for k, v in value.items()}
-    elif type(None) in arguments:
-        if value is None:
-            return None
-        return _typed(arguments[0], value, name, path)
-    elif arguments and value in arguments:  # Literal
-        return value
-    elif kind is float and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
-        return float(value)
-    elif kind in (int, str, bool) and type(value) is kind:
-        return value
-    raise PgnasError(f"'{path}' is damaged: its field {name} is not what this pgnas writes")
-
-
-def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, Any], path: Path) -> None:
-    """Compare names, shapes and types with what they must be: {name: tensor or (shape, dtype)}."""
-    missing, extra = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
-    if missing or extra:
-        raise PgnasError(
-            f"'{path}' does not fit: missing {', '.join(missing[:3]) or 'none'}; unexpected"
-            f" {', '.join(extra[:3]) or 'none'}; it was written by another version of the backbone"
-        )
-    for name, like in shapes.items():
-        shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
-        found = tensors[name]
-        if tuple(found.shape) != tuple(shape) or found.dtype != dtype:
-            raise PgnasError(
-                f"'{path}' does not fit: {name} is {found.dtype} {tuple(found.shape)}, wanted"
-                f" {dtype} {tuple(shape)}"
-            )
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # --- posterior and checkpoint ----------------------------------------------------------------
 
 POSTERIOR, CHECKPOINT = "pgnas.posterior/1", "pgnas.checkpoint/1"
@@ -349,7 +173,7 @@ def write_checkpoint(path: Path, state: State, posterior: Posterior) -> None:
 def read_checkpoint(path: Path) -> tuple[State, Posterior]:
     """The unfinished fit in `path`, and what it is a fit of."""
     tensors, content = read_tensors(path, CHECKPOINT)
-    step = _typed(int, content.get("step"), "step", path)
-    numbers = _typed(dict[str, float], content.get("numbers"), "numbers", path)
+    step = typed(int, content.get("step"), "step", path)
+    numbers = typed(dict[str, float], content.get("numbers"), "numbers", path)
     posterior = from_json(Posterior, content.get("posterior"), path)
     return State(step, tensors, numbers), posterior

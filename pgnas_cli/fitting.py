@@ -25,20 +25,18 @@ from .files import (
     Posterior,
     Run,
     Subject,
-    checked,
     read_checkpoint,
-    to_json,
     write_checkpoint,
     write_posterior,
-    write_text,
 )
+from .inflation import build_backbone
 from .loading import held_out_decoded, steps_per_epoch
 from .objective import auto_l2, objective_images
-from .registry import load_backbone
 from .settings import FitSettings, check_recipe
 from .sources import find_data
 from .states import State
 from .stopping import StopRequest
+from .storage import checked, to_json, write_text
 from .supernet import gates, kl, make_concrete_
 from .training import EpochRecord, fit
 
@@ -101,7 +99,7 @@ def fit_stage(
         settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt,
         track=track,
     )  # fmt: skip
-    backbone = load_backbone(
+    backbone = build_backbone(
         settings.backbone, classes=len(source.classes), channels=source.channels,
         size=source.small if settings.img_size is None else settings.img_size,
         pretrained=settings.pretrained,

@@ -26,20 +26,14 @@ from .confidence import (
 from .data import ImageData, Track
 from .drawing import Drawn, held_out_of, posterior_of, read_candidates
 from .errors import Interrupted, PgnasError
-from .files import (
-    Run,
-    checked,
-    file_digest,
-    read_tensors,
-    write_tensors,
-    write_text,
-)
+from .files import Run
 from .race import PILOTS, Race, places, smallest_passing
 from .randomness import numpy_generator
 from .ranking import Judge, Progress, Ranking, held_out_judge, rank
 from .recalibration import recalibration_images
 from .settings import read_settings
 from .stopping import StopRequest
+from .storage import checked, file_digest, read_tensors, write_tensors, write_text
 
 RANKING = "pgnas.ranking/4"
 SAVE_SECONDS = 30.0

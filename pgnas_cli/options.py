@@ -11,6 +11,10 @@ Run = Annotated[
     Path | None, typer.Option("--run", help="Run directory; default: the newest in runs/.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Function = Annotated[
+    str | None,
+    typer.Option("--backbone", help="module:function, where the fit was given one."),
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-j", help="Processes that decode photos.")
 ]
@@ -25,7 +29,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and err
 # --- of fit ----------------------------------------------------------------------------------
 
 Backbone = Annotated[
-    str | None, typer.Option("--backbone", "--model", help="Super-network; see backbones.")
+    str | None,
+    typer.Option(
+        "--backbone", "--model", help="Super-network: see backbones; or FILE, module:function."
+    ),
 ]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Start from timm's weights, downloaded by timm.")

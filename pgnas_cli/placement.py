@@ -65,15 +65,25 @@ def reads_hidden_channels(graph: Graph, layer: str) -> bool:
     Channels between the two die with their gate; the input of any other layer is shared, so that a
     dropped channel goes on being computed for the others.
     """
+    calls = graph.calls()[layer]
     readers = graph.consumers()
     products = {product: main for _, main, product in _squeezes(graph)}
-    calls = graph.calls()[layer]
-    at = graph.nodes[calls[0]].inputs[0]
+    return len(calls) == 1 and _hidden(
+        graph, readers, products, layer, graph.nodes[calls[0]].inputs[0]
+    )
+
+
+def _hidden(
+    graph: Graph, readers: list[list[int]], products: dict[int, str], layer: str, at: int
+) -> bool:
+    """Whether the tensor `at` comes from layers that write for nobody but `layer`."""
     beside = 1  # readers of one tensor, the squeeze of a squeeze-excite block not counted
-    while len(readers[at]) == beside and len(calls) == 1:
+    while len(readers[at]) == beside:
         node = graph.nodes[at]
         if node.kind == "mix":
             return True
+        if node.kind == "concatenate":
+            return all(_hidden(graph, readers, products, layer, source) for source in node.inputs)
         if products.get(at) == layer:
             at, beside = node.inputs[0], 2
         elif node.kind in ("norm", "channelwise", "flatten") or _depthwise(node):

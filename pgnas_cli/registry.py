@@ -7,6 +7,8 @@ imports none of them.
 
 import dataclasses
 import difflib
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -17,6 +19,8 @@ from .errors import PgnasError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .inflation import Inflation
 
 GROUP = "pgnas.backbones"
 
@@ -83,6 +87,7 @@ class Backbone:
     options: dict[str, Any] = field(default_factory=dict)  # what else rebuilds the same network
     images: Normalisation | None = None  # None: measured on the data, or ImageNet's for photos
     heads: tuple[str, ...] = ()  # layers whose outputs are the classes
+    inflation: "Inflation | None" = None  # to be done once starting weights are loaded
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> fields of the recipe
     name: str = ""  # that builds it again; set on loading
     remarks: tuple[str, ...] = ()  # for the user, on how it was built
@@ -104,6 +109,24 @@ def backbone_names() -> dict[str, str]:
     return {name: _package(entry) for name, entry in sorted(_entries().items())}
 
 
+def admit(name: str) -> str:
+    """Let "module:function", named on the command line, be built; other names pass through.
+
+    Files that name one are built only where it has been admitted: nothing that a file says is
+    imported. The module is looked for in the working directory as well.
+    """
+    module, colon, function = name.partition(":")
+    if not colon:
+        return name
+    if not (function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise PgnasError(f"'{name}' names no function; possible: module:function")
+    _ADMITTED.add(name)
+    return name
+
+
+_ADMITTED: set[str] = set()  # by the user of this process
+
+
 def load_backbone(
     name: str,
     *,
@@ -118,11 +141,17 @@ def load_backbone(
     """Build the backbone called `name`; "timm/NAME" goes to the entry point "timm".
 
     The initial weights are a function of `seed`, or come from `pretrained` or `weights`.
+    Inflation, where the backbone asks for it, is still to be done (inflation.py).
     Raises PgnasError for an unknown name (with the nearest known one), for a backbone whose package
     does not import, and for weights that do not fit.
     """
-    entries = _entries()
+    entries = {**_entries(), **{own: EntryPoint(own, own, GROUP) for own in _ADMITTED}}
     entry_name, _, model = name.partition("/")
+    if ":" in name and name not in _ADMITTED:
+        raise PgnasError(
+            f"backbone '{name}' is a function that is not installed; name it again on the command"
+            f" line: --backbone {name}"
+        )
     if entry_name not in entries or (bool(model) != (entry_name == "timm")):
         near = difflib.get_close_matches(name, entries, n=1)
         listed = ", ".join("timm/NAME" if n == "timm" else n for n in sorted(entries))
@@ -131,13 +160,23 @@ def load_backbone(
     if size is not None and size < 1:
         raise PgnasError(f"--img-size {size} is out of range; possible: 1 or more")
     entry = entries[entry_name]
+    sought = sys.path
     try:
+        if name in _ADMITTED:
+            sys.path = [str(Path.cwd()), *sought]
         build: Builder = entry.load()
     except Exception as error:  # a stranger's module may fail in any way
         raise PgnasError(
             f"backbone '{name}' (from {_package(entry)}, {entry.value}) does not load: {error};"
             " reinstall or remove that package"
         ) from None
+    finally:
+        sys.path = sought
+    if not callable(build):
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}): {entry.value} is no function that builds"
+            " one"
+        )
     from .randomness import derived_seed, seeded_globals  # imports torch, as `build` just did
     from .weights import load_weights_
 
@@ -145,15 +184,30 @@ def load_backbone(
     if pretrained:
         if weights is not None:
             raise PgnasError("--pretrained and --weights both name a start; give one")
-        if entry_name != "timm":
+        if "pretrained" not in inspect.signature(build).parameters:
             raise PgnasError(f"'{name}' has no pretrained weights to fetch; give a file: --weights")
         extra["pretrained"] = True
-    with seeded_globals(derived_seed(seed, "initial weights")):
-        backbone = build(classes=classes, channels=channels, size=size, **extra, **(options or {}))
-    if weights is None:
-        return backbone
-    remarks = load_weights_(backbone.network, weights, backbone.heads)
-    return dataclasses.replace(backbone, remarks=(*backbone.remarks, *remarks))
+    try:
+        with seeded_globals(derived_seed(seed, "initial weights")):
+            backbone = build(
+                classes=classes, channels=channels, size=size, **extra, **(options or {})
+            )
+    except PgnasError:
+        raise
+    except Exception as error:  # as above
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}) cannot be built:"
+            f" {type(error).__name__}: {error}"
+        ) from None
+    if not isinstance(backbone, Backbone):
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}) gives a {type(backbone).__name__}; a"
+            " pgnas_cli.registry.Backbone is wanted"
+        )
+    remarks = backbone.remarks
+    if weights is not None:
+        remarks = (*remarks, *load_weights_(backbone.network, weights, backbone.heads))
+    return dataclasses.replace(backbone, remarks=remarks, name=name)
 
 
 def _entries() -> dict[str, EntryPoint]:
@@ -170,4 +224,6 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def _package(entry: EntryPoint) -> str:
+    if entry.name in _ADMITTED:
+        return "the command line"
     return entry.dist.name if entry.dist is not None else "an unknown package"

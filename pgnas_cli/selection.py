@@ -16,13 +16,14 @@ from .deployment import OPSETS, write_onnx
 from .drawing import Drawn, held_out_of, posterior_of, read_candidates, sample_stage
 from .errors import PgnasError
 from .export import Slim, checked_slim, slim_record, write_network
-from .files import Posterior, Run, file_digest
+from .files import Posterior, Run
 from .leaderboard import judges_of, rank_stage, read_ranking, smallest_within_noise
 from .randomness import generator
 from .ranking import Batches, Progress, Ranking, held_out_judge, rank
 from .recalibration import Recalibration
 from .settings import read_settings
 from .slimming import known_layout
+from .storage import file_digest
 from .supernet import drop_probabilities, gates
 
 TOP = 10  # of a ranking that export has to make first

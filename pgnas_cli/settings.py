@@ -12,9 +12,10 @@ from timm.optim import list_optimizers
 
 from .candidates import baseline_probabilities
 from .errors import PgnasError
-from .files import Run, from_json, newest_run, read_posterior, to_json
+from .files import Run, newest_run, read_posterior
 from .randomness import generator
 from .registry import Backbone, Recipe, preset
+from .storage import from_json
 from .supernet import drop_probabilities
 
 # Second-order, or only with packages for CUDA.
@@ -128,6 +129,7 @@ def run_to_fit(
     stored = read_settings(run)
     # A field of the recipe that was not named then has the backbone's value: compared later.
     for key, value in [*given.items(), *given["recipe"].items()]:
+        value = list(value) if isinstance(value, tuple) else value  # as JSON has it
         now = stored.recipe.get(key, value) if key in given["recipe"] else getattr(stored, key)
         if key != "recipe" and now != value:
             raise PgnasError(
@@ -141,8 +143,8 @@ def read_settings(run: Run) -> FitSettings:
     """The options that a run was started with."""
     try:
         stored = json.loads(run.settings.read_text(encoding="utf-8"))
-        from_json(Recipe, {**to_json(Recipe()), **stored["recipe"]}, run.settings)
-        return from_json(FitSettings, {**to_json(FitSettings()), **stored}, run.settings)
+        from_json(Recipe, stored["recipe"], run.settings)
+        return from_json(FitSettings, stored, run.settings)
     except FileNotFoundError:
         raise PgnasError(f"no run in '{run.folder}'; start one with pgnas fit") from None
     except (ValueError, TypeError, KeyError, OSError):

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from .concrete import Gated, gated_class, hard_keep, kl_divergence, logistic_noise, relaxed_keep
 from .errors import PgnasError
 from .graph import Graph
+from .inflation import build_backbone
 from .operation import OperationGate
 from .placement import followers, gateable, reads_hidden_channels, segments
-from .registry import load_backbone
 from .tracing import trace
 
 
@@ -218,7 +218,7 @@ def create_supernet(
     if not square or (input_shape is not None and input_shape[0] < 1):
         raise PgnasError(f"input_shape {input_shape} is not (channels, size, size)")
     channels, size = (3, None) if input_shape is None else input_shape[:2]
-    backbone = load_backbone(
+    backbone = build_backbone(
         name, classes=num_classes, channels=channels, size=size, options=options,
         pretrained=pretrained, weights=None if weights is None else Path(weights), seed=seed,
     )  # fmt: skip

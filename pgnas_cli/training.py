@@ -151,6 +151,7 @@ class _Run:
             self.steering = Steering(self.size, target, self.phases, recipe)
         self._start_epoch()
         self.best_loss = math.inf
+        self.lost_epochs = 0  # in a row, at chance
         self._set_rates()
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -302,7 +303,9 @@ class _Run:
             raise PgnasError(
                 f"the loss is {loss} in epoch {epoch}; lower --lr (now {self.recipe.learning_rate})"
             )
-        if self.best_loss < 0.9 * chance and loss > 0.98 * chance:
+        back = self.best_loss < 0.7 * chance and loss > 0.98 * chance
+        self.lost_epochs = self.lost_epochs + 1 if back else 0
+        if self.lost_epochs == 2:  # one alone may be noise where epochs are short
             raise PgnasError(
                 f"the fit collapsed in epoch {epoch}: the loss is back at chance ({loss:.2f} of"
                 f" {chance:.2f} nats, {100 * kept:.0f} % of the channels kept); {advice}"
@@ -361,6 +364,7 @@ class _Run:
             "epochs_done": self.step // self.per_epoch,
             "full_rate_steps": self.full_rate_steps,
             "best_loss": min(self.best_loss, 1e30),
+            "lost_epochs": self.lost_epochs,
             "price": self.steering.price if self.steering else 0.0,
         }
         return State(self.step, {k: v.detach().clone() for k, v in tensors.items()}, numbers)
@@ -382,6 +386,7 @@ class _Run:
         self.seen = int(state.numbers["seen"])
         self.full_rate_steps = state.numbers["full_rate_steps"]
         self.best_loss = state.numbers["best_loss"]
+        self.lost_epochs = int(state.numbers.get("lost_epochs", 0))
         if self.steering is not None:
             self.steering.price = state.numbers["price"]
         self._set_rates()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation
     from .export import Slim
     from .fitting import FitSummary, Started
+    from .inflation import Inflated
     from .leaderboard import Board, Ranked
     from .ranking import Progress as RankingProgress
     from .supernet import LayerGates
@@ -86,6 +87,18 @@ def layer_table(layers: "Sequence[LayerGates]") -> Table:
     for row in layers:
         counts = [str(row.gates), str(row.groups)] if row.gates else ["", ""]
         table.add_row(Text(row.layer), str(row.inputs), *counts, Text(row.remark))
+    return table
+
+
+def inflated_table(rows: "Sequence[Inflated]") -> Table:
+    """Every convolution of 3x3 or more: its branches, or why it has none."""
+    table = Table(title="convolutions in order of execution", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("kernel", justify="right", no_wrap=True)
+    table.add_column("becomes", overflow="fold")
+    for row in rows:
+        becomes = "\n".join(row.branches) or f"as it is: {row.reason}"
+        table.add_row(Text(row.layer), f"{row.kernel}x{row.kernel}", Text(becomes))
     return table
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import PgnasError
 
@@ -19,6 +19,11 @@ def load_weights_(network: nn.Module, path: Path, heads: Iterable[str]) -> list[
     Tensors of the layers named in `heads` may have another number of classes: those keep their
     fresh weights. Anything else that is missing, surplus or of another shape is a PgnasError.
     """
+    return fit_weights_(network, _plain_weights(path), path, heads)
+
+
+def _plain_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a plain state dict."""
     if path.is_dir():
         raise PgnasError(f"'{path}' is a folder; --weights wants a safetensors file")
     try:
@@ -32,6 +37,13 @@ def load_weights_(network: nn.Module, path: Path, heads: Iterable[str]) -> list[
             f"'{path}' is an exported network, not a plain state dict; open it with pgnas evaluate"
             " or pgnas_cli.load"
         )
+    return found
+
+
+def fit_weights_(
+    network: nn.Module, found: dict[str, Tensor], path: Path, heads: Iterable[str]
+) -> list[str]:
+    """The same for the tensors `found` in `path`."""
     own = network.state_dict()
     remarks = []
     for head in heads:

@@ -25,20 +25,10 @@ from pgnas_cli.export import (
     slim_record,
     write_network,
 )
-from pgnas_cli.files import (
-    Cutting,
-    Objective,
-    Posterior,
-    Subject,
-    from_json,
-    read_posterior,
-    read_tensors,
-    to_json,
-    write_posterior,
-    write_tensors,
-)
+from pgnas_cli.files import Cutting, Objective, Posterior, Subject, read_posterior, write_posterior
 from pgnas_cli.registry import Recipe
 from pgnas_cli.slimming import slim
+from pgnas_cli.storage import from_json, read_tensors, to_json, write_tensors
 from pgnas_cli.supernet import gates, masked
 
 from .conftest import random_keep, tiny

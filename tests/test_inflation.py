@@ -1,0 +1,153 @@
+"""Inflated networks: branches as asked for, the same function where the original stays."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.inflation import Inflation, Parallel, build_backbone, grid_of, inflate_
+from pgnas_cli.supernet import gates, make_concrete_
+
+from .conftest import run as command
+from .randomised import randomised
+
+
+def timm_network(name: str, **options: object) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return randomised(timm.create_model(name, num_classes=5, **options))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "efficientnet_lite0", "resnet26"])
+def test_beside_its_branches_an_original_keeps_the_function(name: str) -> None:
+    network = timm_network(name)
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = network(image)
+        if name == "efficientnet_lite0":  # its 3x3 convolutions are depthwise
+            with pytest.raises(PgnasError, match=r"no convolution of 3x3 or more"):
+                inflate_(network, (3, 64, 64), Inflation((1, 5), keep_original=True))
+            return
+        rows = inflate_(network, (3, 64, 64), Inflation((1, 5), keep_original=True))
+        after = network.eval()(image)
+    assert any(row.branches for row in rows)
+    assert torch.allclose(before, after, atol=1e-5 * float(before.abs().max()))
+
+
+def test_branches_share_the_outputs_and_see_what_their_size_says() -> None:
+    network = timm_network("resnet26")
+    rows = inflate_(network, (3, 64, 64), Inflation((1, 3, 5, 9)))
+    assert all(row.branches for row in rows if row.layer.endswith("conv2"))
+    block = network.layer1[0].conv2
+    assert isinstance(block, Parallel)
+    assert [branch.out_channels for branch in block.branches] == [16, 16, 16, 16]
+    impulse = torch.zeros(1, 64, 21, 21)
+    impulse[:, :, 10, 10] = 1
+    for branch, reach in zip(block.branches, (0, 1, 2, 4), strict=True):
+        nn.init.ones_(branch.weight)
+        seen = (branch(impulse)[0, 0] != 0).nonzero()
+        assert int((seen - 10).abs().max()) == reach
+    assert rows[0].branches == () or rows[0].layer != "conv1"
+
+
+def test_branches_start_from_the_filters_of_the_original() -> None:
+    network = timm_network("resnet26")
+    original = network.layer1[0].conv2.weight.detach().clone()
+    inflate_(network, (3, 64, 64), Inflation((1, 3, 5, 9)))
+    one, three, five, nine = (b.weight for b in network.layer1[0].conv2.branches)
+    assert torch.equal(one[:, :, 0, 0], original[:16, :, 1, 1])
+    assert torch.equal(three, original[16:32])
+    for branch, first in ((five, 32), (nine, 48)):
+        middle = branch.shape[-1] // 2
+        assert torch.equal(branch[:, :, middle, middle], original[first : first + 16, :, 1, 1])
+        rest = branch.detach().clone()
+        rest[:, :, middle, middle] = 0
+        assert not rest.any()
+
+
+def test_width_changes_what_one_reader_sees() -> None:
+    network, plain = timm_network("resnet26"), timm_network("resnet26")
+    inflate_(network, (3, 64, 64), Inflation((3, 5), width=1.5))
+    assert network.layer1[0].conv3.in_channels == 96
+    assert network.layer1[0].bn2.num_features == 96
+    assert network(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+    sizes = [sum(p.numel() for p in n.parameters()) for n in (network, plain)]
+    assert sizes[0] > sizes[1]
+
+
+@pytest.mark.parametrize(("kernel", "made"), [(1, (1, 1)), (5, (3, 2)), (7, (3, 3)), (9, (5, 2))])
+def test_sizes_are_made_by_taps_and_holes(kernel: int, made: tuple[int, int]) -> None:
+    assert grid_of(kernel) == made
+    assert made[1] * (made[0] - 1) + 1 == kernel
+
+
+@pytest.mark.parametrize("kernel", [2, 0, -3, 11])
+def test_sizes_that_nothing_makes_are_refused(kernel: int) -> None:
+    with pytest.raises(PgnasError, match="no branch has size"):
+        grid_of(kernel)
+
+
+def test_each_branch_has_a_drop_probability_of_its_own_behind_it() -> None:
+    network = timm_network("resnet26")
+    inflate_(network, (3, 64, 64), Inflation())
+    make_concrete_(network, (3, 64, 64), layers="hidden")
+    groups = [g for g in gates(network).groups if g.layer == "layer1.0.conv3"]
+    assert [(g.start, g.stop) for g in groups] == [(0, 16), (16, 32), (32, 48), (48, 64)]
+
+
+def test_an_inflated_file_is_fitted_and_its_winner_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], photo_folder: object
+) -> None:
+    photos = str(photo_folder())  # type: ignore[operator]
+    start, file = tmp_path / "start.safetensors", tmp_path / "wide.safetensors"
+    state: dict[str, Tensor] = timm_network("resnet18").state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, start)
+    given = ["timm/resnet18", "-o", str(file), "--kernels", "1,5", "--keep-original"]
+    more = ["--weights", str(start), "--classes", "5", "--img-size", "32"]
+    assert command("inflate", *given, *more) == 0
+    text = capsys.readouterr()
+    assert "5x5 (3x3, dilation 2)" in text.out
+    assert "next: pgnas fit --backbone" in text.err
+    image = torch.randn(2, 3, 32, 32)
+    whole = build_backbone(str(file), classes=5).network.eval()
+    with torch.no_grad():
+        assert torch.allclose(whole(image), timm_network("resnet18")(image), atol=1e-4)
+    stored = load_file(file)
+    assert "network.layer1.0.conv1.branches.2.weight" in stored
+    run = ["--run", str(tmp_path / "run")]
+    how = ["--epochs", "2", "--batch-size", "8", "--img-size", "32", "--target-params", "60%"]
+    own = ["--backbone", str(file), "--data", photos]
+    assert command("fit", *own, *how, *run, "-q", "-j", "0") == 0
+    assert "the head 'fc' has 5 outputs, here are 3: replaced" not in capsys.readouterr().out
+    file.unlink()  # the run names its parts, not the file
+    best = tmp_path / "best.safetensors"
+    assert command("sample", "-n", "6", *run, "-q") == 0
+    assert command("rank", *run, "-q", "-j", "0") == 0
+    assert command("export", str(best), *run, "--json", "-j", "0") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["params"] > 0
+    assert command("evaluate", str(best), "--data", photos, "-q", "-j", "0") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["timm/resnet18", "--kernels", "1,4"], "no branch has size 4"),
+        (["timm/resnet18", "--kernels", "3,3"], "different odd sizes"),
+        (["timm/resnet18", "--kernels", "a"], "--kernels 'a' are no sizes"),
+        (["timm/resnet18", "--width", "0"], "--width 0 is out of range"),
+        (["resnet50"], "is inflated already; try timm/resnet50"),
+        (["timm/mobilenetv2_100"], "no convolution of 3x3 or more"),
+    ],
+)
+def test_wrong_inflations_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    out = ["-o", str(tmp_path / "out.safetensors"), "--img-size", "32"]
+    assert command("inflate", *given, *out) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
