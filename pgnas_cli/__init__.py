@@ -26,7 +26,7 @@ The modules, in the order in which data flows; each imports only from those abov
     data          image data sets, cut into fit, held-out and test
     sources       where data sets come from
     loading       batches of images, for fitting and for judging
-    recalibration batch-norm statistics of candidates, estimated anew
+    recalibration  batch-norm statistics of candidates, estimated anew
     states        what a fit needs to go on
     steering      when p learns, and how it gets to a target size
     training      fit weights and drop probabilities together
@@ -46,9 +46,13 @@ The modules, in the order in which data flows; each imports only from those abov
     evaluation    error on the test split, time per image
     machine       devices and worker processes
     console       the terminal: progress, messages, the error line
-    views         what each command says
+    views         what fit, sample, inflate and backbones say
+    boards        what rank, export and evaluate say
     options       the options of the commands
-    cli           the commands
+    invocation    what the commands share
+    making        the commands that make a posterior
+    choosing      the commands that choose from it
+    cli           the command line
 
 Importing the package imports none of them: the functions below load theirs when first used.
 """

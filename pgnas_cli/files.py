@@ -39,6 +39,10 @@ class Subject:
 
     def network(self) -> nn.Module:
         """The super-network with gates in place; weights are to be loaded."""
+        if self.backbone.endswith(".safetensors"):  # a file may not send us to another one
+            raise PgnasError(
+                f"it names a file as its backbone, '{self.backbone}'; that is not read"
+            )
         return create_supernet(
             self.backbone,
             len(self.classes),

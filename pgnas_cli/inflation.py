@@ -69,9 +69,9 @@ def grid_of(kernel: int) -> tuple[int, int]:
         return kernel, 1
     if kernel in (5, 7):
         return 3, (kernel - 1) // 2
-    if kernel > 7 and (kernel - 1) % 4 == 0:
+    if 7 < kernel <= 33 and (kernel - 1) % 4 == 0:
         return 5, (kernel - 1) // 4
-    raise PgnasError(f"no branch has size {kernel}; possible: 1, 3, 5, 7, 9, 13, 17, ...")
+    raise PgnasError(f"no branch has size {kernel}; possible: 1, 3, 5, 7, 9, 13, ... 33")
 
 
 def kernels_of(text: str) -> tuple[int, ...]:

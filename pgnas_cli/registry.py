@@ -180,6 +180,8 @@ def load_backbone(
     from .randomness import derived_seed, seeded_globals  # imports torch, as `build` just did
     from .weights import load_weights_
 
+    for option in set(options or {}) & {"pretrained", "classes", "channels", "size", "model"}:
+        raise PgnasError(f"a backbone has no option '{option}' of its own")
     extra: dict[str, Any] = {"model": model} if model else {}
     if pretrained:
         if weights is not None:

@@ -68,7 +68,8 @@ def test_every_json_has_its_fixed_keys(capsys: pytest.CaptureFixture[str]) -> No
     ranked = object_of(capsys, "rank", "--run", "r", "--top", "3")
     assert set(ranked) == {
         "top", "candidates", "mean_params", "pairs_evaluated", "pairs_total", "seconds",
-        "undecided", "first_again", "order_again", "mean_error",  # all five are pilots
+        "undecided", "first_again", "order_again", "expected_error", "waiting",
+        "mean_error",  # all five are pilots
     }  # fmt: skip
     assert [set(row) for row in ranked["top"]] == 3 * [
         {"id", "errors", "images", "error", "interval", "p_against_first", "params", "macs"}

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pgnas_cli import files
 from pgnas_cli.candidates import count, parameter_count, whole_macs
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError
@@ -126,7 +125,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full_disk)
+    monkeypatch.setattr(storage, "save_file", full_disk)
     with pytest.raises(PgnasError, match="No space left on device; what was there before"):
         write_tensors(path, "pgnas.test/1", {"x": torch.zeros(3)}, {})
     assert path.read_bytes() == before
@@ -192,7 +191,13 @@ def first_mix(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: c.update(params="many"), "its field slim.params is not"),
         (lambda c: c.update(extra=1), "its field slim is not"),
         (lambda c: c["subject"].update(classes=3), "slim.subject.classes is not"),
-        (lambda c: c["subject"].update(backbone="os:system"), "no backbone named 'os:system'"),
+        (lambda c: c["subject"].update(backbone="os:system"), "name it again on the command line"),
+        (lambda c: c["subject"].update(backbone="a.safetensors"), "names a file as its backbone"),
+        (lambda c: c["subject"].update(options={"pretrained": True}), "no option 'pretrained'"),
+        (
+            lambda c: c["subject"].update(options={"inflation": {"kernels": [10**9 + 1]}}),
+            "no branch",
+        ),
         (lambda c: c["subject"].update(backbone="__import__('os')"), "no backbone named"),
         (lambda c: c["subject"].update(layers="none"), "gates 'none' are not known"),
         (lambda c: c["cuts"].update(nowhere=first_mix(c)), "has no layer 'nowhere'"),

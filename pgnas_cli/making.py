@@ -1,0 +1,224 @@
+"""The commands that make a posterior: fit, inflate, backbones.
+
+Nothing here imports torch before a command runs, so that `--help` is quick.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+from .errors import PgnasError
+from .invocation import terminal_of
+
+
+def fit(
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    run: options.NewRun = None,
+    preset: options.Preset = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    img_size: options.ImgSize = None,
+    lr: options.LearningRate = None,
+    opt: options.Optimizer = None,
+    sched: options.Schedule = None,
+    min_lr: options.MinLr = None,
+    cycle_epochs: options.CycleEpochs = None,
+    milestones: options.Milestones = None,
+    cutout: options.Cutout = None,
+    weight_decay: options.WeightDecay = None,
+    l2: options.L2 = None,
+    target_params: options.TargetParams = None,
+    target_macs: options.TargetMacs = None,
+    kl_images: options.KlImages = None,
+    initial_drop: options.InitialDrop = None,
+    drop_lr: options.DropLr = None,
+    warmup_epochs: options.WarmupEpochs = None,
+    temperature: options.Temperature = None,
+    size_ramp: options.SizeRamp = None,
+    freeze: options.Freeze = None,
+    sharpen: options.Sharpen = None,
+    gates: options.Gates = None,
+    groups: options.Groups = None,
+    fixed_drop: options.FixedDrop = None,
+    constant_l2: options.ConstantL2 = False,
+    held_out: options.HeldOut = None,
+    skip_corrupt: options.Skip = False,
+    data_root: options.DataRoot = None,
+    seed: options.Seed = None,
+    precision: options.Precision = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    save_minutes: options.SaveMinutes = 5.0,
+    resume: options.Resume = False,
+    force: options.Force = False,
+    verbose: options.Verbose = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fit a super-network: weights and drop probabilities in one training run."""
+    from .fitting import fit_stage
+    from .machine import device_of, worker_count
+    from .registry import admit
+    from .settings import fixed_rate, l2_of, milestones_of, run_to_fit
+    from .views import fit_summary_lines, show_fit
+
+    terminal = terminal_of(quiet)
+    recipe = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": opt,
+        "schedule": sched, "min_learning_rate": min_lr, "cycle_epochs": cycle_epochs,
+        "milestones": milestones_of(milestones), "cutout": cutout, "weight_decay": weight_decay,
+        "l2": l2_of(l2), "kl_images": kl_images,
+        "initial_drop": initial_drop, "drop_learning_rate": drop_lr,
+        "warmup_epochs": warmup_epochs, "temperature": temperature, "gates": gates,
+        "groups": groups, "size_ramp": size_ramp, "freeze": freeze, "sharpen": sharpen,
+    }  # fmt: skip
+    given: dict[str, Any] = {
+        "backbone": admit(backbone) if backbone else None, "pretrained": pretrained or None,
+        "weights": None if weights is None else str(weights),
+        "data": data, "data_root": data_root, "img_size": img_size,
+        "held_out": held_out, "skip_corrupt": skip_corrupt or None,
+        "preset": preset, "fixed_drop": fixed_rate(fixed_drop),
+        "constant_l2": constant_l2 or None, "target_params": target_params,
+        "target_macs": target_macs, "seed": seed,
+        "precision": precision,
+    }  # fmt: skip
+    given = {k: v for k, v in given.items() if v is not None}
+    given["recipe"] = {k: v for k, v in recipe.items() if v is not None}
+    where, settings = run_to_fit(run, given, resume=resume)
+    terminal.notice(f"run: {where.folder}")
+    summary = show_fit(
+        terminal,
+        lambda step: fit_stage(
+            where, settings, device=device_of(device), workers=worker_count(workers),
+            resume=resume, force=force, save_seconds=60 * save_minutes, track=terminal.track,
+            step=step,
+        ),
+        verbose=verbose,
+    )  # fmt: skip
+    if as_json:
+        terminal.json({**dataclasses.asdict(summary), "run": str(summary.run)})
+    else:
+        for line in fit_summary_lines(summary):
+            terminal.result(line)
+    terminal.notice(f"next: pgnas sample --run {where.folder}")
+
+
+def inflate(
+    backbone: Annotated[str, typer.Argument(help="A registered name, or timm/NAME.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="SUPERNET.safetensors.")],
+    kernels: Annotated[
+        str, typer.Option(help="Odd sizes; above 3 with holes: 5 is 3x3 with dilation 2.")
+    ] = "1,3,5,9",
+    width: Annotated[
+        float, typer.Option(help="Outputs of all branches together, in those of the original.")
+    ] = 1.0,
+    keep_original: Annotated[
+        bool,
+        typer.Option("--keep-original", help="Keep it beside the branches; the function stays."),
+    ] = False,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    classes: Annotated[int, typer.Option(help="Of the head; a fit replaces it.")] = 1000,
+    img_size: Annotated[int | None, typer.Option(help="Pixels; default: its own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the branches' random weights.")] = 0,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Turn convolutions into parallel ones of several sizes: a super-network to fit."""
+    from .inflation import Inflation, inflate_stage, kernels_of
+    from .registry import admit
+    from .views import inflated_table
+
+    terminal = terminal_of(quiet)
+    rows, params = inflate_stage(
+        admit(backbone), output, Inflation(kernels_of(kernels), width, keep_original),
+        classes=classes, size=img_size, pretrained=pretrained, weights=weights, seed=seed,
+        force=force,
+    )  # fmt: skip
+    if as_json:
+        layers = [dataclasses.asdict(row) for row in rows]
+        terminal.json({"file": str(output), "params": params, "layers": layers})
+    else:
+        terminal.out.print(inflated_table(rows))
+        terminal.result(f"wrote {output} ({params} parameters)")
+    terminal.notice(f"next: pgnas fit --backbone {output} --data DIR")
+
+
+def backbones(
+    name: Annotated[str | None, typer.Argument(help="Show every layer of this one.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check that it does what a backbone must.")
+    ] = False,
+    img_size: Annotated[int | None, typer.Option(help="Pixels; default: its own.")] = None,
+    gates: Annotated[str, typer.Option(help="all or hidden, as in fit.")] = "all",
+    verbose: options.Verbose = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the registered super-networks, or the layers of one: their gates, or why none."""
+    if name is None:
+        from .registry import backbone_names
+
+        names = backbone_names()
+        if as_json:
+            sys.stdout.write(json.dumps({"backbones": names}) + "\n")
+            return
+        for found, package in names.items():
+            shown = "timm/NAME" if found == "timm" else found
+            sys.stdout.write(f"{shown}  (from {package})\n")
+        return
+    from .registry import admit
+
+    admit(name)
+    if check:
+        _check(name, img_size, as_json)
+        return
+    from .candidates import parameter_count, whole_macs
+    from .supernet import create_supernet, layer_gates
+    from .supernet import gates as gates_of
+    from .views import layer_table
+
+    network = create_supernet(
+        name, 1000, layers=gates, input_shape=None if img_size is None else (3, img_size, img_size)
+    )
+    rows, bank = layer_gates(network), gates_of(network)
+    sizes = {"params": parameter_count(network), "macs": whole_macs(network),
+             "gates": bank.count, "groups": len(bank.groups)}  # fmt: skip
+    if as_json:
+        layers = [dataclasses.asdict(row) for row in rows]
+        sys.stdout.write(
+            json.dumps({**sizes, "layers": layers, "whole": bank.graph.opaque()}) + "\n"
+        )
+        return
+    terminal = terminal_of(False)
+    terminal.out.print(layer_table(rows))
+    terminal.result(", ".join(f"{number} {what}" for what, number in sizes.items()))
+    if verbose:
+        for step in bank.graph.opaque():
+            terminal.notice(f"kept whole: {step}")
+
+
+def _check(name: str, img_size: int | None, as_json: bool) -> None:
+    """Print what a backbone must do, and whether it does."""
+    from .contract import checks
+
+    found = []
+    for row in checks(name, size=img_size):
+        found.append(row)
+        if not as_json:
+            sys.stdout.write(f"{'ok    ' if row.passed else 'FAILED'} {row.what}: {row.found}\n")
+            sys.stdout.flush()
+    if as_json:
+        sys.stdout.write(json.dumps({"checks": [dataclasses.asdict(r) for r in found]}) + "\n")
+    if not found[-1].passed:
+        raise PgnasError(
+            f"backbone '{name}' does not pass; see docs/backbones.md for what is asked"
+        )
