@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pgnas_cli import storage
 from pgnas_cli.candidates import count, parameter_count, whole_macs
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError
