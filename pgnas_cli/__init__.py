@@ -52,6 +52,7 @@ The modules, in the order in which data flows; each imports only from those abov
     invocation    what the commands share
     making        the commands that make a posterior
     choosing      the commands that choose from it
+    searching     the one command that calls them all
     cli           the command line
 
 Importing the package imports none of them: the functions below load theirs when first used.

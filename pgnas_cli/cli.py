@@ -8,6 +8,7 @@ import typer
 from .choosing import evaluate, export, rank, sample
 from .errors import Interrupted, PgnasError
 from .making import backbones, fit, inflate
+from .searching import search
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +17,7 @@ app = typer.Typer(
     help="Smaller, better image networks: fit a gated super-network, draw candidates from its"
     " posterior, rank them on held-out images, export the best as it is.",
 )
-for command in (fit, sample, rank, export, evaluate, inflate, backbones):
+for command in (search, fit, sample, rank, export, evaluate, inflate, backbones):
     app.command()(command)
 
 

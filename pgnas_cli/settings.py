@@ -110,6 +110,25 @@ def fixed_rate(text: str | None) -> float | None:
     return float(rates[0])
 
 
+def placed_paths(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with their paths made absolute: a run is read again from other folders."""
+    found = dict(given)
+    data, backbone = given.get("data"), str(given.get("backbone", ""))
+    if data not in (None, "digits") and Path(str(data)).is_dir():
+        found["data"] = str(Path(str(data)).resolve())
+    if given.get("weights"):
+        found["weights"] = str(Path(given["weights"]).resolve())
+    if backbone.endswith(".safetensors"):
+        found["backbone"] = str(Path(backbone).resolve())
+    return found
+
+
+def run_name(backbone: str) -> str:
+    """What a run of this backbone is called."""
+    name = Path(backbone).stem if backbone.endswith(".safetensors") else backbone
+    return name.replace("/", "-").replace(":", "-")
+
+
 def run_to_fit(
     folder: Path | None, given: dict[str, Any], *, resume: bool
 ) -> tuple[Run, FitSettings]:
@@ -117,10 +136,11 @@ def run_to_fit(
 
     `given` holds the options that the user named, those of the recipe under "recipe".
     """
+    given = placed_paths(given)
     if folder is None and resume:
         run = newest_run()
     elif folder is None:
-        name = given.get("backbone", FitSettings.backbone).replace("/", "-")
+        name = run_name(given.get("backbone", FitSettings.backbone))
         run = Run(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
     else:
         run = Run(folder)

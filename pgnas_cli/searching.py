@@ -1,0 +1,230 @@
+"""The one command from a folder of images to a smaller network: search.
+
+It calls the stages one after the other and shows what each comes to. The run directory follows from
+the options, so that the same line goes on where it stopped, at whatever stage that was.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .errors import PgnasError
+from .invocation import terminal_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from .console import Terminal
+    from .files import Run
+    from .settings import FitSettings
+
+AIM = 0.99  # of the size named: candidates spread around the target of the fit
+OTHERS = {
+    "best": "best of the candidates, not fine-tuned",
+    "smallest": "the smallest that a test cannot tell from the best",
+    "twin": "as large as the best, the same drop probabilities dealt out by chance",
+    "whole": "the network without gates, trained as long",
+}
+
+
+def search(
+    data: options.Data = None,
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    max_params: Annotated[
+        str | None, typer.Option(help="Parameters at most: 60%, or 10M. Default: 60%.")
+    ] = None,
+    max_macs: Annotated[str | None, typer.Option(help="The same in multiply-adds.")] = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    img_size: options.ImgSize = None,
+    lr: options.LearningRate = None,
+    groups: options.Groups = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 1500,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train the whole network as long, to compare with.")
+    ] = False,
+    run: options.NewRun = None,
+    seed: options.Seed = None,
+    skip_corrupt: options.Skip = False,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fit, sample, rank, export and evaluate in one go. The same line goes on where it stopped."""
+    from .boards import evaluation_json, evaluation_table
+    from .evaluation import evaluate_stage
+    from .machine import device_of, worker_count
+    from .registry import admit
+    from .settings import FitSettings, placed_paths
+
+    terminal = terminal_of(quiet)
+    if max_params and max_macs:
+        raise PgnasError("--max-params and --max-macs cannot both be kept; give one")
+    size = max_macs or max_params or "60%"
+    given: dict[str, Any] = {
+        "backbone": admit(backbone) if backbone else None, "pretrained": pretrained or None,
+        "weights": None if weights is None else str(weights), "data": data, "img_size": img_size,
+        "seed": seed, "skip_corrupt": skip_corrupt or None,
+    }  # fmt: skip
+    recipe = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "groups": groups}
+    given = placed_paths({k: v for k, v in given.items() if v is not None})
+    given["recipe"] = {k: v for k, v in recipe.items() if v is not None}
+    settings = FitSettings(**given)
+    where = _folder(run, settings, "macs" if max_macs else "params", size, n)
+    steps = _Steps(
+        terminal, settings, "macs" if max_macs else "params", size, n, device_of(device),
+        worker_count(workers),
+    )  # fmt: skip
+    files = steps.candidates(where)
+    if compare:
+        files["whole"] = steps.whole(where)
+    data_name = settings.data
+    found = None
+    if steps.has_test(data_name):
+        found = evaluate_stage(
+            list(files.values()), data_name, data_root=Path(settings.data_root),
+            skip_corrupt=skip_corrupt, batch=64, device=steps.device, workers=steps.workers,
+            track=terminal.track,
+        )  # fmt: skip
+    else:
+        terminal.notice("no val/ or test/ images, so nothing is said of the test error")
+    if as_json:
+        paths = {name: str(path) for name, path in files.items()}
+        rows = evaluation_json(found)["networks"] if found else []
+        terminal.json({"run": str(where), "files": paths, "networks": rows})
+        return
+    if found:
+        terminal.out.print(evaluation_table(found))
+    for name, path in files.items():
+        terminal.result(f"{name:9} {OTHERS[name]}: {path}")
+
+
+class _Steps:
+    """The stages of a search, each skipped where its result is there."""
+
+    def __init__(
+        self,
+        terminal: "Terminal",
+        settings: "FitSettings",
+        kind: str,
+        size: str,
+        number: int,
+        device: "torch.device",
+        workers: int,
+    ) -> None:
+        self.terminal, self.settings, self.kind, self.size = terminal, settings, kind, size
+        self.number, self.device, self.workers = number, device, workers
+
+    def candidates(self, where: Path) -> dict[str, Path]:
+        """Fit, sample, rank and export; the files, the best one first."""
+        import dataclasses
+
+        from .boards import board_lines, ranked_lines, ranking_table, watching
+        from .drawing import posterior_of, read_candidates, sample_stage
+        from .files import Run
+        from .leaderboard import rank_stage
+
+        run = Run(where)
+        target: dict[str, Any] = {f"target_{self.kind}": _nearly(self.size)}
+        self.fitted(run, dataclasses.replace(self.settings, **target))
+        network, _ = posterior_of(run)
+        budget: dict[str, Any] = {f"max_{self.kind}": self.size}
+        try:
+            drawn = read_candidates(run, network)
+        except PgnasError:
+            self.terminal.notice(f"drawing {self.number} candidates")
+            drawn = sample_stage(run, self.number, track=self.terminal.track, **budget)
+        with watching(self.terminal) as watch:
+            ranked = rank_stage(
+                run, top=10, device=self.device, workers=self.workers, track=self.terminal.track,
+                watch=watch,
+            )  # fmt: skip
+        for board in ranked.boards:
+            if not self.terminal.quiet:
+                self.terminal.err.print(ranking_table(board, 10))
+            for line in board_lines(board):
+                self.terminal.notice(line)
+        for line in ranked_lines(ranked):
+            self.terminal.notice(line)
+        assert drawn.budgets
+        names = {"best": "", "smallest": "smallest", "twin": "twin"}
+        return {name: self.exported(run, name, what) for name, what in names.items()}
+
+    def whole(self, where: Path) -> Path:
+        """The network without gates, trained as long."""
+        import dataclasses
+
+        from .files import Run
+
+        run = Run(where / "whole")
+        self.fitted(run, dataclasses.replace(self.settings, fixed_drop=0.0))
+        return self.exported(run, "whole", "whole", into=where)
+
+    def fitted(self, run: "Run", settings: "FitSettings") -> None:
+        from .fitting import fit_stage
+        from .views import fit_summary_lines, show_fit
+
+        if run.posterior.exists():
+            self.terminal.notice(f"fitted already: {run.posterior}")
+            return
+        self.terminal.notice(f"run: {run.folder}")
+        summary = show_fit(
+            self.terminal,
+            lambda step: fit_stage(
+                run, settings, device=self.device, workers=self.workers, resume=True, force=False,
+                save_seconds=300, track=self.terminal.track, step=step,
+            ),
+        )  # fmt: skip
+        for line in fit_summary_lines(summary):
+            self.terminal.notice(line)
+
+    def exported(self, run: "Run", name: str, candidate: str, into: Path | None = None) -> Path:
+        from .boards import watching
+        from .selection import export_stage
+
+        path = (into or run.folder) / f"{name}.safetensors"
+        with watching(self.terminal) as watch:
+            export_stage(
+                run, path, candidate=candidate, layout=None, round_to=None, opset=18, force=True,
+                device=self.device, workers=self.workers, track=self.terminal.track,
+                notice=self.terminal.notice, watch=watch,
+            )  # fmt: skip
+        return path
+
+    def has_test(self, data: str) -> bool:
+        from .sources import find_data
+
+        settings = self.settings
+        source = find_data(data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt)
+        return source.test is not None
+
+
+def _nearly(size: str) -> str:
+    """A little less than "60%" or "10M", so that candidates of the mean size are within it."""
+    text = size.strip()
+    ending = text[-1:] if not text[-1:].isdigit() else ""
+    try:
+        return f"{AIM * float(text.removesuffix(ending)):g}{ending}"
+    except ValueError:
+        raise PgnasError(
+            f"'{size}' is no size; possible: a share (60%) or a number (250000, 10M, 2G)"
+        ) from None
+
+
+def _folder(run: Path | None, settings: "FitSettings", kind: str, size: str, n: int) -> Path:
+    """The named folder, or one that follows from the options."""
+    from .settings import run_name
+    from .storage import to_json
+
+    if run is not None:
+        return run
+    text = json.dumps([to_json(settings), kind, size, n], sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+    return Path("runs") / f"search-{run_name(settings.backbone)}-{digest}"

@@ -1,0 +1,122 @@
+"""The one command: it ends in files and a table, and the same line goes on where it stopped."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pgnas_cli
+
+from .conftest import run as command
+
+QUICK = ["search", "--epochs", "2", "-n", "20", "-q"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert command(*QUICK, "--json", *more) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_one_line_ends_in_networks_within_the_size_and_does_nothing_twice(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = found(capsys)
+    networks = {name: pgnas_cli.load(file) for name, file in first["files"].items()}
+    assert set(networks) == {"best", "smallest", "twin"}
+    sizes = {name: sum(p.numel() for p in n.parameters()) for name, n in networks.items()}
+    assert sizes["smallest"] <= sizes["best"] <= 0.6 * 151_930 + 1
+    assert [row["params"] for row in first["networks"]] == list(sizes.values())
+    before = {
+        p: p.stat().st_mtime_ns for p in Path(first["run"]).glob("*") if "posterior" in p.name
+    }
+    again = found(capsys)
+    assert again["run"] == first["run"]
+    assert [r["errors"] for r in again["networks"]] == [r["errors"] for r in first["networks"]]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert found(capsys, "--max-params", "40%")["run"] != first["run"]
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_same_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pgnas_cli import views
+
+    show = views.show_fit
+    calls = 0
+
+    def interrupted(terminal: Any, stage: Any, **how: Any) -> Any:
+        def stopping(step: Callable[[int, int], None]) -> Any:
+            def counted(done: int, steps: int) -> None:
+                nonlocal calls
+                calls += 1
+                if calls == 5:
+                    os.kill(os.getpid(), signal.SIGINT)
+                step(done, steps)
+
+            return stage(counted)
+
+        return show(terminal, stopping, **how)
+
+    monkeypatch.setattr(views, "show_fit", interrupted)
+    assert command(*QUICK) == 130
+    assert "saved after step 5" in capsys.readouterr().err
+    on = found(capsys)
+    shutil.rmtree(here / "runs")
+    monkeypatch.setattr(views, "show_fit", show)
+    straight = found(capsys)
+    assert [r["errors"] for r in on["networks"]] == [r["errors"] for r in straight["networks"]]
+
+
+def test_the_whole_network_is_trained_beside_where_asked_for(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = found(capsys, "--compare")
+    assert list(rows["files"]) == ["best", "smallest", "twin", "whole"]
+    assert rows["networks"][-1]["params"] == 151_930
+    assert command(*QUICK, "--compare") == 0
+    text = capsys.readouterr().out
+    assert "whole" in text
+    assert "trained as long" in text
+
+
+def test_photos_without_test_images_are_searched_all_the_same(
+    here: Path, capsys: pytest.CaptureFixture[str], photo_folder: Callable[..., Path]
+) -> None:
+    photos = photo_folder()
+    shutil.rmtree(photos / "val")
+    where = ["--data", str(photos), "--img-size", "16", "--batch-size", "8", "-j", "0"]
+    rows = found(capsys, *where)
+    assert rows["networks"] == []
+    assert Path(rows["files"]["best"]).exists()
+    stored = json.loads((Path(rows["run"]) / "run.json").read_text())
+    assert Path(stored["data"]).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-params", "60%", "--max-macs", "60%"], "cannot both be kept"),
+        (["--max-params", "much"], "'much' is no size"),
+        (["--max-params", "0.001%"], "is out of reach"),
+        (["--data", "nowhere"], "no data set 'nowhere'"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_trained(
+    here: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert command(*QUICK, *options) == 1
+    assert message in capsys.readouterr().err
+    assert not list(here.glob("runs/*/posterior*"))
