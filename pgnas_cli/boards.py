@@ -25,13 +25,15 @@ def watching(terminal: Terminal) -> Iterator[Callable[["RankingProgress"], None]
     """Show how a ranking goes: pairs done, candidates still in, the error to beat, time left."""
     started = shown = time.monotonic()
     first: list[int] = []  # pairs that were there before
+    last = 0
     bar: Progress | None = None
     task: TaskID | None = None
 
     def watch(now: "RankingProgress") -> None:
-        nonlocal shown, bar, task
-        if not first:
-            first.append(now.pairs)
+        nonlocal started, shown, bar, task, last
+        if not first or now.pairs < last:  # another board
+            first[:], started = [now.pairs], time.monotonic()
+        last = now.pairs
         level = "" if now.bar is None else f", to beat {percent(now.bar)}"
         text = f"ranking: {now.walking} candidates in{level}"
         if terminal.quiet:
@@ -71,7 +73,7 @@ def ranking_table(board: "Board", top: int) -> Table:
         table.add_row(
             str(place + 1), str(board.first + index), percent(errors / ranking.images),
             f"{100 * low:.1f}-{100 * high:.1f}",
-            f"{sure.p_values[place]:.2f}" if tested else "",
+            f"{sure.p_values[place]:.3f}" if tested else "",
             large(int(ranking.sizes.params[index])), large(int(ranking.sizes.macs[index])),
         )  # fmt: skip
     return table
@@ -80,16 +82,20 @@ def ranking_table(board: "Board", top: int) -> Table:
 def board_lines(board: "Board") -> list[str]:
     """How sure the order is."""
     ranking, sure = board.ranking, board.confidence
-    if len(sure.p_values) < 2:
-        return []
     best = int(ranking.errors[ranking.order[0]]) / ranking.images
-    return [
+    lines = [
         f"the first has {percent(best)}, chosen for it among {len(ranking.errors)}: expect"
         f" {percent(board.expected_error)} on other images",
+        "95 %: of a candidate named beforehand; nobody here was",
+    ]
+    if len(sure.p_values) < 2:
+        return lines
+    return [
+        *lines,
         "p: exact McNemar test against the first, on the same images",
-        f"on other images, as many, the first stays first with a chance of"
-        f" {percent(sure.first_again)},",
-        f"  all {len(sure.p_values)} keep their order with {percent(sure.order_again)}",
+        f"among these {len(sure.p_values)}, on as many other images, the first stays first with a"
+        f" chance of {percent(sure.first_again)}",
+        f"  at most, all keep their order with {percent(sure.order_again)}",
     ]
 
 

@@ -35,7 +35,7 @@ class Target:
 
     def __str__(self) -> str:
         what = {"params": "parameters", "macs": "multiply-adds"}[self.kind]
-        return f"{100 * self.share:.3g} % of the {what}"
+        return f"{100 * self.share:.4g} % of the {what}"
 
 
 def target_of(

@@ -83,7 +83,7 @@ def rank(
     terminal = terminal_of(quiet)
     where = run_of(run, terminal, backbone)
     from .boards import board_lines, ranked_lines, ranking_json, ranking_table, watching
-    from .leaderboard import rank_stage
+    from .leaderboard import rank_again, rank_stage
     from .machine import device_of, worker_count
 
     with watching(terminal) as watch:
@@ -91,7 +91,7 @@ def rank(
             where, top=top, exhaustive=exhaustive, recalibrate=recalibrate,
             time_limit=None if time_limit is None else 60 * time_limit,
             device=device_of(device), workers=worker_count(workers), track=terminal.track,
-            watch=watch,
+            watch=watch, notice=terminal.notice,
         )  # fmt: skip
     if as_json:
         terminal.json(ranking_json(found, top))
@@ -102,12 +102,13 @@ def rank(
                 terminal.notice(line)
     for line in ranked_lines(found):
         terminal.notice(line)
-    if found.waiting or len(found.boards[-1].ranking.running):
-        terminal.notice(f"next: pgnas rank --run {where.folder}   goes on")
+    if found.waiting or any(len(board.ranking.running) for board in found.boards):
+        again = rank_again(where, top, recalibrate, exhaustive)
+        terminal.notice(f"next: {again}   goes on")
     elif found.boards[0].budget is not None:
         budget = found.boards[0].budget
         terminal.notice(
-            f"next: pgnas export best.safetensors --max-{budget.kind} {100 * budget.share:.3g}%"
+            f"next: pgnas export best.safetensors --max-{budget.kind} {100 * budget.share:.4g}%"
             f" --run {where.folder}"
         )
     else:

@@ -49,11 +49,11 @@ def most_errors_within_noise(errors: int, images: int) -> int:
     At d errors more, p is largest where as many images as possible are wrong for one alone: all
     `errors` of the one, d + `errors` of the other, if there are as many.
     """
-    for more in range(images - errors, 0, -1):
+    for more in range(1, images - errors + 1):  # p falls with every one
         alone = min(errors, images - errors - more)
-        if float(binomtest(alone, 2 * alone + more).pvalue) >= LEVEL:
-            return errors + more
-    return errors
+        if float(binomtest(alone, 2 * alone + more).pvalue) < LEVEL:
+            return errors + more - 1
+    return images
 
 
 def expected_error(best: int, unselected: Tensor) -> float:

@@ -30,7 +30,7 @@ from .settings import FitSettings
 from .sources import open_data
 from .storage import checked, file_digest, from_json, read_tensors, to_json, write_tensors
 from .supernet import drop_probabilities, gates
-from .tilting import draw_within
+from .tilting import check_reach, draw_within
 
 CANDIDATES = "pgnas.candidates/2"
 
@@ -90,6 +90,7 @@ def sample_stage(
         probability = baseline_probabilities(
             network, probability, baseline, generator=generator(chosen, "baseline")
         )
+    check_reach(network, probability, budgets, chosen)
     if budgets:
         parts = [
             draw_within(network, probability, budgets[board], candidates, chosen)

@@ -35,7 +35,7 @@ from .settings import read_settings
 from .stopping import StopRequest
 from .storage import checked, file_digest, read_tensors, write_tensors, write_text
 
-RANKING = "pgnas.ranking/4"
+RANKING = "pgnas.ranking/5"
 SAVE_SECONDS = 30.0
 SHOWN = 10  # rows whose order is tested
 
@@ -86,6 +86,7 @@ def rank_stage(
     workers: int,
     track: Track,
     watch: Callable[[Progress], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Ranked:
     """Find the best candidates of a run on its held-out images, and say how sure that is.
 
@@ -93,15 +94,14 @@ def rank_stage(
     """
     if top < 1:
         raise PgnasError(f"--top {top} is out of range; possible: 1 or more")
-    if time_limit is not None and time_limit <= 0:
+    if time_limit is not None and not time_limit > 0:
         raise PgnasError(f"--time-limit {time_limit / 60:g} is out of range; possible: above 0")
     network, posterior = posterior_of(run)
     drawn = read_candidates(run, network)
     data = held_out_of(run, posterior, read_settings(run), workers, track)
     judges = judges_of(network, drawn, data, device, workers, recalibrate)
-    races = list(_races_of(run, drawn, judges[0]))
+    races = list(_races_of(run, drawn, judges[0], notice))
     start = last = time.perf_counter()
-    rankings: list[Ranking] = []
     with StopRequest() as request:
         for board, (judge, (_, rows)) in enumerate(zip(judges, drawn.boards(), strict=True)):
             wanted = len(judge.keep) if exhaustive else min(top, len(judge.keep))
@@ -123,22 +123,33 @@ def rank_stage(
             sizes = drawn.sizes.part(rows)
             ranking = rank(judge, sizes, top=wanted, race=race, between=between)
             races[board] = ranking.race
-            rankings.append(ranking)
             if len(ranking.running):
                 break
         _write(run, races, judges[0])
-    undecided = sum(len(r.running) for r in rankings)
+    rankings = {
+        board: Ranking(race, drawn.sizes.part(rows))
+        for board, (race, (_, rows)) in enumerate(zip(races, drawn.boards(), strict=True))
+        if race is not None
+    }
+    undecided = sum(len(ranking.running) for ranking in rankings.values())
     if request.asked and undecided:
         raise Interrupted(
-            f"interrupted; {undecided} candidates are not decided on, go on with pgnas rank --run"
-            f" {run.folder}"
+            f"interrupted; {undecided} candidates are not decided on, go on with"
+            f" {rank_again(run, top, recalibrate, exhaustive)}"
         )
     boards = tuple(
-        _board(budget, rows.start, ranking, posterior.seed)
-        for (budget, rows), ranking in zip(drawn.boards(), rankings, strict=False)
+        _board(*drawn.boards()[board], ranking, posterior.seed)
+        for board, ranking in rankings.items()
     )
     _write_table(run, boards)
     return Ranked(boards, len(judges) - len(boards), time.perf_counter() - start)
+
+
+def rank_again(run: Run, top: int, recalibrate: int, exhaustive: bool = False) -> str:
+    """The command that goes on with such a ranking."""
+    more = f" --recalibrate {recalibrate}" if recalibrate else ""
+    more += " --exhaustive" if exhaustive else f" --top {top}" if top != SHOWN else ""
+    return f"pgnas rank --run {run.folder}{more}"
 
 
 def judges_of(
@@ -151,22 +162,18 @@ def judges_of(
 ) -> list[Judge]:
     """What evaluates the candidates of each board."""
     images = recalibration_images(data, recalibrate, workers) if recalibrate else None
-    return [
-        held_out_judge(network, drawn.keep[rows], data, device, images)
-        for _, rows in drawn.boards()
-    ]
+    first = held_out_judge(network, drawn.keep, data, device, images)
+    return [first.of(drawn.keep[rows]) for _, rows in drawn.boards()]
 
 
-def _board(budget: Target | None, first: int, ranking: Ranking, seed: int) -> Board:
+def _board(budget: Target | None, rows: slice, ranking: Ranking, seed: int) -> Board:
     race, shown = ranking.race, ranking.order[:SHOWN]
     wrong = torch.stack([race.row(candidate) for candidate in shown.tolist()])
     sure = confidence(wrong, race.place[shown], randomness=numpy_generator(seed, "other images"))
-    # The first ids are those of the pilots, which saw everything whatever they are worth.
-    pilots = [c for c in range(min(PILOTS, len(race.seen))) if race.finished[c]]
-    unselected = torch.stack([race.row(candidate) for candidate in pilots])
-    return Board(
-        budget, first, ranking, sure, expected_error(int(ranking.errors[shown[0]]), unselected)
-    )
+    # The pilots saw everything whatever they are worth.
+    unselected = torch.stack([race.row(candidate) for candidate in range(len(race.margins))])
+    expected = expected_error(int(ranking.errors[shown[0]]), unselected)
+    return Board(budget, rows.start, ranking, sure, expected)
 
 
 def smallest_within_noise(
@@ -182,7 +189,7 @@ def smallest_within_noise(
     """
     races, judge = list(_races_of(run, drawn, judges[board])), judges[board]
     race = races[board]
-    if race is None:
+    if race is None:  # whether it is there and finished is the caller's to check
         raise PgnasError(
             f"the ranking in '{run.folder}' was not made as this machine evaluates ({judge.name});"
             f" rank again: pgnas rank --run {run.folder}"
@@ -191,9 +198,9 @@ def smallest_within_noise(
     most = most_errors_within_noise(int(winners.sum()), images)
 
     def told(_: int) -> None:
-        within = int((~race.finished & (race.errors <= most)).sum())
-        pairs = int(race.seen.sum())
-        watch(Progress(pairs, images * within, within, most / images, race))
+        within = ~race.finished & (race.errors <= most)
+        left = int((images - race.seen[within]).sum())
+        watch(Progress(int(race.seen.sum()), left, int(within.sum()), most / images, race))
 
     found = smallest_passing(
         race,
@@ -222,7 +229,12 @@ def read_ranking(run: Run, drawn: Drawn) -> Stored | None:
     evaluated, recalibrate = content.get("evaluated"), content.get("recalibrate")
     if not isinstance(images, int) or images < 1 or not isinstance(evaluated, str):
         raise damaged
-    if not isinstance(recalibrate, int) or not isinstance(tops, list) or len(tops) != len(boards):
+    if (
+        type(recalibrate) is not int
+        or recalibrate < 0
+        or not isinstance(tops, list)
+        or len(tops) != len(boards)
+    ):
         raise damaged
     races: list[Race | None] = []
     for board, ((_, rows), top) in enumerate(zip(boards, tops, strict=True)):
@@ -244,18 +256,22 @@ def _race(
     tensors: dict[str, Tensor], images: int, top: Any, params: Tensor, run: Run
 ) -> Race | None:
     """The race of one board; None where its numbers contradict each other."""
-    found = tensors.get("mistakes", torch.empty(0))
+    found, margins = (tensors.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
     wanted = {
         "seen": ((len(params),), torch.int64),
         "walk": ((images,), torch.int64),
         "hardness": ((images + 1,), torch.float64),
         "mistakes": ((found.numel(),), torch.int64),
+        "margins": ((margins.numel() // images, images), torch.float32),
     }
     checked(tensors, wanted, run.ranking)
     order, seen = tensors["walk"], tensors["seen"]
     sound = (
-        isinstance(top, int)
-        and top >= 1
+        type(top) is int
+        and 1 <= top <= len(params)
+        and 1 <= len(margins) <= min(PILOTS, len(params))
+        and bool((seen[: len(margins)] == images).all())
+        and bool(torch.isfinite(margins).all())
         and torch.equal(order.sort().values, torch.arange(images))
         and bool((seen >= 0).all() and (seen <= images).all() and (seen == images).any())
         and bool((tensors["hardness"].diff() >= 0).all())
@@ -264,7 +280,8 @@ def _race(
     if not sound:
         return None
     errors = torch.bincount(found.div(images, rounding_mode="floor"), minlength=len(params))
-    return Race(order, places(params), top, seen, errors, tensors["hardness"], [found])
+    place = places(params)
+    return Race(order, place, top, seen, errors, tensors["hardness"], margins, [found])
 
 
 def _among(mistakes: Tensor, order: Tensor, seen: Tensor) -> bool:
@@ -281,14 +298,22 @@ def _among(mistakes: Tensor, order: Tensor, seen: Tensor) -> bool:
     return bool(walked.all())
 
 
-def _races_of(run: Run, drawn: Drawn, judge: Judge) -> tuple[Race | None, ...]:
+def _races_of(
+    run: Run, drawn: Drawn, judge: Judge, notice: Callable[[str], None] = lambda _: None
+) -> tuple[Race | None, ...]:
     """Earlier races of the same candidates, evaluated as `judge` does; None: start anew."""
     anew = (None,) * len(drawn.boards())
     try:
         found = read_ranking(run, drawn)
     except PgnasError:
         return anew  # what is derived inside a run is replaced
-    if found is None or found.evaluated != judge.name:
+    if found is None:
+        return anew
+    if found.evaluated != judge.name:
+        notice(
+            f"the ranking that is there was made otherwise ({found.evaluated}, now {judge.name}):"
+            " starting anew"
+        )
         return anew
     if any(race is not None and len(race.order) != len(judge.labels) for race in found.races):
         return anew
@@ -300,7 +325,8 @@ def _write(run: Run, races: Sequence[Race | None], judge: Judge) -> None:
     for board, race in enumerate(races):
         if race is not None:
             own = {"seen": race.seen, "walk": race.order, "hardness": race.hardness,
-                   "mistakes": race.all_mistakes()}  # fmt: skip
+                   "margins": race.margins.float(),
+                   "mistakes": race.all_mistakes().sort().values}  # fmt: skip
             tensors |= {f"{board}.{name}": value for name, value in own.items()}
     write_tensors(
         run.ranking,

@@ -31,6 +31,7 @@ class Race:
     seen: Tensor  # (candidates,): images walked
     errors: Tensor  # (candidates,): among them
     hardness: Tensor  # float64 (images + 1,): the pilots' share of errors in each prefix
+    margins: Tensor  # float (pilots, images): score of the label less the best other one
     mistakes: list[Tensor]  # parts of one (errors,): candidate x images + image of every error
 
     @property
@@ -109,7 +110,7 @@ def begun(
     walked = wrong[:, order].double().mean(0).cumsum(0)
     share = walked / walked[-1] if walked[-1] else torch.arange(1, images + 1) / images
     hardness = torch.cat([torch.zeros(1, dtype=torch.float64), share.double()])
-    return Race(order, places(params), top, seen, errors, hardness, [mistakes])
+    return Race(order, places(params), top, seen, errors, hardness, margin, [mistakes])
 
 
 def places(params: Tensor) -> Tensor:

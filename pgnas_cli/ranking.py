@@ -10,6 +10,7 @@ Order: fewer errors, then fewer parameters, then the smaller id. Either every pa
 only those that the first K depend on (race.py); the first K are the same.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -118,6 +119,14 @@ class Judge:
         # Pairs in a forward: small images leave a core idle otherwise, a GPU all the more.
         self.batch = 512 if device.type == "cuda" else 256 if pixels[0].numel() <= 1024 else 64
 
+    def of(self, keep: Tensor) -> "Judge":
+        """The same for other candidates; the images are there once."""
+        other = copy.copy(self)
+        other.keep = keep.to(self.labels.device)
+        if self.recalibration is not None:
+            other.recalibration = Recalibration(self.network, keep, self.recalibration.batches)
+        return other
+
     @property
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
@@ -197,25 +206,39 @@ def rank(
         if between is None:
             return False
         if race is None:
-            left = (candidates if top is None else PILOTS) * images - pairs
-            return between(Progress(pairs, left, candidates, None, None))
+            left = (candidates if wanted == candidates else pilots) * images - pairs
+            return between(Progress(pairs, left, candidates, None, begun_so_far()))
         bar = race.bar()
         level = None if bar is None else bar // candidates / images
         return between(Progress(pairs, race.pairs_left(), len(race.walking()), level, race))
 
+    pilots = min(PILOTS, candidates)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def begun_so_far() -> Race | None:
+        """A race of the pilots that have seen everything."""
+        whole = sum(len(wrong) for wrong, _ in found) // images
+        if not whole:
+            return None
+        wrong, margin = (
+            torch.cat(column)[: whole * images].view(whole, images)
+            for column in zip(*found, strict=True)
+        )
+        return begun(sizes.params, wanted, wrong, margin)
+
+    if race is not None and len(race.margins) < pilots:  # stopped among its pilots
+        done = range(len(race.margins))
+        found = [(race.row(pilot), race.margins[pilot]) for pilot in done]
+        race = None
     if race is None:
-        pilots = min(PILOTS, candidates)
-        found = []
-        for some in torch.arange(pilots * images).split(judge.batch):
+        pairs = len(found) * images
+        for some in torch.arange(pairs, pilots * images).split(judge.batch):
             found.append(judge(some // images, some % images))
-            if told(len(some)) and pairs >= images:  # so that there is a best so far
+            if told(len(some)) and begun_so_far() is not None:  # so that there is a best so far
                 break
-        wrong, margin = (torch.cat(column) for column in zip(*found, strict=True))
-        whole = len(wrong) // images  # pilots that saw everything
-        shape = (whole, images)
-        cut = whole * images
-        race = begun(sizes.params, wanted, wrong[:cut].view(shape), margin[:cut].view(shape))
-        if whole < pilots:
+        race = begun_so_far()
+        assert race is not None
+        if len(race.margins) < pilots:
             return Ranking(race, sizes)
     for number in run(race, lambda c, i: judge(c, i)[0], fill=judge.batch, chunk=judge.batch):
         if told(number):

@@ -80,6 +80,10 @@ class Recalibration:
         self.network, self.keep = network, keep.to(device)
         self.batches = [b.to(device, memory_format=torch.channels_last) for b in batches]
         self.layers = norms(network)
+        if not self.layers:
+            raise PgnasError(
+                f"{type(network).__name__} has no batch-norm statistics; leave --recalibrate out"
+            )
         self.images = sum(map(len, batches))
         self.means: dict[int, Tensor] = {}  # candidate -> (channels of all layers,)
         self.variances: dict[int, Tensor] = {}

@@ -25,6 +25,7 @@ from .settings import read_settings
 from .slimming import known_layout
 from .storage import file_digest
 from .supernet import drop_probabilities, gates
+from .tilting import named
 
 TOP = 10  # of a ranking that export has to make first
 
@@ -65,28 +66,38 @@ def export_stage(
         raise PgnasError(f"--opset {opset} is out of range; possible: {OPSETS[0]} to {OPSETS[1]}")
     network, posterior = posterior_of(run)
     drawn = stored = None
+    board = 0
+    if candidate == "whole" and (max_params or max_macs):
+        raise PgnasError("the whole network keeps no budget; leave out --max-params, --max-macs")
     if candidate != "whole":
         if not run.candidates.exists():
             notice("nothing is drawn yet: drawing 1500 candidates first")
-            sample_stage(run, 1500)
+            sample_stage(run, 1500, max_params=max_params, max_macs=max_macs)
         drawn = read_candidates(run, network)
         stored = read_ranking(run, drawn)
-        if stored is None:
+        board = _board(network, drawn, candidate, max_params, max_macs)
+        if stored is None and not candidate.isdecimal():
             notice("nothing is ranked yet: ranking the candidates first")
             rank_stage(run, top=TOP, device=device, workers=workers, track=track, watch=watch)
             stored = read_ranking(run, drawn)
     data = held_out_of(run, posterior, read_settings(run), workers, track)
     keep, label = torch.ones(gates(network).count, dtype=torch.bool), candidate
-    if drawn is not None and stored is not None:
-        board = _board(network, drawn, candidate, max_params, max_macs)
-        ranking = stored.ranking(drawn, board)
-        if ranking is None or len(ranking.running):
-            undecided = "all" if ranking is None else len(ranking.running)
-            notice(
-                f"the ranking is not finished: {undecided} candidates might still be better; pgnas"
-                " rank goes on"
+    if drawn is not None:
+        ranking = None if stored is None else stored.ranking(drawn, board)
+        if ranking is None and not candidate.isdecimal():
+            raise PgnasError(
+                f"that budget has not been ranked yet; go on with pgnas rank --run {run.folder}"
             )
-        judges = judges_of(network, drawn, data, device, workers, stored.recalibrate)
+        if ranking is not None and len(ranking.running):
+            undecided = f"{len(ranking.running)} candidates might still be better"
+            if candidate == "smallest":
+                raise PgnasError(
+                    f"the ranking is not finished, {undecided}; go on with pgnas rank --run"
+                    f" {run.folder}"
+                )
+            notice(f"the ranking is not finished: {undecided}; pgnas rank goes on")
+        recalibrate = 0 if stored is None else stored.recalibrate
+        judges = judges_of(network, drawn, data, device, workers, recalibrate)
         if candidate == "smallest":
             candidate = str(smallest_within_noise(run, drawn, board, judges, watch))
             notice(f"candidate {candidate} is the smallest that cannot be told from the best")
@@ -124,17 +135,24 @@ def _board(
     """Which of the boards is meant."""
     budgets = [budget for budget, _ in drawn.boards()]
     wanted = budgets_of(network, max_params, max_macs)
-    possible = ", ".join(f"--max-{b.kind} {100 * b.share:.3g}%" for b in budgets if b)
+    possible = ", ".join(named(b) for b in budgets if b)
+    of_id = None
+    if candidate.isdecimal() and int(candidate) < len(drawn.keep):
+        of_id = int(candidate) * len(budgets) // len(drawn.keep)
     if wanted:
-        if len(wanted) == 1 and wanted[0] in budgets:
-            return budgets.index(wanted[0])
+        for board, budget in enumerate(budgets):
+            # As `rank` prints it: four digits.
+            if len(wanted) == 1 and budget is not None and named(budget) == named(wanted[0]):
+                if of_id not in (None, board):
+                    raise PgnasError(f"candidate {candidate} was drawn for another budget")
+                return board
         raise PgnasError(
             f"no candidates were drawn for that budget; possible: {possible or 'none was named'}"
         )
     if len(budgets) == 1:
         return 0
-    if candidate.isdecimal() and int(candidate) < len(drawn.keep):
-        return int(candidate) * len(budgets) // len(drawn.keep)
+    if of_id is not None:
+        return of_id
     raise PgnasError(f"candidates were drawn for several budgets; say which: {possible}")
 
 
@@ -154,8 +172,7 @@ def _chosen(
             f"no candidate '{candidate}'; possible: 0 to {len(drawn.keep) - 1}, whole, twin, or"
             " smallest"
         )
-    if ranking is None:
-        raise PgnasError("that budget has not been ranked yet; go on with pgnas rank")
+    assert ranking is not None, "checked by the caller"
     winner = drawn.boards()[board][1].start + int(ranking.order[0])
     if candidate == "twin":
         return _twin(network, int(drawn.sizes.params[winner]), posterior.seed), "twin"

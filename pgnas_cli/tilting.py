@@ -12,14 +12,14 @@ Draws are counted exactly; those above the budget are left out, and where it bin
 use less than 97 % of it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from .budget import ExpectedSize, Target, least_share
+from .budget import ExpectedSize, Target
 from .candidates import Sizes, count, joined, parameter_count, whole_macs
 from .concrete import hard_keep
 from .errors import PgnasError
@@ -29,29 +29,68 @@ from .supernet import gates
 USED = 0.97  # least share of a budget that binds
 TRIAL = 256  # draws by which the tilt is set
 BLOCK = 64  # draws that are counted at a time
+DEAREST = 1e12  # price beyond which nothing changes any more
 FUTILE = 200  # draws for one candidate within the budget, after which none is looked for
 
 
-def tilted(size: ExpectedSize, channels: Tensor, drop_probability: Tensor, aim: Target) -> Tensor:
-    """Drop probabilities (groups,), float64, of the posterior tilted to the expected size `aim`.
+class Tilt:
+    """The learned posterior of a network, tilted by what its groups cost in one unit."""
 
-    `channels` are the gates of each group. A posterior that is smaller already stays as it is.
-    """
-    learned = drop_probability.detach().double().cpu().clamp(1e-9, 1 - 1e-9).requires_grad_()
-    share = size.shares(learned)[aim.kind]
-    if float(share.detach()) <= aim.share:
-        return learned.detach()
-    (slope,) = torch.autograd.grad(share, learned)
-    logits, costs = learned.detach().logit(), -slope / channels.double().cpu()
+    def __init__(self, network: nn.Module, drop_probability: Tensor, kind: str, seed: int) -> None:
+        bank = gates(network)
+        self.network, self.kind = network, kind
+        self.size = ExpectedSize(network)
+        learned = drop_probability.detach().double().cpu().clamp(1e-9, 1 - 1e-9).requires_grad_()
+        share = self.size.shares(learned)[kind]
+        (slope,) = torch.autograd.grad(share, learned)
+        self.logits = learned.detach().logit()
+        self.costs = -slope / cast(Tensor, bank.channels).double().cpu()
+        self.group = bank.group.cpu()
+        self.whole = parameter_count(network) if kind == "params" else whole_macs(network)
+        self.noise = torch.rand(TRIAL, bank.count, generator=generator(seed, "tilt"))
 
-    def excess(price: float) -> float:
+    def at(self, price: float) -> Tensor:
+        """Drop probabilities at a price, (groups,), float64."""
+        return torch.sigmoid(self.logits + price * self.costs)
+
+    def counted(self, price: float) -> Tensor:
+        """Shares of the whole network's size of `TRIAL` draws at a price, float64 (draws,)."""
+        keep = self.noise >= self.at(price).float()[self.group]
+        return getattr(count(self.network, keep), self.kind).double() / self.whole  # type: ignore[no-any-return]
+
+    def expected(self, price: float) -> float:
+        """The expected share of the whole network's size at a price."""
         with torch.no_grad():
-            return float(size.shares(torch.sigmoid(logits + price * costs))[aim.kind]) - aim.share
+            return float(self.size.shares(self.at(price))[self.kind])
 
-    high = 1.0
-    while excess(high) > 0:
-        high *= 2
-    return torch.sigmoid(logits + brentq(excess, 0.0, high, rtol=1e-9) * costs)
+    def to(self, share: float, mean: Callable[[float], float]) -> float:
+        """The price, 0 or more, at which `mean` of the price, falling, comes down to `share`."""
+        if mean(0.0) <= share:
+            return 0.0
+        high = 1.0
+        while mean(high) > share and high < DEAREST:
+            high *= 2
+        low = 0.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean(middle) > share else (low, middle)
+        return high
+
+    def reach(self) -> float:
+        """About the smallest share that draws have before layers close for all of them.
+
+        Where a whole layer closes, everything before it is gone as well: sizes jump to nothing.
+        """
+        none = torch.zeros(1, len(self.group), dtype=torch.bool)
+        dead = 1.2 * float(getattr(count(self.network, none), self.kind)) / self.whole
+        least, price = float(self.counted(0.0).quantile(0.05)), 1.0
+        while price < DEAREST:
+            found = self.counted(price)
+            alive = found[found > dead]
+            if len(alive) < 0.9 * len(found):
+                break
+            least, price = min(least, float(alive.quantile(0.05))), 1.3 * price
+        return least
 
 
 @dataclass(frozen=True)
@@ -68,18 +107,17 @@ def draw_within(
 ) -> Within:
     """Draw `candidates` that have at most the budget, from the posterior tilted towards it.
 
-    The i-th is the same for every number of candidates. Raises PgnasError for a budget that the
-    gates cannot reach.
+    The i-th is the same for every number of candidates. Raises PgnasError for a budget that hardly
+    any draw meets.
     """
-    name = f"--max-{budget.kind} {100 * budget.share:.3g}%"
-    least = least_share(network, budget.kind)
-    if budget.share < least:
-        raise PgnasError(
-            f"{name} is out of reach; with 99 % of the gates closed {100 * least:.3g} % are left"
-        )
-    whole = parameter_count(network) if budget.kind == "params" else whole_macs(network)
-    most = int(budget.share * whole + 1e-6)
-    probability, binds = _aimed(network, drop_probability.double().cpu(), budget, most, seed)
+    tilt = Tilt(network, drop_probability, budget.kind, seed)
+    most = int(budget.share * tilt.whole + 1e-6)
+    wanted = most / tilt.whole
+    binds = float(tilt.counted(0.0).mean()) > wanted
+    price = 0.0
+    if binds:
+        price = tilt.to((1 + USED) / 2 * wanted, lambda p: float(tilt.counted(p).median()))
+    probability = tilt.at(price)
     lowest = USED * most if binds else 0
     per_gate = probability.float()[gates(network).group.cpu()]
     kept, parts = [], []
@@ -97,32 +135,30 @@ def draw_within(
         parts.append(counted.part(within))
         found += int(within.sum())
         if drawn > FUTILE * max(BLOCK, found):
+            sizes = tilt.counted(price)
             raise PgnasError(
-                f"{found} of {drawn} draws are within {name}; aim elsewhere, or fit with a target"
-                " of that size"
+                f"no candidates of {named(budget)}: the draws nearest to it have"
+                f" {100 * float(sizes.min()):.3g} to {100 * float(sizes.max()):.3g} %; name another"
+                " budget, or fit with a target of that size"
             )
     return Within(torch.cat(kept)[:candidates], joined(parts).part(slice(candidates)), drawn)
 
 
-def _aimed(
-    network: nn.Module, learned: Tensor, budget: Target, most: int, seed: int
-) -> tuple[Tensor, bool]:
-    """Probabilities (groups,) whose counted draws lie amid what is accepted; and if they differ."""
-    bank = gates(network)
-    size = ExpectedSize(network)
-    noise = torch.rand(TRIAL, bank.count, generator=generator(seed, "tilt"))
-    group = bank.group.cpu()
+def named(budget: Target) -> str:
+    """The option that names a budget."""
+    return f"--max-{budget.kind} {100 * budget.share:.4g}%"
 
-    def mean(probability: Tensor) -> float:
-        keep = noise >= probability.float()[group]
-        return float(getattr(count(network, keep), budget.kind).double().mean()) / most
 
-    if mean(learned) <= 1:
-        return learned, False
-    wanted, aim, probability = (1 + USED) / 2, budget.share, learned
-    for _ in range(6):  # the expected size is an estimate
-        aim *= wanted / (1.0 if probability is learned else mean(probability))
-        probability = tilted(size, cast(Tensor, bank.channels), learned, Target(budget.kind, aim))
-        if abs(mean(probability) - wanted) < 0.003:
-            break
-    return probability, True
+def check_reach(
+    network: nn.Module, drop_probability: Tensor, budgets: Sequence[Target], seed: int
+) -> None:
+    """Raises PgnasError for budgets below what draws can have."""
+    if not budgets:
+        return
+    least = Tilt(network, drop_probability, budgets[0].kind, seed).reach()
+    for budget in budgets:
+        if budget.share < 0.9 * least:
+            raise PgnasError(
+                f"{named(budget)} is out of reach; draws of this posterior go down to about"
+                f" {100 * least:.3g} %; fit with a target of that size"
+            )

@@ -159,13 +159,14 @@ def fit_summary_lines(summary: "FitSummary") -> list[str]:
 
 def reach_lines(network: "nn.Module") -> list[str]:
     """What sizes the gates can reach, and what the posterior's own candidates have."""
-    from .budget import ExpectedSize, least_share
     from .supernet import drop_probabilities
+    from .tilting import Tilt
 
-    own = ExpectedSize(network).shares(drop_probabilities(network).cpu())
+    learned = drop_probabilities(network)
+    tilts = {kind: Tilt(network, learned, kind, 0) for kind in ("params", "macs")}
     return [
-        f"{what}: the posterior's own mean is {percent(float(own[kind]))}, reachable from"
-        f" {percent(least_share(network, kind))}"
+        f"{what}: the posterior's own mean is {percent(tilts[kind].expected(0.0))}, draws go"
+        f" down to about {percent(tilts[kind].reach())}"
         for kind, what in (("params", "parameters"), ("macs", "multiply-adds"))
     ]
 

@@ -122,6 +122,38 @@ def test_a_time_limit_leaves_the_best_so_far_and_says_who_is_still_in(
     assert "goes on" in text.err
 
 
+def test_a_ranking_stopped_among_its_pilots_goes_on_with_them(run: Run) -> None:
+    straight = ranked(run, top=5)
+    run.ranking.unlink()
+    early = ranked(run, time_limit=1e-9)
+    assert 0 < len(early.race.margins) < 16
+    on = ranked(run, top=5)
+    assert len(on.race.margins) == 16
+    assert on.pairs == straight.pairs
+    assert best(on) == best(straight)
+
+
+def test_a_ranking_made_otherwise_is_started_anew_and_the_hint_repeats_how(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--run", str(run.folder)]
+    assert command("rank", "--recalibrate", "64", "--time-limit", "1e-9", *where) == 0
+    assert f"next: pgnas rank --run {run.folder} --recalibrate 64   goes on" in (
+        capsys.readouterr().err
+    )
+    assert command("export", str(run.folder / "x.safetensors"), "--smallest-within-noise", *where)
+    assert "the ranking is not finished" in capsys.readouterr().err
+    assert command("rank", *where) == 0
+    assert "was made otherwise" in capsys.readouterr().err
+
+
+def test_a_single_row_is_told_with_what_to_expect_of_it(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("rank", "--top", "1", "--run", str(run.folder)) == 0
+    assert "chosen for it among 60: expect" in capsys.readouterr().err
+
+
 def test_the_smallest_within_noise_is_exported(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,13 +178,13 @@ def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
     from pgnas_cli.storage import read_tensors, write_tensors
 
     ranked(run)
-    tensors, content = read_tensors(run.ranking, "pgnas.ranking/4")
+    tensors, content = read_tensors(run.ranking, "pgnas.ranking/5")
     if f"0.{change}" in tensors:
         values = tensors[f"0.{change}"]
         values[0] = values[1:].max() + 10**6
     else:
         content[change] = "none"
-    write_tensors(run.ranking, "pgnas.ranking/4", tensors, content)
+    write_tensors(run.ranking, "pgnas.ranking/5", tensors, content)
     with pytest.raises(PgnasError, match="is damaged"):
         stored(run)
     ranked(run)  # what is derived is replaced

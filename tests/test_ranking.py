@@ -36,7 +36,9 @@ def sizes_of(params: list[int]) -> Sizes:
 def ordered(errors: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     """The order of candidates that have all seen every image."""
     seen, hardness = torch.full_like(errors, 9), torch.linspace(0, 1, 10, dtype=torch.float64)
-    return Race(torch.arange(9), places(params), len(params), seen, errors, hardness, []).best()
+    return Race(
+        torch.arange(9), places(params), len(params), seen, errors, hardness, torch.zeros(0, 1), []
+    ).best()
 
 
 def test_order_is_errors_then_parameters_then_id() -> None:

@@ -13,7 +13,7 @@ from pgnas_cli.budget import ExpectedSize, Target
 from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.supernet import gates
-from pgnas_cli.tilting import draw_within, tilted
+from pgnas_cli.tilting import Tilt, check_reach, draw_within
 
 from .conftest import run as command
 from .conftest import tiny
@@ -30,9 +30,10 @@ def test_the_tilt_is_the_least_change_that_drops_as_much(kind: str) -> None:
     """Against a solver: least divergence at the same total of what is dropped, in costs at p."""
     network = tiny()
     size, channels, p = ExpectedSize(network), gates(network).channels, learned(network)
-    aim = Target(kind, 0.7 * float(size.shares(p)[kind]))  # type: ignore[arg-type]
-    q = tilted(size, channels, p, aim)
-    assert float(size.shares(q)[kind]) == pytest.approx(aim.share, rel=1e-6)
+    tilt = Tilt(network, p, kind, 0)
+    aim = 0.7 * float(size.shares(p)[kind])
+    q = tilt.at(tilt.to(aim, tilt.expected))
+    assert float(size.shares(q)[kind]) == pytest.approx(aim, rel=1e-6)
     slope = []
     for group in range(len(p)):
         step = torch.zeros_like(p).double()
@@ -57,8 +58,9 @@ def test_the_tilt_is_the_least_change_that_drops_as_much(kind: str) -> None:
 def test_a_posterior_within_the_size_stays_as_it_is() -> None:
     network = tiny()
     p = learned(network)
-    q = tilted(ExpectedSize(network), gates(network).channels, p, Target("params", 0.999))
-    assert torch.allclose(q.float(), p)
+    tilt = Tilt(network, p, "params", 0)
+    assert tilt.to(0.999, tilt.expected) == 0.0
+    assert torch.allclose(tilt.at(0.0).float(), p)
 
 
 @pytest.mark.parametrize("groups", ["layer", "channel"])
@@ -94,10 +96,15 @@ def test_a_budget_above_the_posterior_only_leaves_out_what_is_larger() -> None:
     assert float(within.sizes.params.double().mean()) == pytest.approx(float(own.mean()), rel=0.1)
 
 
-def test_a_budget_out_of_reach_is_named() -> None:
+def test_budgets_can_be_met_down_to_what_is_announced_and_not_below() -> None:
     network = tiny()
-    with pytest.raises(PgnasError, match=r"--max-params 0.01% is out of reach; with 99 % of the"):
-        draw_within(network, learned(network), Target("params", 0.0001), 10, 0)
+    p = learned(network)
+    least = Tilt(network, p, "params", 0).reach()
+    within = draw_within(network, p, Target("params", 1.1 * least), 20, 0)
+    assert int(within.sizes.params.max()) <= 1.1 * least * parameter_count(network)
+    check_reach(network, p, [Target("params", least)], 0)
+    with pytest.raises(PgnasError, match="is out of reach; draws of this posterior go down to"):
+        check_reach(network, p, [Target("params", 0.8), Target("params", 0.5 * least)], 0)
 
 
 def test_one_fit_gives_a_front_of_several_budgets(
@@ -124,6 +131,19 @@ def test_one_fit_gives_a_front_of_several_budgets(
     written = json.loads(capsys.readouterr().out)
     assert written["candidate"] == str(boards[1]["top"][0]["id"])
     assert written["held_out_errors"] == boards[1]["top"][0]["errors"]
+    for wrong, message in (
+        (["--candidate", "2", "--max-params", "30%"], "was drawn for another budget"),
+        (["--candidate", "whole", "--max-params", "30%"], "the whole network keeps no budget"),
+        (["--max-params", "70%"], "no candidates were drawn for that budget"),
+    ):
+        assert command("export", str(tmp_path / "no.safetensors"), *wrong, *run) == 1
+        assert message in capsys.readouterr().err
+    assert command("rank", "--top", "25", "--time-limit", "1e-9", *run) == 0
+    early = capsys.readouterr()
+    assert "have not begun" not in early.err  # all three have been, with fewer to find
+    assert "within 30 % of the parameters" in early.out
+    assert "next: pgnas rank" in early.err
+    assert "--top 25   goes on" in early.err
     assert command("rank", "--top", "2", *run) == 0
     assert "within 30 % of the parameters" in capsys.readouterr().out
     table = (tmp_path / "run" / "ranking.csv").read_text().splitlines()
