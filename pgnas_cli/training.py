@@ -107,6 +107,12 @@ def fit(
                 between(run.step, run.steps, run.state)
 
 
+def _whole(recipe: Recipe, cycles: int) -> bool:
+    """Whether a fit goes on after so many cycles."""
+    lengths = (recipe.cycle_epochs * recipe.cycle_factor**cycle for cycle in range(cycles))
+    return sum(lengths) < recipe.epochs
+
+
 class _Run:
     """The moving parts of a fit, kept together so that they can be saved together."""
 
@@ -170,7 +176,9 @@ class _Run:
         return [{"params": p, "weight_decay": d} for p, d in groups if p]
 
     def _schedule(self, optimizer: torch.optim.Optimizer, least: float) -> Any:
-        recipe = self.recipe
+        recipe, cycles = self.recipe, 1
+        while recipe.cycle_epochs and cycles < recipe.epochs and _whole(recipe, cycles):
+            cycles += 1
         schedule, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.schedule,
@@ -178,7 +186,7 @@ class _Run:
             min_lr=least,
             cycle_mul=recipe.cycle_factor if recipe.cycle_epochs else 1.0,
             cycle_decay=1.0,
-            cycle_limit=10**6 if recipe.cycle_epochs else 1,
+            cycle_limit=cycles,
             decay_milestones=list(recipe.milestones),
             step_on_epochs=False,
             updates_per_epoch=self.per_epoch,

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -279,3 +281,62 @@ def test_the_plug_in_of_the_documentation_is_found_and_passes(tmp_path: Path) ->
 
     assert "small  (from mynets)" in pgnas("backbones")
     assert pgnas("backbones", "small", "--check").count("ok ") == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        # A record has the rate of the step to come.
+        ({"epochs": 7, "cycle_epochs": 1, "min_learning_rate": 1e-4},  # cycles of 1, 2, 4 epochs
+         lambda e: {1: (0, 2), 2: (1, 2), 3: (0, 4), 4: (1, 4), 5: (2, 4), 6: (3, 4)}[e]),
+        ({"epochs": 4, "schedule": "cosine"}, lambda e: (e, 4)),
+    ],
+)  # fmt: skip
+def test_cosines_restart_where_the_recipe_says(
+    fields: dict[str, object], expected: Callable[[int], tuple[int, int]]
+) -> None:
+    rates = learning_rates(**fields)
+    low = float(fields.get("min_learning_rate", 0.0))  # type: ignore[arg-type]
+    for epoch in range(1, int(fields["epochs"])):  # type: ignore[call-overload]
+        at, length = expected(epoch)
+        wanted = low + 0.5 * (0.05 - low) * (1 + math.cos(math.pi * at / length))
+        assert rates[epoch - 1] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_milestones_divide_the_rate_by_ten() -> None:
+    rates = learning_rates(epochs=6, schedule="multistep", milestones=(2, 4))
+    assert rates[:5] == pytest.approx([0.05, 0.005, 0.005, 0.0005, 0.0005])
+
+
+def learning_rates(**fields: object) -> list[float]:
+    """The rate after each epoch, of three steps."""
+    from pgnas_cli.registry import Recipe
+    from pgnas_cli.sources import open_data
+    from pgnas_cli.training import fit
+
+    backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
+    network = make_concrete_(backbone.network, (1, 8, 8))
+    recipe = dataclasses.replace(Recipe(batch_size=350, learning_rate=0.05), **fields)  # type: ignore[arg-type]
+    return [r.learning_rate for r in fit(network, open_data("digits", seed=0), recipe, seed=0)]
+
+
+def test_every_published_preset_starts() -> None:
+    """20 steps of each are in bench/presets.py; here are their schedules, in full length."""
+    from pgnas_cli.sources import open_data
+    from pgnas_cli.training import _Run
+
+    data = open_data("digits", seed=0)
+    for name in ("multibranch-m", "multibranch-mi", "enas-e", "resnet50", "densenet121"):
+        backbone = build_backbone(name, classes=10)
+        recipe = dataclasses.replace(backbone.recipe, **preset(backbone, "published"))
+        tiny = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
+        network = make_concrete_(tiny.network, (1, 8, 8))
+        run = _Run(network, data, recipe, 0, None, False, None, torch.device("cpu"))
+        assert run.weights.param_groups[0]["lr"] == pytest.approx(recipe.learning_rate)
+        run.step = run.steps - 1
+        run._set_rates()
+        end = recipe.min_learning_rate
+        if recipe.schedule == "multistep":
+            end = recipe.learning_rate / 10 ** len(recipe.milestones)
+        last = run.weights.param_groups[0]["lr"]
+        assert last == pytest.approx(end, abs=2e-3 * recipe.learning_rate)
