@@ -233,7 +233,9 @@ def _built(filters: int, classes: int, channels: int, size: int | None) -> Backb
     pixels = size or 32
     shape = (channels, pixels, pixels)
     network = Enas(filters, shape, classes)
-    return Backbone(network, shape, _RECIPE, heads=("head",), presets={"published": _PUBLISHED})
+    return Backbone(
+        network, shape, _RECIPE, heads=("head", "auxiliary.9"), presets={"published": _PUBLISHED}
+    )
 
 
 def e(*, classes: int, channels: int = 3, size: int | None = None) -> Backbone:

@@ -28,6 +28,7 @@ The modules, in the order in which data flows; each imports only from those abov
     loading       batches of images, for fitting and for judging
     recalibration  batch-norm statistics of candidates, estimated anew
     states        what a fit needs to go on
+    schedules     the learning rate over a fit
     steering      when p learns, and how it gets to a target size
     training      fit weights and drop probabilities together
     race          which pairs decide who the best candidates are

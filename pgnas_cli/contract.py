@@ -23,7 +23,9 @@ from .inflation import build_backbone
 from .objective import auto_l2, objective_images
 from .placement import segments
 from .randomness import derived_seed, generator, seeded_globals
-from .registry import Backbone
+from .registry import Backbone, Recipe, preset
+from .settings import FitSettings, check_recipe
+from .storage import from_json, to_json
 from .supernet import gates, kl, layer_gates, make_concrete_, relaxed
 from .training import fit
 
@@ -51,6 +53,7 @@ def checks(name: str, *, size: int | None = None) -> Iterator[Check]:
     state: dict[str, object] = {}
     for what, check in (
         ("builds, with finite logits of one row per image", _builds),
+        ("has recipes that a fit can follow", _recipes),
         ("has gates, whose groups cover the inputs of their layers", _covered),
         ("gives every weight and drop probability a gradient", _learns),
         ("learns three colours in 20 steps", _trains),
@@ -61,6 +64,9 @@ def checks(name: str, *, size: int | None = None) -> Iterator[Check]:
             yield Check(what, True, check(name, size, state))
         except (_Failed, PgnasError) as error:
             yield Check(what, False, str(error))
+            return
+        except Exception as error:  # a stranger's code may fail in any way
+            yield Check(what, False, f"{type(error).__name__}: {error}")
             return
 
 
@@ -73,6 +79,18 @@ def _builds(name: str, size: int | None, state: dict[str, object]) -> str:
     _demand(bool(torch.isfinite(logits).all()), "logits that are not finite")
     state["backbone"] = backbone
     return f"{'x'.join(map(str, shape))}, {parameter_count(backbone.network)} parameters"
+
+
+def _recipes(name: str, size: int | None, state: dict[str, object]) -> str:
+    backbone: Backbone = state["backbone"]  # type: ignore[assignment]
+    for which in ("", *backbone.presets):
+        fields = preset(backbone, which) if which else {}
+        known = {f.name for f in dataclasses.fields(Recipe)}
+        _demand(set(fields) <= known, f"preset {which} has unknown fields {set(fields) - known}")
+        recipe = dataclasses.replace(backbone.recipe, **fields)
+        from_json(Recipe, to_json(recipe), Path(which or "recipe"))
+        check_recipe(recipe, FitSettings())
+    return ", ".join(("its own", *backbone.presets))
 
 
 def _covered(name: str, size: int | None, state: dict[str, object]) -> str:
@@ -110,10 +128,11 @@ def _learns(name: str, size: int | None, state: dict[str, object]) -> str:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     n = objective_images(recipe, BATCH * PER_EPOCH)
     loss = sum((o.square().sum() for o in outputs), start=torch.zeros(()))
-    (loss + kl(network, l2=auto_l2(recipe, n), images=n)).backward()
+    loss.backward()
     for key, parameter in network.named_parameters():
         if parameter.requires_grad and not key.startswith("gates."):
             _demand(parameter.grad is not None, f"{key} has no gradient")
+    kl(network, l2=auto_l2(recipe, n), images=n).backward()
     found = gates(network).drop_logit.grad
     _demand(found is not None and bool((found != 0).all()), "a drop probability has no gradient")
     network.zero_grad()

@@ -16,7 +16,7 @@ from torch import nn
 
 from .budget import Target, target_of
 from .candidates import parameter_count
-from .data import Preprocessing, Track, cut_data
+from .data import ImageData, Preprocessing, Track, cut_data
 from .data import digest as data_digest
 from .errors import Interrupted, PgnasError
 from .files import (
@@ -32,6 +32,7 @@ from .files import (
 from .inflation import build_backbone
 from .loading import held_out_decoded, steps_per_epoch
 from .objective import auto_l2, objective_images
+from .registry import Recipe
 from .settings import FitSettings, check_recipe
 from .sources import find_data
 from .states import State
@@ -72,6 +73,7 @@ class Started:
     divergence: float  # the KL's share of the loss at the start, nats per image
     classes: int
     target: Target | None
+    recipe: Recipe
     remarks: tuple[str, ...]
     kept_whole: tuple[str, ...]  # steps of the forward that the analysis does not cut
 
@@ -156,7 +158,7 @@ def fit_stage(
         parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
         recipe.epochs, recipe.epochs * steps_per_epoch(len(data.fit), batch), divergence,
-        len(data.classes), target, backbone.remarks,
+        len(data.classes), target, recipe, (*backbone.remarks, *_idle(recipe, data)),
         tuple(bank.graph.opaque()),
     )  # fmt: skip
     request = StopRequest()
@@ -209,6 +211,17 @@ class _Saver:
             )
 
 
+def _idle(recipe: Recipe, data: ImageData) -> list[str]:
+    """Fields of the recipe that come to nothing here."""
+    found = []
+    if recipe.cutout and data.fit.pixels is None:
+        found.append("cutout is for small images; these are photos, it is left out")
+    late = [epoch for epoch in recipe.milestones if epoch >= recipe.epochs]
+    if late:
+        found.append(f"milestones {late} lie behind the {recipe.epochs} epochs")
+    return found
+
+
 def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | None:
     """Whether the run directory can be ours, or why not; the state to go on from, if any."""
     if run.folder.exists() and not run.folder.is_dir():
@@ -236,6 +249,13 @@ def _same_fit(
         raise PgnasError(
             f"the images or classes are not those that '{run.folder}' was started with; bring them"
             " back, or start again with --force"
+        )
+    if started.recipe != posterior.recipe:
+        now, then = to_json(posterior.recipe), to_json(started.recipe)
+        changed = [f"{k} {then[k]}, not {now[k]}" for k in now if now[k] != then[k]]
+        raise PgnasError(
+            f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to go on,"
+            " or start again with --force"
         )
     if started != posterior:
         raise PgnasError(

@@ -109,7 +109,9 @@ def inflate_(
         reader = None if reason else _reader(graph, layer)
         resized = inflation.width != 1 or inflation.keep_original
         if not reason and resized and (reader is None or not _plain(modules, graph, reader)):
-            reason = "its outputs have several readers, so their number is fixed"
+            reason = "what reads its outputs fixes their number"
+        if not reason and round(inflation.width * module.out_channels) < len(inflation.kernels):
+            reason = "it has fewer outputs than there are kernels"
         kernel = module.kernel_size[0]
         if reason:
             found.append(Inflated(layer, kernel, (), reason))
@@ -125,8 +127,10 @@ def inflate_(
                     _resize_(modules[node.layer], before, after, zeros=inflation.keep_original)
         found.append(Inflated(layer, kernel, tuple(text for _, text in branches), ""))
     if not any(row.branches for row in found):
+        why = sorted({row.reason for row in found})
         raise PgnasError(
             f"{type(network).__name__} has no convolution of 3x3 or more that can be inflated"
+            + (f": {'; '.join(why)}" if why else "")
         )
     return found
 
@@ -178,7 +182,7 @@ def _plain(modules: dict[str, nn.Module], graph: Graph, way: list[int]) -> bool:
 def _branches(module: nn.Conv2d, inflation: Inflation) -> list[tuple[nn.Conv2d, str]]:
     """The branches that take the place of `module`, with what to call them."""
     stride = cast(tuple[int, int], module.stride)
-    total = max(len(inflation.kernels), round(inflation.width * module.out_channels))
+    total = round(inflation.width * module.out_channels)
     each, more = divmod(total, len(inflation.kernels))
     made = []
     if inflation.keep_original:
@@ -279,8 +283,8 @@ def build_backbone(
         if pretrained or weights is not None:
             raise PgnasError(f"'{file}' has weights of its own; leave --pretrained, --weights out")
         stored, content = read_tensors(file, SUPERNET)
-        name = from_json(_Parts, content["parts"], file).backbone
-        own |= from_json(_Parts, content["parts"], file).options
+        parts = from_json(Parts, content.get("parts"), file)
+        name, own = parts.backbone, {**own, **parts.options}
         tensors = {key.removeprefix("network."): value for key, value in stored.items()}
     given = own.pop("inflation", None)
     backbone = load_backbone(
@@ -299,7 +303,7 @@ def build_backbone(
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What rebuilds an inflated network."""
 
     backbone: str
@@ -317,8 +321,12 @@ def inflate_stage(
     weights: Path | None,
     seed: int,
     force: bool,
-) -> tuple[list[Inflated], int]:
-    """Write an inflated network to `path`; what became of each convolution, and its parameters."""
+) -> tuple[list[Inflated], int, tuple[str, ...]]:
+    """Write an inflated network to `path`: what became of each convolution, parameters, remarks."""
+    if classes < 2:
+        raise PgnasError(f"--classes {classes} is out of range; possible: 2 or more")
+    if ":" in name:
+        raise PgnasError(f"'{name}' is no installed backbone; package it first: docs/backbones.md")
     if path.suffix != ".safetensors":
         raise PgnasError(f"'{path}' has no known ending; possible: .safetensors")
     if path.exists() and not force:
@@ -336,4 +344,4 @@ def inflate_stage(
     options = {**backbone.options, "inflation": to_json(inflation)}
     tensors = {f"network.{key}": value for key, value in backbone.network.state_dict().items()}
     write_tensors(path, SUPERNET, tensors, {"parts": {"backbone": name, "options": options}})
-    return rows, sum(p.numel() for p in backbone.network.parameters())
+    return rows, sum(p.numel() for p in backbone.network.parameters()), backbone.remarks

@@ -31,7 +31,11 @@ def fit(
     sched: options.Schedule = None,
     min_lr: options.MinLr = None,
     cycle_epochs: options.CycleEpochs = None,
+    cycle_factor: options.CycleFactor = None,
     milestones: options.Milestones = None,
+    momentum: options.Momentum = None,
+    auxiliary_weight: options.AuxiliaryWeight = None,
+    operation_cost: options.OperationCost = None,
     cutout: options.Cutout = None,
     weight_decay: options.WeightDecay = None,
     l2: options.L2 = None,
@@ -75,7 +79,8 @@ def fit(
         "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": opt,
         "schedule": sched, "min_learning_rate": min_lr, "cycle_epochs": cycle_epochs,
         "milestones": milestones_of(milestones), "cutout": cutout, "weight_decay": weight_decay,
-        "l2": l2_of(l2), "kl_images": kl_images,
+        "cycle_factor": cycle_factor, "momentum": momentum, "auxiliary_weight": auxiliary_weight,
+        "operation_cost": operation_cost, "l2": l2_of(l2), "kl_images": kl_images,
         "initial_drop": initial_drop, "drop_learning_rate": drop_lr,
         "warmup_epochs": warmup_epochs, "temperature": temperature, "gates": gates,
         "groups": groups, "size_ramp": size_ramp, "freeze": freeze, "sharpen": sharpen,
@@ -92,6 +97,8 @@ def fit(
     }  # fmt: skip
     given = {k: v for k, v in given.items() if v is not None}
     given["recipe"] = {k: v for k, v in recipe.items() if v is not None}
+    if l2 == "auto":
+        given["recipe"]["l2"] = None  # also where a preset has one
     where, settings = run_to_fit(run, given, resume=resume)
     terminal.notice(f"run: {where.folder}")
     summary = show_fit(
@@ -135,15 +142,16 @@ def inflate(
 ) -> None:
     """Turn convolutions into parallel ones of several sizes: a super-network to fit."""
     from .inflation import Inflation, inflate_stage, kernels_of
-    from .registry import admit
     from .views import inflated_table
 
     terminal = terminal_of(quiet)
-    rows, params = inflate_stage(
-        admit(backbone), output, Inflation(kernels_of(kernels), width, keep_original),
+    rows, params, remarks = inflate_stage(
+        backbone, output, Inflation(kernels_of(kernels), width, keep_original),
         classes=classes, size=img_size, pretrained=pretrained, weights=weights, seed=seed,
         force=force,
     )  # fmt: skip
+    for remark in remarks:
+        terminal.notice(f"note: {remark}")
     if as_json:
         layers = [dataclasses.asdict(row) for row in rows]
         terminal.json({"file": str(output), "params": params, "layers": layers})

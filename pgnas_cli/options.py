@@ -59,7 +59,17 @@ Optimizer = Annotated[str | None, typer.Option(help="Optimizer of the weights, a
 Schedule = Annotated[str | None, typer.Option(help="Schedule, a timm name.")]
 MinLr = Annotated[float | None, typer.Option(help="Learning rate at the end of the schedule.")]
 CycleEpochs = Annotated[
-    int | None, typer.Option(help="First cycle of a cosine with warm restarts; each next is twice.")
+    int | None, typer.Option(help="First cycle of a cosine with warm restarts; later ones grow.")
+]
+CycleFactor = Annotated[
+    float | None, typer.Option(help="Length of each later cycle, in lengths of the one before.")
+]
+Momentum = Annotated[float | None, typer.Option(help="Of the optimizer of the weights.")]
+AuxiliaryWeight = Annotated[
+    float | None, typer.Option(help="Of the loss of an auxiliary head, where there is one.")
+]
+OperationCost = Annotated[
+    float | None, typer.Option(help="Prior cost of a gated pool or skip, in squared weights.")
 ]
 Milestones = Annotated[
     str | None, typer.Option(help="Epochs at which --sched multistep divides the rate by ten.")

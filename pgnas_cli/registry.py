@@ -8,6 +8,7 @@ imports none of them.
 import dataclasses
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -106,7 +107,10 @@ Builder = Callable[..., Backbone]
 
 def backbone_names() -> dict[str, str]:
     """Registered names and the packages that they come from, without importing any."""
-    return {name: _package(entry) for name, entry in sorted(_entries().items())}
+    return {
+        name: " and ".join(_package(entry) for entry in found)
+        for name, found in sorted(_entries().items())
+    }
 
 
 def admit(name: str) -> str:
@@ -115,15 +119,15 @@ def admit(name: str) -> str:
     Files that name one are built only where it has been admitted: nothing that a file says is
     imported. The module is looked for in the working directory as well.
     """
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         return name
-    if not (function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+    if not _FUNCTION.fullmatch(name):
         raise PgnasError(f"'{name}' names no function; possible: module:function")
     _ADMITTED.add(name)
     return name
 
 
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _ADMITTED: set[str] = set()  # by the user of this process
 
 
@@ -145,12 +149,12 @@ def load_backbone(
     Raises PgnasError for an unknown name (with the nearest known one), for a backbone whose package
     does not import, and for weights that do not fit.
     """
-    entries = {**_entries(), **{own: EntryPoint(own, own, GROUP) for own in _ADMITTED}}
+    entries = {**_entries(), **{own: [EntryPoint(own, own, GROUP)] for own in _ADMITTED}}
     entry_name, _, model = name.partition("/")
-    if ":" in name and name not in _ADMITTED:
+    if _FUNCTION.fullmatch(name) and name not in _ADMITTED:
         raise PgnasError(
-            f"backbone '{name}' is a function that is not installed; name it again on the command"
-            f" line: --backbone {name}"
+            f"backbone '{name}' is a function that is not installed; if it is yours, name it again"
+            f" on the command line: --backbone {name}"
         )
     if entry_name not in entries or (bool(model) != (entry_name == "timm")):
         near = difflib.get_close_matches(name, entries, n=1)
@@ -159,16 +163,22 @@ def load_backbone(
         raise PgnasError(f"no backbone named '{name}'; {hint}")
     if size is not None and size < 1:
         raise PgnasError(f"--img-size {size} is out of range; possible: 1 or more")
-    entry = entries[entry_name]
+    entry, *others = entries[entry_name]
+    if others:
+        raise PgnasError(
+            f"two packages offer a backbone named '{entry_name}': {_package(entry)} and"
+            f" {_package(others[0])}; remove one of them"
+        )
     sought = sys.path
     try:
         if name in _ADMITTED:
             sys.path = [str(Path.cwd()), *sought]
         build: Builder = entry.load()
-    except Exception as error:  # a stranger's module may fail in any way
+    except (Exception, SystemExit) as error:  # a stranger's module may fail in any way
+        advice = "mend it" if name in _ADMITTED else "reinstall or remove that package"
         raise PgnasError(
-            f"backbone '{name}' (from {_package(entry)}, {entry.value}) does not load: {error};"
-            " reinstall or remove that package"
+            f"backbone '{name}' (from {_package(entry)}, {entry.value}) does not load:"
+            f" {type(error).__name__}: {error}; {advice}"
         ) from None
     finally:
         sys.path = sought
@@ -212,17 +222,12 @@ def load_backbone(
     return dataclasses.replace(backbone, remarks=remarks, name=name)
 
 
-def _entries() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+def _entries() -> dict[str, list[EntryPoint]]:
+    """Entry points by name; several where packages offer the same name."""
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
-        other = found.get(entry.name)
-        if other is not None and other.value != entry.value:
-            raise PgnasError(
-                f"two packages offer a backbone named '{entry.name}': {_package(other)} and"
-                f" {_package(entry)}; remove one of them"
-            )
-        found[entry.name] = entry
-    return found
+        found.setdefault(entry.name, {})[_package(entry), entry.value] = entry
+    return {name: list(same.values()) for name, same in found.items()}
 
 
 def _package(entry: EntryPoint) -> str:

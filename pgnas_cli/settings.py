@@ -23,7 +23,7 @@ _UNFIT_OPTIMIZERS = (
     "adahessian", "fusedadam", "fusedadamw", "fusedlamb", "fusednovograd", "fusedsgd",
 )  # fmt: skip
 PRECISIONS = ("float32", "bfloat16")
-SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")  # of timm; fixed in advance
+SCHEDULES = ("cosine", "tanh", "multistep", "poly", "none")  # of timm; fixed in advance
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class FitSettings:
         """The recipe to follow: preset and options override the backbone's own."""
         fields = preset(backbone, self.preset) if self.preset else {}
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in self.recipe.items()}
+        if given.get("schedule", "multistep") != "multistep" and "milestones" not in given:
+            given["milestones"] = ()
+        if "weight_decay" in given and "l2" not in given:
+            given["l2"] = None  # else the preset's would stand
         return dataclasses.replace(backbone.recipe, **{**fields, **given})
 
 
@@ -65,6 +69,8 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         raise PgnasError(f"no schedule '{recipe.schedule}'; possible: {', '.join(SCHEDULES)}")
     if list(recipe.milestones) != sorted({m for m in recipe.milestones if m >= 1}):
         raise PgnasError("--milestones are epochs in ascending order, say 30,60")
+    if bool(recipe.milestones) != (recipe.schedule == "multistep"):
+        raise PgnasError("--sched multistep and --milestones go together; give both or neither")
     for name, value, low, high in (
         ("--epochs", recipe.epochs, 1, 10**6),
         ("--batch-size", recipe.batch_size, 2, 10**6),
@@ -74,6 +80,9 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         ("--kl-images", recipe.kl_images, 1, 1e15),
         ("--min-lr", recipe.min_learning_rate, 0, recipe.learning_rate),
         ("--cycle-epochs", recipe.cycle_epochs, 0, 10**6),
+        ("--cycle-factor", recipe.cycle_factor, 1, 100),
+        ("--momentum", recipe.momentum, 0, 0.9999),
+        ("--auxiliary-weight", recipe.auxiliary_weight, 0, 1e3),
         ("--cutout", recipe.cutout, 0, 10**4),
         ("--operation-cost", recipe.operation_cost, 0, 1e12),
         ("--fixed-drop", settings.fixed_drop, 0, 0.999),

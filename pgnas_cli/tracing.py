@@ -66,7 +66,7 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
         with torch.no_grad():
             network(image.contiguous(memory_format=torch.channels_last))  # as in training
             expected = network(image.clone())
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise PgnasError(
             f"{type(network).__name__} does not take images of {input_shape[1]}x{input_shape[2]}"
             f" pixels with {input_shape[0]} channels ({_one_line(error)}); try another --img-size"

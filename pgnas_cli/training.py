@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from .budget import ExpectedSize, Target
@@ -30,6 +29,7 @@ from .loading import placed, steps_per_epoch, training_batches
 from .objective import auto_l2, objective_images
 from .randomness import derived_seed, generator, seeded_globals
 from .registry import Recipe
+from .schedules import schedule_of
 from .states import State, restore_optimizer, save_optimizer
 from .steering import Steering, phases
 from .supernet import drop_probabilities, gates, kl, masked, opened, relaxed
@@ -107,12 +107,6 @@ def fit(
                 between(run.step, run.steps, run.state)
 
 
-def _whole(recipe: Recipe, cycles: int) -> bool:
-    """Whether a fit goes on after so many cycles."""
-    lengths = (recipe.cycle_epochs * recipe.cycle_factor**cycle for cycle in range(cycles))
-    return sum(lengths) < recipe.epochs
-
-
 class _Run:
     """The moving parts of a fit, kept together so that they can be saved together."""
 
@@ -148,7 +142,9 @@ class _Run:
             [self.drop_logit], lr=recipe.drop_learning_rate, betas=(0.9, 0.99)
         )
         both = [
-            self._schedule(self.weights, recipe.min_learning_rate), self._schedule(self.drops, 0.0)
+            schedule_of(self.weights, recipe, per_epoch=self.per_epoch,
+                        least=recipe.min_learning_rate),
+            schedule_of(self.drops, recipe, per_epoch=self.per_epoch, least=0.0),
         ]  # fmt: skip
         self.schedules = [schedule for schedule in both if schedule is not None]
         self.size = ExpectedSize(network)
@@ -174,24 +170,6 @@ class _Run:
         decay = 2 * self.l2 / self.kl_images
         groups = [(plain, 0.0), (decayed, decay)]
         return [{"params": p, "weight_decay": d} for p, d in groups if p]
-
-    def _schedule(self, optimizer: torch.optim.Optimizer, least: float) -> Any:
-        recipe, cycles = self.recipe, 1
-        while recipe.cycle_epochs and cycles < recipe.epochs and _whole(recipe, cycles):
-            cycles += 1
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.schedule,
-            num_epochs=recipe.cycle_epochs or recipe.epochs,
-            min_lr=least,
-            cycle_mul=recipe.cycle_factor if recipe.cycle_epochs else 1.0,
-            cycle_decay=1.0,
-            cycle_limit=cycles,
-            decay_milestones=list(recipe.milestones),
-            step_on_epochs=False,
-            updates_per_epoch=self.per_epoch,
-        )
-        return schedule
 
     def _set_rates(self) -> None:
         for schedule in self.schedules:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .drawing import Drawn
     from .fitting import FitSummary, Started
     from .inflation import Inflated
+    from .registry import Recipe
     from .supernet import LayerGates
     from .training import EpochRecord
 
@@ -108,11 +109,12 @@ def started_lines(started: "Started") -> list[str]:
         f"loss: the prior's part is {started.divergence:.3g} nats per image at the start,"
         f" guessing costs {chance:.2f}",
         f"fit: {started.epochs} epochs, {started.steps} steps",
+        *recipe_lines(started.recipe),
     ]
     if started.target is not None:
         what = "parameters" if started.target.kind == "params" else "multiply-adds"
         lines.append(f"aim: candidates of {percent(started.target.share)} of the {what}")
-    if not 1e-5 <= started.weight_decay <= 1e-3:
+    if started.recipe.l2 is None and not 1e-5 <= started.weight_decay <= 1e-3:
         lines.append(
             "warning: that is an unusual weight decay (usual: 1e-5 to 1e-3); change --l2 or"
             " --kl-images"
@@ -120,6 +122,23 @@ def started_lines(started: "Started") -> list[str]:
     if abs(started.divergence) > chance:
         lines.append("warning: the prior outweighs the data; raise --kl-images, or lower --l2")
     return lines
+
+
+def recipe_lines(recipe: "Recipe") -> list[str]:
+    """The recipe that is followed."""
+    rate = f"{recipe.schedule} from {recipe.learning_rate:g}"
+    if recipe.cycle_epochs:
+        rate += f" in cycles from {recipe.cycle_epochs} epochs"
+    if recipe.min_learning_rate:
+        rate += f" to {recipe.min_learning_rate:g}"
+    if recipe.milestones:
+        rate += f", a tenth at {', '.join(map(str, recipe.milestones))}"
+    more = f", cutout {recipe.cutout}" if recipe.cutout else ""
+    return [
+        f"recipe: {recipe.optimizer}, {rate}; batch {recipe.batch_size}{more}",
+        f"  p from {recipe.initial_drop:g} at {recipe.drop_learning_rate:g}, temperature"
+        f" {recipe.temperature:g}; gates {recipe.gates}, groups {recipe.groups}",
+    ]
 
 
 def epoch_line(record: "EpochRecord", seconds_left: float) -> str:

@@ -61,7 +61,7 @@ def fit_weights_(
     odd = sorted(k for k in numbers if not found[k].is_floating_point())
     if odd:
         raise PgnasError(f"'{path}' holds whole numbers where weights are wanted: {_some(odd)}")
-    infinite = sorted(k for k in numbers if not bool(torch.isfinite(found[k]).all()))
+    infinite = sorted(k for k in numbers if not bool(torch.isfinite(found[k].float()).all()))
     if infinite:
         raise PgnasError(f"'{path}' holds numbers that are not finite: {_some(infinite)}")
     if missing or surplus or reshaped:

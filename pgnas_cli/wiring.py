@@ -247,6 +247,8 @@ def _round_reads(
     calls = graph.calls()
     for layer, mask in reads.items():
         node = graph.nodes[calls[layer][0]]
+        if node.kind != "mix":
+            continue
         plane = folds[layer].any(1, keepdim=True) & node.borders
         more = _missing(torch.cat([mask, plane], 1), live[node.inputs[0]] & ~mask, multiple)
         more &= mask.any(1, keepdim=True)

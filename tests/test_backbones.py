@@ -16,6 +16,7 @@ import tomllib
 import torch
 from pgnas_backbones.enas import DROP_PATH, DropPath, Enas
 from pgnas_backbones.multibranch import Block, shaken
+from safetensors.torch import save_file
 
 from pgnas_cli.budget import ExpectedSize
 from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
@@ -24,6 +25,8 @@ from pgnas_cli.inflation import build_backbone
 from pgnas_cli.operation import OperationGate
 from pgnas_cli.randomness import derived_seed, seeded_globals
 from pgnas_cli.registry import backbone_names, preset
+from pgnas_cli.settings import FitSettings
+from pgnas_cli.slimming import slim
 from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_
 
 from .conftest import run as command
@@ -43,7 +46,7 @@ def names() -> list[str]:
 def test_every_backbone_does_what_a_backbone_must(name: str) -> None:
     found = list(checks(name, size=PIXELS.get(name, 32)))
     assert [row.what for row in found if not row.passed] == [], found[-1].found
-    assert len(found) == 6
+    assert len(found) == 7
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,9 @@ def test_operations_without_weights_have_one_gate_each_and_cut_exactly() -> None
     keep = draw_candidates(p, network, 6, 0)
     for row in range(6):
         assert_same_logits(network, keep[row], 16)
+    rounded = count(network, keep, round_to=4)
+    smaller = slim(network, keep[0], round_to=4)
+    assert sum(q.numel() for q in smaller.parameters()) == int(rounded.params[0])
     only = torch.tensor([1.0 if g.layer in marked else 0.0 for g in bank.groups])
     (alone,) = draw_candidates(only, network, 1, 0)
     assert_same_logits(network, alone, 16)
@@ -280,7 +286,7 @@ def test_the_plug_in_of_the_documentation_is_found_and_passes(tmp_path: Path) ->
         return done.stdout
 
     assert "small  (from mynets)" in pgnas("backbones")
-    assert pgnas("backbones", "small", "--check").count("ok ") == 6
+    assert pgnas("backbones", "small", "--check").count("ok ") == 7
 
 
 @pytest.mark.parametrize(
@@ -340,3 +346,66 @@ def test_every_published_preset_starts() -> None:
             end = recipe.learning_rate / 10 ** len(recipe.milestones)
         last = run.weights.param_groups[0]["lr"]
         assert last == pytest.approx(end, abs=2e-3 * recipe.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("given", "l2", "decay"),
+    [({}, 50, 5e-4), ({"l2": None}, None, 5e-4), ({"weight_decay": 1e-3}, None, 1e-3),
+     ({"l2": 7.0, "weight_decay": 1e-3}, 7.0, 1e-3)],
+)  # fmt: skip
+def test_options_take_precedence_over_a_preset(
+    given: dict[str, object], l2: float | None, decay: float
+) -> None:
+    backbone = build_backbone("multibranch-m", classes=10)
+    recipe = FitSettings(preset="published", recipe=given).recipe_of(backbone)
+    assert (recipe.l2, recipe.weight_decay, recipe.epochs) == (l2, decay, 1800)
+    other = build_backbone("densenet121", classes=10)
+    cosine = FitSettings(preset="published", recipe={"schedule": "cosine"}).recipe_of(other)
+    assert cosine.milestones == ()
+
+
+def test_a_fit_prints_the_recipe_that_it_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--run", str(tmp_path / "run"), "--epochs", "1"]
+    given = ["--sched", "multistep", "--milestones", "5", "--cutout", "2", "-b", "300"]
+    assert command("fit", *given, *run) == 0
+    text = capsys.readouterr().err
+    assert "recipe: nesterov, multistep from 0.1, a tenth at 5; batch 300, cutout 2" in text
+    assert "note: milestones [5] lie behind the 1 epochs" in text
+    assert "gates all, groups layer" in text
+    for wrong in (["--milestones", "5"], ["--sched", "multistep"]):
+        assert command("fit", *wrong, "--run", str(tmp_path / "other")) == 1
+        assert "--sched multistep and --milestones go together" in capsys.readouterr().err
+
+
+def test_starting_weights_of_other_classes_replace_both_heads(tmp_path: Path) -> None:
+    state = build_backbone("enas-e", classes=10).network.state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "ten.safetensors")
+    found = build_backbone("enas-e", classes=3, weights=tmp_path / "ten.safetensors")
+    assert len(found.remarks) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("network, (channels", "None, (channels"), "AttributeError"),
+        (("network, (channels, size or 8, size or 8)", "network, (channels, 8)"), "builds, with"),
+        (("size or 8))", "size or 8), presets={'mine': {'epoch': 3}})"), "has unknown fields"),
+        (("size or 8))", "size or 8), presets={'mine': {'epochs': '3'}})"), "epochs"),
+        (("size or 8))", "size or 8), Recipe(optimizer='nothing'))"), "no optimizer 'nothing'"),
+    ],
+)
+def test_what_a_stranger_gets_wrong_is_a_failed_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    change: tuple[str, str], message: str,
+) -> None:  # fmt: skip
+    text = PLUGIN.replace("import Backbone", "import Backbone, Recipe").replace(*change)
+    assert change[1] in text
+    (tmp_path / "wrongnet.py").write_text(textwrap.dedent(text))
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("wrongnet", None)
+    assert command("backbones", "wrongnet:build", "--check") == 1
+    found = capsys.readouterr().out
+    assert "FAILED" in found
+    assert message in found.splitlines()[-1]

@@ -140,6 +140,9 @@ def test_an_inflated_file_is_fitted_and_its_winner_exported(
         (["timm/resnet18", "--kernels", "3,3"], "different odd sizes"),
         (["timm/resnet18", "--kernels", "a"], "--kernels 'a' are no sizes"),
         (["timm/resnet18", "--width", "0"], "--width 0 is out of range"),
+        (["timm/resnet18", "--classes", "0"], "--classes 0 is out of range"),
+        (["own:net"], "is no installed backbone; package it first"),
+        (["timm/densenet121", "--keep-original"], "what reads its outputs fixes their number"),
         (["resnet50"], "is inflated already; try timm/resnet50"),
         (["timm/mobilenetv2_100"], "no convolution of 3x3 or more"),
     ],
@@ -151,3 +154,38 @@ def test_wrong_inflations_are_named(
     assert command("inflate", *given, *out) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_layer_with_fewer_outputs_than_kernels_stays() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4),
+        nn.Conv2d(4, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2),
+    )  # fmt: skip
+    rows = inflate_(network, (3, 16, 16), Inflation((1, 3, 5, 7, 9)))
+    assert [bool(row.branches) for row in rows] == [False, False, True]
+    assert rows[1].reason == "it has fewer outputs than there are kernels"
+    assert network(torch.randn(1, 3, 16, 16)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("damage", ["parts", "backbone", "tensor"])
+def test_a_damaged_inflated_file_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    from pgnas_cli.storage import read_tensors, write_tensors
+
+    file = tmp_path / "wide.safetensors"
+    given = ["timm/resnet18", "-o", str(file), "--kernels", "1,3", "--classes", "10"]
+    assert command("inflate", *given, "--img-size", "32", "-q") == 0
+    tensors, content = read_tensors(file, "pgnas.supernet/1")
+    if damage == "parts":
+        content.pop("parts")
+    elif damage == "backbone":
+        content["parts"]["backbone"] = "os:system"
+    else:
+        tensors["network.fc.bias"] = tensors["network.fc.bias"].to(torch.float8_e4m3fn)
+        tensors["network.fc.bias"].view(torch.uint8)[0] = 0x7F  # not a number
+    own = {k: v for k, v in content.items() if k not in ("schema", "pgnas", "torch")}
+    write_tensors(file, "pgnas.supernet/1", tensors, own)
+    capsys.readouterr()
+    assert command("fit", "--backbone", str(file), "--run", str(tmp_path / "run")) == 1
+    assert len(capsys.readouterr().err.splitlines()) <= 2  # the run, and the error
