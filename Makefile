@@ -29,7 +29,7 @@ demo: .venv/installed
 	@echo "best    $(RUN)/best.safetensors: best of 300 of the posterior, not fine-tuned"
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

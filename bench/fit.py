@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=Path("data/photos"))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
     parser.add_argument("--cache", type=Path, default=Path("bench/cache"))
-    parser.add_argument("--results", type=Path, default=Path("bench/results/fit.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("docs/data/fit.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--candidates", type=int)

@@ -93,9 +93,9 @@ def board_lines(board: "Board") -> list[str]:
     return [
         *lines,
         "p: exact McNemar test against the first, on the same images",
-        f"among these {len(sure.p_values)}, on as many other images, the first stays first with a"
-        f" chance of {percent(sure.first_again)}",
-        f"  at most, all keep their order with {percent(sure.order_again)}",
+        f"among these {len(sure.p_values)}, on as many other images, the first stays first with"
+        f" {percent(sure.first_again)}",
+        f"  at most, and all keep their order with {percent(sure.order_again)}",
     ]
 
 
