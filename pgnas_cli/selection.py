@@ -50,6 +50,9 @@ def export_stage(
     """Store one candidate as a slim network; samples and ranks first where that is missing."""
     if path.suffix not in (".safetensors", ".onnx"):
         raise PgnasError(f"'{path}' has no known ending; possible: .safetensors, .onnx")
+    files = (run.posterior, run.checkpoint, run.candidates, run.ranking)
+    if path.resolve() in {file.resolve() for file in files}:
+        raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
     if path.exists() and not force:
         raise PgnasError(f"'{path}' exists; choose another name, or add --force")
     if layout and path.suffix != ".onnx":
@@ -75,6 +78,8 @@ def export_stage(
             sample_stage(run, 1500, max_params=max_params, max_macs=max_macs)
         drawn = read_candidates(run, network)
         stored = read_ranking(run, drawn)
+        if drawn.baseline:
+            notice(f"these candidates are a baseline ({drawn.baseline}), not the posterior's own")
         board = _board(network, drawn, candidate, max_params, max_macs)
         if stored is None and not candidate.isdecimal():
             notice("nothing is ranked yet: ranking the candidates first")

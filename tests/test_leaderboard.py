@@ -147,6 +147,19 @@ def test_a_ranking_made_otherwise_is_started_anew_and_the_hint_repeats_how(
     assert "was made otherwise" in capsys.readouterr().err
 
 
+def test_a_baseline_is_exported_with_a_word_and_no_file_of_the_run_is_overwritten(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--run", str(run.folder)]
+    before = run.posterior.read_bytes()
+    assert command("export", str(run.posterior), "--force", *where) == 1
+    assert "is a file of the run itself" in capsys.readouterr().err
+    assert run.posterior.read_bytes() == before
+    assert command("sample", "-n", "5", "--baseline", "permuted", *where) == 0
+    assert command("export", str(run.folder / "p.safetensors"), *where) == 0
+    assert "these candidates are a baseline (permuted)" in capsys.readouterr().err
+
+
 def test_a_single_row_is_told_with_what_to_expect_of_it(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
