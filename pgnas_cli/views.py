@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     FitEvents = Generator[Started | EpochRecord | FitSummary, None, None]
 
 
+SILENCE = 60.0  # seconds without a line, where there is no bar
+
+
 def show_fit(
     terminal: Terminal,
     stage: "Callable[[Callable[[int, int], None]], FitEvents]",
@@ -38,6 +41,7 @@ def show_fit(
     from .fitting import FitSummary, Started
 
     marks: list[tuple[int, float]] = []  # first step seen, and when
+    told = 0.0  # when something was last said
     total = 0
     last: EpochRecord | None = None
     target: Target | None = None
@@ -45,9 +49,16 @@ def show_fit(
         task = bar.add_task("fitting", total=None)
 
         def step(done: int, steps: int) -> None:
+            nonlocal told
+            now = time.monotonic()
             if not marks:
-                marks.append((done - 1, time.monotonic()))
+                marks.append((done - 1, now))
+                told = now
             bar.update(task, completed=done, total=steps)
+            if not terminal.err.is_terminal and now - told > SILENCE:  # no bar to look at
+                told = now
+                left = (now - marks[0][1]) / (done - marks[0][0]) * (steps - done)
+                terminal.notice(f"step {done} of {steps}, left {clock(left)}")
 
         events = stage(step)
         with closing(events):
@@ -68,6 +79,7 @@ def show_fit(
                     first, began = marks[0] if marks else (0, time.monotonic())
                     rate = (time.monotonic() - began) / max(1, done - first)
                     terminal.notice(epoch_line(event, rate * (total - done)))
+                    told = time.monotonic()
     raise AssertionError("a fit ends with its summary")
 
 

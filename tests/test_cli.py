@@ -181,6 +181,16 @@ def test_a_missed_target_is_said() -> None:
     assert "has 70.0 % of the size, not 60.0 %" in line
 
 
+def test_long_epochs_are_not_silent_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pgnas_cli import views
+
+    monkeypatch.setattr(views, "SILENCE", 0.0)
+    _, _, err = said(capsys, "fit", "--epochs", "1", "--batch-size", "300", "--run", "slow")
+    assert "step 2 of 3, left 0:0" in err
+
+
 def test_quiet_leaves_stderr_empty(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = said(capsys, "fit", *QUICK, "-q")
     assert status == 0
