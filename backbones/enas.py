@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pgnas_backbones.multibranch import Downsample, stem
 from torch import Tensor, nn
 
 from pgnas_cli.operation import OperationGate
@@ -48,21 +49,6 @@ class Separable(nn.Sequential):
         super().__init__(*layers)
 
 
-class Halve(nn.Module):
-    """Two grids of pixels, one shifted by a pixel, each to half of the channels; batch-norm."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.even = nn.Conv2d(inputs, outputs // 2, 1, bias=False)
-        self.odd = nn.Conv2d(inputs, outputs - outputs // 2, 1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        even = self.even(F.avg_pool2d(x, 1, 2))
-        odd = self.odd(F.avg_pool2d(F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:], 1, 2))
-        return self.norm(torch.cat([even, odd], 1))  # type: ignore[no-any-return]
-
-
 class DropPath(nn.Module):
     """Drops an operation for some images in training; what stays is scaled up.
 
@@ -85,23 +71,16 @@ class DropPath(nn.Module):
         return x * (stays.to(x.dtype) / (1 - self.rate))
 
 
-def _operation(kind: int, inputs: int, outputs: int, stride: int, depth: float) -> nn.Sequential:
+def _operation(kind: int, filters: int, stride: int, depth: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     if kind in KERNELS:
-        layers.append(Separable(inputs, outputs, KERNELS[kind], stride))
+        layers.append(Separable(filters, filters, KERNELS[kind], stride))
     elif kind == IDENTITY:
-        if stride == 2:
-            layers.append(Halve(inputs, outputs))
-        elif inputs != outputs:
-            layers.append(_pointwise(inputs, outputs))
-        layers.append(OperationGate())
+        layers += [*([Downsample(filters, filters)] if stride == 2 else []), OperationGate()]
     else:
         pool = nn.AvgPool2d if kind == AVERAGE else nn.MaxPool2d
         extra: dict[str, Any] = {"count_include_pad": False} if kind == AVERAGE else {}
-        layers.append(pool(3, stride, padding=1, **extra))
-        if inputs != outputs:
-            layers.append(_pointwise(inputs, outputs))
-        layers.append(OperationGate())
+        layers += [pool(3, stride, padding=1, **extra), OperationGate()]
     if kind != IDENTITY:
         layers.append(DropPath(depth))
     return nn.Sequential(*layers)
@@ -123,7 +102,7 @@ class Cell(nn.Module):
         self.code = code
         self.older: nn.Module = nn.Identity()
         if halved:
-            self.older = nn.Sequential(nn.ReLU(), Halve(channels[0], filters))
+            self.older = nn.Sequential(nn.ReLU(), Downsample(channels[0], filters))
         elif channels[0] != filters:
             self.older = _pointwise(channels[0], filters)
         fitted = [] if channels[1] == filters else [_pointwise(channels[1], filters)]
@@ -134,7 +113,7 @@ class Cell(nn.Module):
             source, kind = code[at : at + 2]
             read.add(source)
             step = stride if source < 2 else 1
-            self.operations.append(_operation(kind, filters, filters, step, depth))
+            self.operations.append(_operation(kind, filters, step, depth))
         self.loose = [node for node in range(2 + len(code) // 4) if node not in read]
         self.width = filters * len(self.loose)
 
@@ -173,13 +152,8 @@ class Enas(nn.Module):
 
     def __init__(self, filters: int, input_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        large = input_shape[1] > 40
         width = 3 * filters
-        self.stem = nn.Sequential(
-            nn.Conv2d(input_shape[0], width, 3, 2 if large else 1, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            *([nn.MaxPool2d(3, 2, padding=1)] if large else []),
-        )
+        self.stem = stem(input_shape, width)
         reductions = (LAYERS // 3, 2 * LAYERS // 3 + 1)
         count = LAYERS + len(reductions)
         self.cells = nn.ModuleList()

@@ -94,7 +94,7 @@ class MultiBranch(nn.Module):
         shake: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = _stem(input_shape, stem_width)
+        self.stem = stem(input_shape, stem_width)
         stages = []
         inputs = stem_width
         for stage, width in enumerate(widths):
@@ -113,7 +113,7 @@ class MultiBranch(nn.Module):
         return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))  # type: ignore[no-any-return]
 
 
-def _stem(input_shape: tuple[int, int, int], width: int) -> nn.Sequential:
+def stem(input_shape: tuple[int, int, int], width: int) -> nn.Sequential:
     """The CIFAR stem up to 40 pixels; above, a quarter of the height and width goes on."""
     channels, height, _ = input_shape
     small = height <= 40
