@@ -10,23 +10,14 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from bench.opened import CPU, opened
 from pgnas_cli.budget import ExpectedSize, Target
 from pgnas_cli.candidates import Sizes, count, draw_candidates, parameter_count, whole_macs
-from pgnas_cli.drawing import held_out_of, posterior_of
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.evaluation import test_score as score_on_test
-from pgnas_cli.files import Run
 from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.settings import read_settings
-from pgnas_cli.slimming import slim
-from pgnas_cli.sources import find_data
-from pgnas_cli.supernet import drop_probabilities
 from pgnas_cli.tilting import draw_within
-
-CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -36,14 +27,9 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="*", default=[0.8, 0.6, 0.4])
     parser.add_argument("--candidates", type=int, default=1500)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    run = Run(options.run)
-    network, posterior = posterior_of(run)
-    settings = read_settings(run)
-    data = held_out_of(run, posterior, settings, 0, lambda items, _: items)
-    test = find_data(settings.data).test
-    assert test is not None
-    probability = drop_probabilities(network)
+    run = opened(options.run)
+    network, posterior, data = run.network, run.posterior, run.data
+    probability = run.probability
     whole = parameter_count(network) if options.kind == "params" else whole_macs(network)
     own = float(ExpectedSize(network).shares(probability)[options.kind])
     print(f"{posterior.subject.backbone}, posterior's mean {own:.1%} of the {options.kind}")
@@ -51,12 +37,10 @@ def main() -> None:
     def winner(keep: Tensor, sizes: Sizes) -> str:
         found = rank(held_out_judge(network, keep, data, CPU), sizes, top=10)
         best = int(found.order[0])
-        score = score_on_test(
-            slim(network, keep[best]), test, data.preprocessing, device=CPU, workers=0
-        )
+        test_error = run.test_error(keep[best])
         size = int(getattr(sizes, options.kind)[best]) / whole
         held_out = int(found.errors[best]) / found.images
-        return f"winner {size:.1%}, held-out {held_out:.2%}, test {score.error:.2%}"
+        return f"winner {size:.1%}, held-out {held_out:.2%}, test {test_error:.2%}"
 
     drawn = draw_candidates(probability, network, options.candidates, 0)
     drawn_sizes = count(network, drawn)

@@ -15,12 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bench.opened import CPU, opened
 from pgnas_cli.candidates import count, draw_candidates
-from pgnas_cli.drawing import held_out_of, posterior_of
-from pgnas_cli.files import Run
 from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.settings import read_settings
-from pgnas_cli.supernet import drop_probabilities, gates
+from pgnas_cli.supernet import gates
 
 
 def plain_loop(
@@ -59,16 +57,14 @@ def main() -> None:
     parser.add_argument("--loop", type=int, help="candidates in the plain loop; scaled up")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    run = Run(options.run)
-    network, posterior = posterior_of(run)
-    data = held_out_of(run, posterior, read_settings(run), 0, lambda items, _: items)
+    run = opened(options.run)
+    network, data = run.network, run.data
     assert data.held_out.pixels is not None
     pixels, labels = data.held_out.pixels, data.held_out.labels
-    keep = draw_candidates(drop_probabilities(network), network, options.candidates, 0)
+    keep = draw_candidates(run.probability, network, options.candidates, 0)
     sizes = count(network, keep)
     inputs = data.preprocessing.normalised(pixels).contiguous(memory_format=torch.channels_last)
-    judge = held_out_judge(network, keep, data, torch.device("cpu"))
+    judge = held_out_judge(network, keep, data, CPU)
     looped = min(options.loop or options.candidates, options.candidates)
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(options.rounds):

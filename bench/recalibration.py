@@ -10,20 +10,10 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
-
+from bench.opened import CPU, opened
 from pgnas_cli.candidates import count, draw_candidates, parameter_count
-from pgnas_cli.drawing import held_out_of, posterior_of
-from pgnas_cli.evaluation import test_score as score_on_test
-from pgnas_cli.files import Run
 from pgnas_cli.ranking import held_out_judge, rank
 from pgnas_cli.recalibration import recalibration_images
-from pgnas_cli.settings import read_settings
-from pgnas_cli.slimming import slim
-from pgnas_cli.sources import find_data
-from pgnas_cli.supernet import drop_probabilities
-
-CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -32,14 +22,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=[0, 16, 64, 256])
     parser.add_argument("--candidates", type=int, default=60)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    run = Run(options.run)
-    network, posterior = posterior_of(run)
-    settings = read_settings(run)
-    data = held_out_of(run, posterior, settings, 0, lambda items, _: items)
-    test = find_data(settings.data).test
-    assert test is not None
-    keep = draw_candidates(drop_probabilities(network), network, options.candidates, 0)
+    run = opened(options.run)
+    network, posterior, data = run.network, run.posterior, run.data
+    keep = draw_candidates(run.probability, network, options.candidates, 0)
     sizes = count(network, keep)
     own = {key: value.clone() for key, value in network.state_dict().items()}
     share = float(sizes.params.double().mean()) / parameter_count(network)
@@ -54,13 +39,11 @@ def main() -> None:
         winner = int(found.order[0])
         if judge.recalibration is not None:
             judge.recalibration.apply_(winner)
-        score = score_on_test(
-            slim(network, keep[winner]), test, data.preprocessing, device=CPU, workers=0
-        )
+        test_error = run.test_error(keep[winner])
         network.load_state_dict(own)
         errors = found.errors.double() / found.images
         print(f"{images} images: mean {float(errors.mean()):.2%}, best {float(errors.min()):.2%},"
-              f" test {score.error:.2%}, {seconds:.1f} s", flush=True)  # fmt: skip
+              f" test {test_error:.2%}, {seconds:.1f} s", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -16,18 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.opened import CPU, opened
 from pgnas_cli.candidates import count, draw_candidates, parameter_count
-from pgnas_cli.drawing import held_out_of, posterior_of
-from pgnas_cli.evaluation import test_score as score_on_test
-from pgnas_cli.files import Run
 from pgnas_cli.randomness import generator
 from pgnas_cli.ranking import Judge, rank
-from pgnas_cli.settings import read_settings
-from pgnas_cli.slimming import slim
-from pgnas_cli.sources import find_data
-from pgnas_cli.supernet import drop_probabilities, gates
-
-CPU = torch.device("cpu")
+from pgnas_cli.supernet import gates
 
 
 def main() -> None:
@@ -36,16 +29,11 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=1500)
     parser.add_argument("--splits", type=int, default=5)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    run = Run(options.run)
-    network, posterior = posterior_of(run)
-    settings = read_settings(run)
-    data = held_out_of(run, posterior, settings, 0, lambda items, _: items)
-    test = find_data(settings.data).test
-    assert test is not None
+    run = opened(options.run)
+    network, posterior, data = run.network, run.posterior, run.data
     pixels, labels = data.held_out.pixels, data.held_out.labels
     assert pixels is not None
-    probability = drop_probabilities(network)
+    probability = run.probability
     half = options.candidates // 2
 
     def first(keep: Tensor, images: Tensor, top: int) -> Tensor:
@@ -53,10 +41,8 @@ def main() -> None:
         return rank(judge, count(network, keep), top=top).order
 
     def worth(keep: Tensor) -> tuple[float, float]:
-        found = slim(network, keep)
-        score = score_on_test(found, test, data.preprocessing, device=CPU, workers=0)
         size = float(count(network, keep[None]).params[0]) / parameter_count(network)
-        return score.error, size
+        return run.test_error(keep), size
 
     rows: dict[str, list[tuple[float, float]]] = {"one round": [], "two rounds": []}
     for split in range(options.splits):
@@ -73,7 +59,7 @@ def main() -> None:
         second = draw_candidates(moved, network, half, 1000 + split)
         rows["two rounds"].append(worth(second[first(second, there, 1)[0]]))
     print(f"{posterior.subject.backbone}, {options.candidates} candidates, {len(labels)} held-out"
-          f" and {len(test)} test images, {options.splits} splits")  # fmt: skip
+          f" and {len(data.test)} test images, {options.splits} splits")  # fmt: skip
     for name, found in rows.items():
         errors, sizes = zip(*found, strict=True)
         spread = statistics.stdev(errors) / len(errors) ** 0.5

@@ -14,15 +14,12 @@ from pathlib import Path
 
 import torch
 
+from bench.opened import CPU, opened
 from pgnas_cli.candidates import count, draw_candidates
 from pgnas_cli.confidence import confidence, expected_error, interval
-from pgnas_cli.drawing import held_out_of, posterior_of
-from pgnas_cli.files import Run
 from pgnas_cli.race import PILOTS, places
 from pgnas_cli.randomness import generator, numpy_generator
 from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.settings import read_settings
-from pgnas_cli.supernet import drop_probabilities
 
 
 def main() -> None:
@@ -31,13 +28,11 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=300)
     parser.add_argument("--splits", type=int, default=100)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    run = Run(options.run)
-    network, posterior = posterior_of(run)
-    data = held_out_of(run, posterior, read_settings(run), 0, lambda items, _: items)
-    keep = draw_candidates(drop_probabilities(network), network, options.candidates, 0)
+    run = opened(options.run)
+    network, posterior, data = run.network, run.posterior, run.data
+    keep = draw_candidates(run.probability, network, options.candidates, 0)
     sizes = count(network, keep)
-    judge = held_out_judge(network, keep, data, torch.device("cpu"))
+    judge = held_out_judge(network, keep, data, CPU)
     race = rank(judge, sizes).race
     wrong = torch.stack([race.row(candidate) for candidate in range(len(keep))])
     place = places(sizes.params)
