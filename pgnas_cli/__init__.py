@@ -45,10 +45,17 @@ The modules, in the order in which data flows; each imports only from those abov
     selection     export one: ranking to slim network
     contract      what every backbone must do, checked
     evaluation    error on the test split, time per image
+    records       command lines and evaluations, kept in the run
     machine       devices and worker processes
     console       the terminal: progress, messages, the error line
     views         what fit, sample, inflate and backbones say
     boards        what rank, export and evaluate say
+    findings      what the files of a run say
+    canvas        how pictures of it are drawn
+    figures       pictures of it
+    markup        pieces of a page
+    comparison    several runs side by side
+    page          the report: all of it as one page
     options       the options of the commands
     invocation    what the commands share
     making        the commands that make a posterior

@@ -181,12 +181,12 @@ def evaluation_json(evaluations: "Sequence[Evaluation]") -> dict[str, Any]:
     return rows[0] if len(rows) == 1 else {"networks": rows}
 
 
-def _names(evaluations: "Sequence[Evaluation]") -> list[str]:
+def network_names(paths: Sequence[Path]) -> list[str]:
     """What to call each file: its name, or its path where two have one name."""
-    names = [row.path.name.removesuffix(".safetensors") for row in evaluations]
+    names = [path.name.removesuffix(".safetensors") for path in paths]
     if len(set(names)) == len(names):
         return names
-    return [str(row.path) for row in evaluations]
+    return [str(path) for path in paths]
 
 
 def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
@@ -202,7 +202,9 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
         f"ms at {evaluations[0].many.batch}",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(_names(evaluations), evaluations, strict=True):
+    for name, row in zip(
+        network_names([row.path for row in evaluations]), evaluations, strict=True
+    ):
         low, high = row.score.interval
         table.add_row(
             Text(name), percent(row.score.error),
@@ -215,7 +217,9 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
 def latency_lines(evaluations: "Sequence[Evaluation]") -> list[str]:
     """How each network's time compares with that of the whole network, plainly."""
     lines = []
-    for name, row in zip(_names(evaluations), evaluations, strict=True):
+    for name, row in zip(
+        network_names([row.path for row in evaluations]), evaluations, strict=True
+    ):
         for found in (row.one, row.many):
             verdict = "" if found.ratio < 0.95 else ", not faster"
             lines.append(

@@ -1,17 +1,24 @@
-"""The commands that choose from it: sample, rank, export, evaluate.
+"""The commands that choose from it: sample, rank, export, evaluate, report.
 
 Nothing here imports torch before a command runs, so that `--help` is quick.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
 from .errors import PgnasError
-from .invocation import run_of, terminal_of
+from .invocation import run_of, terminal_of, typed_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from .evaluation import Evaluation
+    from .files import Run
 
 
 def sample(
@@ -37,6 +44,7 @@ def sample(
     where = run_of(run, terminal, backbone)
     from .candidates import parameter_count, whole_macs
     from .drawing import posterior_of, sample_stage
+    from .records import remember
     from .views import drawn_json, reach_lines, size_table
 
     network, _ = posterior_of(where)
@@ -48,6 +56,7 @@ def sample(
         where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs,
         track=terminal.track,
     )  # fmt: skip
+    remember(where, typed_line())
     if as_json:
         terminal.json({"run": str(where.folder), "candidates": n, **drawn_json(drawn, *whole)})
     else:
@@ -85,6 +94,7 @@ def rank(
     from .boards import board_lines, ranked_lines, ranking_json, ranking_table, watching
     from .leaderboard import rank_again, rank_stage
     from .machine import device_of, worker_count
+    from .records import remember
 
     with watching(terminal) as watch:
         found = rank_stage(
@@ -93,6 +103,7 @@ def rank(
             device=device_of(device), workers=worker_count(workers), track=terminal.track,
             watch=watch, notice=terminal.notice,
         )  # fmt: skip
+    remember(where, typed_line())
     if as_json:
         terminal.json(ranking_json(found, top))
     else:
@@ -154,6 +165,7 @@ def export(
     where = run_of(run, terminal, backbone)
     from .boards import export_lines, watching
     from .machine import device_of, worker_count
+    from .records import remember
     from .selection import export_stage
 
     with watching(terminal) as watch:
@@ -163,6 +175,7 @@ def export(
             force=force, device=device_of(device), workers=worker_count(workers),
             track=terminal.track, notice=terminal.notice, watch=watch,
         )  # fmt: skip
+    remember(where, typed_line())
     if as_json:
         fields = dataclasses.asdict(about)
         terminal.json({"file": str(path), **{k: fields[k] for k in fields if k not in
@@ -181,6 +194,9 @@ def evaluate(
     backbone: options.Function = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Of the latency.")] = 64,
     data_root: Annotated[Path, typer.Option(help="Where timm's data sets live.")] = Path("data"),
+    run: Annotated[
+        Path | None, typer.Option(help="The run to keep the figures in; default: found.")
+    ] = None,
     skip_corrupt: options.Skip = False,
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -197,13 +213,75 @@ def evaluate(
     from .registry import admit
 
     admit(backbone or "")
+    where = device_of(device)
     found = evaluate_stage(
         files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch=batch_size,
-        device=device_of(device), workers=worker_count(workers), track=terminal.track,
+        device=where, workers=worker_count(workers), track=terminal.track,
     )  # fmt: skip
+    kept_in = _keep_evaluations(found, run, where)
     if as_json:
         terminal.json(evaluation_json(found))
     else:
         terminal.out.print(evaluation_table(found))
         for line in latency_lines(found):
             terminal.result(line)
+    if kept_in is not None:
+        terminal.notice(f"next: pgnas report --run {kept_in.folder}")
+
+
+def _keep_evaluations(
+    found: "list[Evaluation]", named: Path | None, device: "torch.device"
+) -> "Run | None":
+    """Write what was found into the run that the networks came from, if it is near."""
+    from .boards import network_names
+    from .files import newest_run
+    from .records import evaluated, remember, run_of_evaluations, write_evaluations
+
+    folders = [named] if named else [row.path.parent for row in found]
+    if named is None:
+        with contextlib.suppress(PgnasError):
+            folders.append(newest_run(fitted=True).folder)
+    run = run_of_evaluations(found, folders)
+    if run is None and named is not None:
+        raise PgnasError(
+            f"'{named}' is not the run that these networks came from; leave --run out, or name it"
+        )
+    if run is not None:
+        names = network_names([row.path for row in found])
+        rows = [evaluated(row, name, device) for row, name in zip(found, names, strict=True)]
+        write_evaluations(run, rows)
+        remember(run, typed_line())
+    return run
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Runs side by side; default: the newest.")
+    ] = None,
+    run: options.Run = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: report.html in the run.")
+    ] = None,
+    backbone: options.Function = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """One page of what a run came to, or several runs side by side; needs only their files."""
+    terminal = terminal_of(quiet)
+    from .files import Run
+    from .page import report_stage
+    from .registry import admit
+
+    if runs and run is not None:
+        raise PgnasError("name the runs with --run or without, not both")
+    admit(backbone or "")
+    where = [Run(folder) for folder in runs] if runs else [run_of(run, terminal)]
+    path = output or (where[0].report if len(where) == 1 else Path("report.html"))
+    terminal.notice(f"reading {', '.join(str(one.folder) for one in where)}")
+    report_stage(where, path)
+    if as_json:
+        terminal.json({"file": str(path), "runs": [str(one.folder) for one in where]})
+    else:
+        terminal.result(
+            f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB); open it in a browser"
+        )

@@ -5,8 +5,9 @@ import sys
 
 import typer
 
-from .choosing import evaluate, export, rank, sample
+from .choosing import evaluate, export, rank, report, sample
 from .errors import Interrupted, PgnasError
+from .invocation import typed
 from .making import backbones, fit, inflate
 from .searching import search
 
@@ -17,7 +18,7 @@ app = typer.Typer(
     help="Smaller, better image networks: fit a gated super-network, draw candidates from its"
     " posterior, rank them on held-out images, export the best as it is.",
 )
-for command in (search, fit, sample, rank, export, evaluate, inflate, backbones):
+for command in (search, fit, sample, rank, export, evaluate, report, inflate, backbones):
     app.command()(command)
 
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    typed.set(tuple(sys.argv[1:] if arguments is None else arguments))
     try:
         app(arguments)
     except Interrupted as error:

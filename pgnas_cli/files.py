@@ -6,6 +6,9 @@ RUN/checkpoint.safetensors    an unfinished fit
 RUN/posterior.safetensors     network.<key>, drop_logit
 RUN/candidates.safetensors    keep, params, paper_params, macs
 RUN/ranking.safetensors       how far each candidate came; RUN/ranking.csv for people
+RUN/commands.jsonl            the command lines that wrote into it
+RUN/evaluation.json           test errors and times of its networks
+RUN/report.html               all of this as a page
 """
 
 import dataclasses
@@ -120,6 +123,18 @@ class Run:
     @property
     def ranking_table(self) -> Path:
         return self.folder / "ranking.csv"
+
+    @property
+    def commands(self) -> Path:
+        return self.folder / "commands.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
 
 
 def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:

@@ -138,7 +138,7 @@ def rank_stage(
             f" {rank_again(run, top, recalibrate, exhaustive)}"
         )
     boards = tuple(
-        _board(*drawn.boards()[board], ranking, posterior.seed)
+        board_of(*drawn.boards()[board], ranking, posterior.seed)
         for board, ranking in rankings.items()
     )
     _write_table(run, boards)
@@ -166,7 +166,8 @@ def judges_of(
     return [first.of(drawn.keep[rows]) for _, rows in drawn.boards()]
 
 
-def _board(budget: Target | None, rows: slice, ranking: Ranking, seed: int) -> Board:
+def board_of(budget: Target | None, rows: slice, ranking: Ranking, seed: int) -> Board:
+    """A ranking, and how sure its order is."""
     race, shown = ranking.race, ranking.order[:SHOWN]
     wrong = torch.stack([race.row(candidate) for candidate in shown.tolist()])
     sure = confidence(wrong, race.place[shown], randomness=numpy_generator(seed, "other images"))

@@ -13,7 +13,7 @@ import typer
 
 from . import options
 from .errors import PgnasError
-from .invocation import terminal_of
+from .invocation import remembering, terminal_of
 
 
 def fit(
@@ -103,11 +103,11 @@ def fit(
     terminal.notice(f"run: {where.folder}")
     summary = show_fit(
         terminal,
-        lambda step: fit_stage(
+        lambda step: remembering(where, fit_stage(
             where, settings, device=device_of(device), workers=worker_count(workers),
             resume=resume, force=force, save_seconds=60 * save_minutes, track=terminal.track,
             step=step,
-        ),
+        )),
         verbose=verbose,
     )  # fmt: skip
     if as_json:

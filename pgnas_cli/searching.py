@@ -13,7 +13,7 @@ import typer
 
 from . import options
 from .errors import PgnasError
-from .invocation import terminal_of
+from .invocation import terminal_of, typed_line
 
 if TYPE_CHECKING:
     import torch
@@ -57,10 +57,16 @@ def search(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fit, sample, rank, export and evaluate in one go. The same line goes on where it stopped."""
+    """Fit, sample, rank, export, evaluate and report in one go.
+
+    The same line goes on where it stopped.
+    """
     from .boards import evaluation_json, evaluation_table
     from .evaluation import evaluate_stage
+    from .files import Run
     from .machine import device_of, worker_count
+    from .page import report_stage
+    from .records import evaluated, remember, write_evaluations
     from .registry import admit
     from .settings import FitSettings, placed_paths
 
@@ -85,6 +91,8 @@ def search(
     files = steps.candidates(where)
     if compare:
         files["whole"] = steps.whole(where)
+    done = Run(where)
+    remember(done, typed_line())
     data_name = settings.data
     found = None
     if steps.has_test(data_name):
@@ -93,17 +101,23 @@ def search(
             skip_corrupt=skip_corrupt, batch=64, device=steps.device, workers=steps.workers,
             track=terminal.track,
         )  # fmt: skip
+        rows = zip(files, found, strict=True)
+        write_evaluations(done, [evaluated(row, name, steps.device) for name, row in rows])
     else:
         terminal.notice("no val/ or test/ images, so nothing is said of the test error")
+    terminal.notice("writing the report")
+    report_stage([done], done.report)
     if as_json:
         paths = {name: str(path) for name, path in files.items()}
-        rows = evaluation_json(found)["networks"] if found else []
-        terminal.json({"run": str(where), "files": paths, "networks": rows})
+        networks = evaluation_json(found)["networks"] if found else []
+        terminal.json({"run": str(where), "files": paths, "networks": networks,
+                       "report": str(done.report)})  # fmt: skip
         return
     if found:
         terminal.out.print(evaluation_table(found))
     for name, path in files.items():
         terminal.result(f"{name:9} {OTHERS[name]}: {path}")
+    terminal.result(f"report    all of this as a page: {done.report}")
 
 
 class _Steps:

@@ -1,0 +1,147 @@
+"""What the files of a run say, gathered for its report: nothing is computed anew but small sums."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .candidates import parameter_count, whole_macs
+from .drawing import Drawn, posterior_of, read_candidates
+from .errors import PgnasError
+from .files import Posterior, Run
+from .leaderboard import Board, board_of, read_ranking
+from .operation import OperationGate
+from .records import Command, Evaluated, commands_of, evaluations_of
+from .settings import FitSettings, read_settings
+from .storage import file_digest, from_json
+from .supernet import drop_probabilities, gates
+from .training import EpochRecord
+
+
+@dataclass(frozen=True)
+class GatedLayer:
+    """A layer with gates on its input, and what was learned of them."""
+
+    name: str
+    kind: str  # "conv 3x3", "linear", "pool or skip"
+    drop: tuple[float, ...]  # of each gate
+    kept: int | None  # gates that the winner keeps; None without a ranking
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One run, as its report shows it."""
+
+    folder: Path
+    settings: FitSettings
+    posterior: Posterior
+    epochs: tuple[EpochRecord, ...]
+    layers: tuple[GatedLayer, ...]  # in order of execution
+    params: int  # of the whole network
+    macs: int
+    drawn: Drawn | None
+    boards: tuple[Board, ...]  # none where nothing has been ranked
+    exact: bool  # the ranking was finished
+    recalibrate: int  # images for each candidate's batch-norm statistics in the ranking
+    evaluated: tuple[Evaluated, ...]
+    commands: tuple[Command, ...]
+    digests: tuple[tuple[str, str], ...]  # (file, sha256)
+
+    def row(self, name: str) -> Evaluated | None:
+        """The evaluated network of that name."""
+        return next((row for row in self.evaluated if row.name == name), None)
+
+    @property
+    def winner(self) -> int | None:
+        """Id of the first candidate of the first board."""
+        if not self.boards:
+            return None
+        board = self.boards[0]
+        return board.first + int(board.ranking.order[0])
+
+
+def findings_of(run: Run) -> Findings:
+    """Read a run. What it has not come to is left empty; without a posterior, PgnasError."""
+    settings = read_settings(run)
+    network, posterior = posterior_of(run)
+    drawn = read_candidates(run, network) if run.candidates.exists() else None
+    stored = read_ranking(run, drawn) if drawn is not None else None
+    boards: list[Board] = []
+    exact = stored is not None
+    if drawn is not None and stored is not None:
+        for index, (budget, rows) in enumerate(drawn.boards()):
+            ranking = stored.ranking(drawn, index)
+            if ranking is None:
+                exact = False
+                continue
+            exact = exact and not len(ranking.running)
+            boards.append(board_of(budget, rows, ranking, posterior.seed))
+    keep = None
+    if boards and drawn is not None:
+        keep = drawn.keep[boards[0].first + int(boards[0].ranking.order[0])]
+    return Findings(
+        folder=run.folder,
+        settings=settings,
+        posterior=posterior,
+        epochs=tuple(_epochs(run)),
+        layers=tuple(_layers(network, keep)),
+        params=parameter_count(network),
+        macs=whole_macs(network),
+        drawn=drawn,
+        boards=tuple(boards),
+        exact=exact,
+        recalibrate=stored.recalibrate if stored else 0,
+        evaluated=tuple(evaluations_of(run)),
+        commands=tuple(commands_of(run)),
+        digests=tuple(
+            (path.name, file_digest(path))
+            for path in (run.posterior, run.candidates, run.ranking)
+            if path.exists()
+        ),
+    )
+
+
+def _epochs(run: Run) -> list[EpochRecord]:
+    if not run.metrics.exists():
+        return []
+    try:
+        lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+        return [from_json(EpochRecord, line, run.metrics) for line in lines]
+    except ValueError:
+        raise PgnasError(f"'{run.metrics}' is damaged; fit again with --force") from None
+
+
+def _layers(network: nn.Module, keep: Tensor | None) -> list[GatedLayer]:
+    bank, modules = gates(network), dict(network.named_modules())
+    probability = drop_probabilities(network).detach().cpu()[bank.group.cpu()]
+    rows, seen = [], set()
+    for name, (first, last) in bank.spans.items():
+        if (first, last) in seen:  # a squeeze with the gates of another layer
+            continue
+        seen.add((first, last))
+        kept = None if keep is None else int(keep[first:last].sum())
+        drop = tuple(probability[first:last].tolist())
+        rows.append(GatedLayer(name, _kind(modules[name]), drop, kept))
+    return rows
+
+
+def _kind(module: Any) -> str:
+    if isinstance(module, OperationGate):
+        return "pool or skip"
+    size = getattr(module, "kernel_size", None)
+    if size is None:
+        return "linear"
+    return f"conv {'x'.join(map(str, size))}"
+
+
+def front(errors: Tensor, params: Tensor) -> Tensor:
+    """Indices of the points that no other beats in errors and parameters at once, by size."""
+    order = sorted(range(len(errors)), key=lambda i: (int(params[i]), int(errors[i])))
+    found: list[int] = []
+    for index in order:
+        if not found or int(errors[index]) < int(errors[found[-1]]):
+            found.append(index)
+    return torch.tensor(found, dtype=torch.int64)
