@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pgnas_cli.candidates import baseline_probabilities, count, draw_candidates, mean_params
 from pgnas_cli.data import ImageData
-from pgnas_cli.evaluation import test_score as score_on_test
+from pgnas_cli.evaluation import score as score_on_test
 from pgnas_cli.randomness import generator
 from pgnas_cli.ranking import held_out_judge, rank
 from pgnas_cli.registry import load_backbone

@@ -40,7 +40,7 @@ from pgnas_cli.candidates import (
     whole_macs,
 )
 from pgnas_cli.data import ImageData, Preprocessing, cut_data
-from pgnas_cli.evaluation import test_score as score_on_test
+from pgnas_cli.evaluation import score as score_on_test
 from pgnas_cli.loading import held_out_decoded, placed, steps_per_epoch
 from pgnas_cli.randomness import derived_seed, generator, seeded_globals
 from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank

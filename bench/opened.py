@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pgnas_cli.data import ImageData
 from pgnas_cli.drawing import held_out_of, posterior_of
-from pgnas_cli.evaluation import test_score as score_on_test
+from pgnas_cli.evaluation import score as score_on_test
 from pgnas_cli.files import Posterior, Run
 from pgnas_cli.settings import read_settings
 from pgnas_cli.slimming import slim

@@ -45,6 +45,7 @@ The modules, in the order in which data flows; each imports only from those abov
     selection     export one: ranking to slim network
     contract      what every backbone must do, checked
     evaluation    error on the test split, time per image
+    finetuning    train an exported network further
     records       command lines and evaluations, kept in the run
     machine       devices and worker processes
     console       the terminal: progress, messages, the error line

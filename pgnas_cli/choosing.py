@@ -3,7 +3,6 @@
 Nothing here imports torch before a command runs, so that `--help` is quick.
 """
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -234,18 +233,9 @@ def _keep_evaluations(
 ) -> "Run | None":
     """Write what was found into the run that the networks came from, if it is near."""
     from .boards import network_names
-    from .files import newest_run
-    from .records import evaluated, remember, run_of_evaluations, write_evaluations
+    from .records import evaluated, origin, remember, write_evaluations
 
-    folders = [named] if named else [row.path.parent for row in found]
-    if named is None:
-        with contextlib.suppress(PgnasError):
-            folders.append(newest_run(fitted=True).folder)
-    run = run_of_evaluations(found, folders)
-    if run is None and named is not None:
-        raise PgnasError(
-            f"'{named}' is not the run that these networks came from; leave --run out, or name it"
-        )
+    run = origin([(row.path, row.about) for row in found], named)
     if run is not None:
         names = network_names([row.path for row in found])
         rows = [evaluated(row, name, device) for row, name in zip(found, names, strict=True)]

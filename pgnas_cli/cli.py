@@ -8,7 +8,7 @@ import typer
 from .choosing import evaluate, export, rank, report, sample
 from .errors import Interrupted, PgnasError
 from .invocation import typed
-from .making import backbones, fit, inflate
+from .making import backbones, finetune, fit, inflate
 from .searching import search
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Smaller, better image networks: fit a gated super-network, draw candidates from its"
     " posterior, rank them on held-out images, export the best as it is.",
 )
-for command in (search, fit, sample, rank, export, evaluate, report, inflate, backbones):
+for command in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
     app.command()(command)
 
 

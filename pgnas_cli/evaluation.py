@@ -43,26 +43,26 @@ class Score:
         return interval(self.errors, self.images)
 
 
-def test_score(
+def score(
     network: nn.Module,
-    test: Part,
+    part: Part,
     preprocessing: Preprocessing,
     *,
     device: torch.device,
     workers: int,
     track: Track = untracked,
 ) -> Score:
-    """Errors of `network` on a test split."""
+    """Errors of `network` on a part of the data."""
     placed(network, device).eval()
-    images = evaluation_images(test, preprocessing, batch=BATCH, workers=workers)
-    labels = test.labels.split(BATCH)
+    images = evaluation_images(part, preprocessing, batch=BATCH, workers=workers)
+    labels = part.labels.split(BATCH)
     errors = 0
     with closing(images):
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
             logits = predictions(network, Batches(pixels, preprocessing, device), len(pixels))
             errors += int((logits.argmax(1) != labels[place]).sum())
-    return Score(errors, len(test))
+    return Score(errors, len(part))
 
 
 @torch.inference_mode()
@@ -153,7 +153,7 @@ def evaluate_stage(
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, track=track)
         test = _test_images(source, name, about, path)
         scores.append(
-            test_score(
+            score(
                 network, test, about.subject.preprocessing, device=device, workers=workers,
                 track=track,
             )

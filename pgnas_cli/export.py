@@ -43,6 +43,7 @@ class Slim:
     held_out_errors: int
     held_out_images: int
     made_from: str  # sha256 of the posterior's file
+    finetuned_epochs: int = 0  # after it was cut out
 
 
 def fixed_input(input_shape: tuple[int, int, int]) -> Tensor:

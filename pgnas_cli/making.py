@@ -1,4 +1,4 @@
-"""The commands that make a posterior: fit, inflate, backbones.
+"""The commands that train, and those about what is trained: fit, finetune, inflate, backbones.
 
 Nothing here imports torch before a command runs, so that `--help` is quick.
 """
@@ -13,7 +13,7 @@ import typer
 
 from . import options
 from .errors import PgnasError
-from .invocation import remembering, terminal_of
+from .invocation import remembering, terminal_of, typed_line
 
 
 def fit(
@@ -116,6 +116,66 @@ def fit(
         for line in fit_summary_lines(summary):
             terminal.result(line)
     terminal.notice(f"next: pgnas sample --run {where.folder}")
+
+
+def finetune(
+    file: Annotated[Path, typer.Argument(help="An exported network, FILE.safetensors.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: FILE-finetuned.safetensors.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run it came from; default: found.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images of the fit.")] = 5,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate; default: a tenth of the fit's.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="An exported network to imitate, say the whole one.")
+    ] = None,
+    teacher_weight: Annotated[float, typer.Option(help="Its share of the loss, 0 to 1.")] = 0.5,
+    backbone: options.Function = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    save_minutes: options.SaveMinutes = 5.0,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train an exported network further on the images of its fit; the same line goes on."""
+    terminal = terminal_of(quiet)
+    from .boards import export_lines
+    from .export import read_network
+    from .finetuning import finetune_stage
+    from .machine import device_of, worker_count
+    from .records import origin, remember
+    from .registry import admit
+    from .views import show_finetuning
+
+    admit(backbone or "")
+    path = output or file.with_name(f"{file.stem}-finetuned.safetensors")
+    where = origin([(file, read_network(file)[1])], run)
+    if where is None:
+        raise PgnasError(f"'{file}' came from none of the runs here; name its run with --run")
+    terminal.notice(f"run: {where.folder}")
+    about = show_finetuning(
+        terminal,
+        lambda step: finetune_stage(
+            file, path, where, epochs=epochs, learning_rate=lr, teacher=teacher,
+            teacher_weight=teacher_weight, force=force, device=device_of(device),
+            workers=worker_count(workers), save_seconds=60 * save_minutes, track=terminal.track,
+            step=step,
+        ),
+    )  # fmt: skip
+    remember(where, typed_line())
+    if as_json:
+        terminal.json({"file": str(path), "held_out_errors": about.held_out_errors,
+                       "held_out_images": about.held_out_images, "params": about.params,
+                       "finetuned_epochs": about.finetuned_epochs})  # fmt: skip
+    else:
+        for line in export_lines(path, about):
+            terminal.result(line)
+    terminal.notice(f"next: pgnas evaluate {path}")
 
 
 def inflate(

@@ -1,5 +1,6 @@
 """What was done with a run, beside its tensors: command lines, and what evaluations found."""
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -14,7 +15,8 @@ import torch
 from . import __version__
 from .errors import PgnasError
 from .evaluation import Evaluation
-from .files import Run
+from .export import Slim
+from .files import Run, newest_run
 from .storage import file_digest, from_json, to_json, write_text
 
 EVALUATION = "pgnas.evaluation/1"
@@ -100,13 +102,24 @@ def evaluated(evaluation: Evaluation, name: str, device: torch.device) -> Evalua
     )  # fmt: skip
 
 
-def run_of_evaluations(evaluations: Sequence[Evaluation], folders: Sequence[Path]) -> Run | None:
-    """The first run among `folders` that one of the networks came from."""
-    sources = {evaluation.about.made_from for evaluation in evaluations}
+def origin(networks: Sequence[tuple[Path, Slim]], named: Path | None) -> Run | None:
+    """The run that one of these files came from: the named one, one beside them, or the newest.
+
+    Raises PgnasError where a run is named and is not it.
+    """
+    sources = {about.made_from for _, about in networks}
+    folders = [named] if named else [path.parent for path, _ in networks]
+    if named is None:
+        with contextlib.suppress(PgnasError):
+            folders.append(newest_run(fitted=True).folder)
     for folder in dict.fromkeys(folders):
         run = Run(folder)
         if run.posterior.exists() and file_digest(run.posterior) in sources:
             return run
+    if named is not None:
+        raise PgnasError(
+            f"'{named}' is not the run that these networks came from; leave --run out, or name it"
+        )
     return None
 
 

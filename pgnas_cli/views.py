@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .budget import Target
     from .candidates import Sizes
     from .drawing import Drawn
+    from .export import Slim
+    from .finetuning import FinetunedEpoch
     from .fitting import FitSummary, Started
     from .inflation import Inflated
     from .registry import Recipe
@@ -81,6 +83,35 @@ def show_fit(
                     terminal.notice(epoch_line(event, rate * (total - done)))
                     told = time.monotonic()
     raise AssertionError("a fit ends with its summary")
+
+
+def show_finetuning(
+    terminal: Terminal,
+    stage: "Callable[[Callable[[int, int], None]], Generator[FinetunedEpoch, None, Slim]]",
+) -> "Slim":
+    """Draw what the fine-tuning yields, and return what its file says."""
+    with terminal.progress() as bar:
+        task = bar.add_task("fine-tuning", total=None)
+        events = stage(lambda done, steps: bar.update(task, completed=done, total=steps))
+        with closing(events):
+            while True:
+                try:
+                    record = next(events)
+                except StopIteration as end:
+                    found: Slim = end.value
+                    return found
+                terminal.notice(finetuned_line(record))
+
+
+def finetuned_line(record: "FinetunedEpoch") -> str:
+    """One line per epoch, within 80 columns."""
+    held_out = f"held-out {percent(record.held_out_error)}"
+    if record.epoch == 0:
+        return f"   0/{record.epochs} as it was: {held_out}"
+    return (
+        f"{record.epoch:>4}/{record.epochs} loss {record.loss:.3f} {held_out} left"
+        f" {clock(record.seconds * (record.epochs - record.epoch))}"
+    )
 
 
 def layer_table(layers: "Sequence[LayerGates]") -> Table:

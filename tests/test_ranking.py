@@ -9,7 +9,7 @@ from torch import nn
 from pgnas_cli.candidates import Sizes, count, draw_candidates
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.evaluation import Score, latencies
-from pgnas_cli.evaluation import test_score as score_on_test
+from pgnas_cli.evaluation import score as score_on_test
 from pgnas_cli.race import Race, places
 from pgnas_cli.ranking import BATCH, Batches, Judge, predictions, rank
 from pgnas_cli.slimming import slim
