@@ -35,6 +35,7 @@ The modules, in the order in which data flows; each imports only from those abov
     confidence    what an order of candidates is worth
     ranking       errors of candidates on the held-out images
     files         the files of a run
+    metrics       the epochs of a fit for TensorBoard
     settings      the options of a fit
     stopping      signals as requests to stop between two steps
     fitting       the fit as a stage: options to posterior

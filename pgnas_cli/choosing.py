@@ -83,7 +83,7 @@ def rank(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find the candidates with the fewest errors on the held-out images.
+    """Find the best candidates on the held-out images.
 
     The first --top are exact, as if every pair had been evaluated. Interrupted, it goes on where it
     was when called again.
@@ -156,7 +156,10 @@ def export(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write one candidate as a slim network, checked against the masked one."""
+    """Write a candidate as a slim network, and check it.
+
+    Its logits are compared with those of the masked one.
+    """
     if smallest and candidate:
         raise PgnasError("--smallest-within-noise chooses the candidate; leave --candidate out")
     candidate = "smallest" if smallest else candidate
@@ -202,7 +205,7 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Test error, parameters, multiply-adds and latency of exported networks."""
+    """Test error, size and latency of exported networks."""
     terminal = terminal_of(quiet)
     if not 1 <= batch_size <= 4096:
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 to 4096")
@@ -256,7 +259,10 @@ def report(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """One page of what a run came to, or several runs side by side; needs only their files."""
+    """One page of a run, or of several side by side.
+
+    Made from the files of the runs alone.
+    """
     terminal = terminal_of(quiet)
     from .files import Run
     from .page import report_stage

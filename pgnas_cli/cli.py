@@ -2,6 +2,7 @@
 
 import io
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -15,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # panels cost more than everything else that --help does
     help="Smaller, better image networks: fit a gated super-network, draw candidates from its"
     " posterior, rank them on held-out images, export the best as it is.",
 )
@@ -24,8 +26,6 @@ for command in (search, fit, sample, rank, export, evaluate, report, finetune, i
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a PgnasError becomes one line on stderr and exit status 1."""
-    from .console import failure
-
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -33,12 +33,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except Interrupted as error:
-        failure(str(error))
-        sys.exit(130)
+        _fail(str(error), 130)
     except PgnasError as error:
-        failure(str(error))
-        sys.exit(1)
+        _fail(str(error), 1)
     except SystemExit as end:
         if end.code == 130:  # typer's own status for an interrupt
-            failure("interrupted; nothing was written")
+            _fail("interrupted; nothing was written", 130)
         raise
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    from .console import failure  # --help must not pay for rich
+
+    failure(text)
+    sys.exit(status)

@@ -61,15 +61,17 @@ def fit(
     device: options.Device = "auto",
     workers: options.Workers = None,
     save_minutes: options.SaveMinutes = 5.0,
+    tensorboard: options.TensorBoard = None,
     resume: options.Resume = False,
     force: options.Force = False,
     verbose: options.Verbose = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fit a super-network: weights and drop probabilities in one training run."""
+    """Learn weights and drop probabilities in one training run."""
     from .fitting import fit_stage
     from .machine import device_of, worker_count
+    from .metrics import with_tensorboard
     from .registry import admit
     from .settings import fixed_rate, l2_of, milestones_of, run_to_fit
     from .views import fit_summary_lines, show_fit
@@ -103,11 +105,11 @@ def fit(
     terminal.notice(f"run: {where.folder}")
     summary = show_fit(
         terminal,
-        lambda step: remembering(where, fit_stage(
+        lambda step: remembering(where, with_tensorboard(tensorboard, where, fit_stage(
             where, settings, device=device_of(device), workers=worker_count(workers),
             resume=resume, force=force, save_seconds=60 * save_minutes, track=terminal.track,
             step=step,
-        )),
+        ))),
         verbose=verbose,
     )  # fmt: skip
     if as_json:
@@ -142,7 +144,10 @@ def finetune(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train an exported network further on the images of its fit; the same line goes on."""
+    """Train an exported network further.
+
+    On the images of its fit; interrupted, the same line goes on.
+    """
     terminal = terminal_of(quiet)
     from .boards import export_lines
     from .export import read_network
@@ -200,7 +205,10 @@ def inflate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Turn convolutions into parallel ones of several sizes: a super-network to fit."""
+    """Turn convolutions into parallel ones of several sizes.
+
+    What comes out is a super-network for fit.
+    """
     from .inflation import Inflation, inflate_stage, kernels_of
     from .views import inflated_table
 
@@ -231,7 +239,10 @@ def backbones(
     verbose: options.Verbose = False,
     as_json: options.Json = False,
 ) -> None:
-    """List the registered super-networks, or the layers of one: their gates, or why none."""
+    """List the super-networks, or the layers of one.
+
+    Of a layer: its gates, or why it has none.
+    """
     if name is None:
         from .registry import backbone_names
 

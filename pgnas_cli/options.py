@@ -120,4 +120,7 @@ DataRoot = Annotated[str | None, typer.Option(help="Where timm's data sets live.
 Seed = Annotated[int | None, typer.Option(help="Of every draw.")]
 Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16.")]
 SaveMinutes = Annotated[float, typer.Option(help="Between two checkpoints.")]
+TensorBoard = Annotated[
+    Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished fit.")]

@@ -49,6 +49,7 @@ def search(
     compare: Annotated[
         bool, typer.Option("--compare", help="Train the whole network as long, to compare with.")
     ] = False,
+    tensorboard: options.TensorBoard = None,
     run: options.NewRun = None,
     seed: options.Seed = None,
     skip_corrupt: options.Skip = False,
@@ -86,7 +87,7 @@ def search(
     where = _folder(run, settings, "macs" if max_macs else "params", size, n)
     steps = _Steps(
         terminal, settings, "macs" if max_macs else "params", size, n, device_of(device),
-        worker_count(workers),
+        worker_count(workers), tensorboard,
     )  # fmt: skip
     files = steps.candidates(where)
     if compare:
@@ -132,9 +133,11 @@ class _Steps:
         number: int,
         device: "torch.device",
         workers: int,
+        tensorboard: Path | None,
     ) -> None:
         self.terminal, self.settings, self.kind, self.size = terminal, settings, kind, size
         self.number, self.device, self.workers = number, device, workers
+        self.tensorboard = tensorboard
 
     def candidates(self, where: Path) -> dict[str, Path]:
         """Fit, sample, rank and export; the files, the best one first."""
@@ -183,6 +186,7 @@ class _Steps:
 
     def fitted(self, run: "Run", settings: "FitSettings") -> None:
         from .fitting import fit_stage
+        from .metrics import with_tensorboard
         from .views import fit_summary_lines, show_fit
 
         if run.posterior.exists():
@@ -191,10 +195,10 @@ class _Steps:
         self.terminal.notice(f"run: {run.folder}")
         summary = show_fit(
             self.terminal,
-            lambda step: fit_stage(
+            lambda step: with_tensorboard(self.tensorboard, run, fit_stage(
                 run, settings, device=self.device, workers=self.workers, resume=True, force=False,
                 save_seconds=300, track=self.terminal.track, step=step,
-            ),
+            )),
         )  # fmt: skip
         for line in fit_summary_lines(summary):
             self.terminal.notice(line)

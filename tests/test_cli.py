@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from pgnas_cli.budget import Target
 from pgnas_cli.files import read_posterior
+from pgnas_cli.metrics import SCALARS
 from pgnas_cli.training import EpochRecord
 from pgnas_cli.views import closing_notes
 
@@ -524,3 +525,35 @@ def test_unknown_options_are_usage_errors() -> None:
 def test_backbones_are_listed_with_their_package(capsys: pytest.CaptureFixture[str]) -> None:
     found = object_of(capsys, "backbones")
     assert found["backbones"]["multibranch-tiny"] == "pgnas"
+
+
+def test_tensorboard_holds_what_the_metrics_file_holds(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, board = tmp_path / "run", tmp_path / "board"
+    line = ["fit", "--epochs", "2", "-q", "--run", str(folder), "--tensorboard", str(board)]
+    assert run(*line) == 0
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    wanted = [json.loads(text) for text in lines]
+    found = EventAccumulator(str(board / "run"), {"histograms": 0, "scalars": 0})
+    found.Reload()
+    for tag, field in SCALARS.items():
+        assert tag in found.Tags()["scalars"]
+        values = [(event.step, event.value) for event in found.Scalars(tag)]
+        assert values == [(m["epoch"], pytest.approx(m[field], rel=1e-5)) for m in wanted]
+    for event, record in zip(found.Histograms("p"), wanted, strict=True):
+        assert event.histogram_value.bucket == record["drop_histogram"]
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard.writer", raising=False)
+    board = str(tmp_path / "board")
+    assert run("fit", "-q", "--run", str(tmp_path / "run"), "--tensorboard", board) == 1
+    assert "pip install 'pgnas[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

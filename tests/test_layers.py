@@ -1,7 +1,9 @@
 """The house: who may import whom, what is slow to import, and what must not occur at all."""
 
 import ast
+import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -75,16 +77,52 @@ def test_nothing_is_pickled_or_swallowed(path: Path) -> None:
             assert not all(isinstance(step, ast.Pass) for step in node.body), node.lineno
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["sample"], ["rank"], ["export"], ["evaluate"]])
+COMMANDS = ["search", "fit", "sample", "rank", "export", "evaluate", "report", "finetune",
+            "inflate", "backbones"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_costs_no_import_of_torch(command: list[str]) -> None:
     code = (
         "import sys\nfrom pgnas_cli.cli import main\n"
         f"try: main({[*command, '--help']!r})\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'timm', 'sklearn', 'scipy', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'timm', 'scipy', 'numpy', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "Usage" in done.stdout
+
+
+def test_help_costs_little_more_than_typer_itself(tmp_path: Path) -> None:
+    """CPU time of --help against that of a typer program with one option, taking turns."""
+    least = tmp_path / "least.py"
+    least.write_text(
+        "import typer\napp = typer.Typer(add_completion=False, rich_markup_mode=None)\n"
+        "@app.command()\ndef a(n: int = 3): pass\n@app.command()\ndef b(): pass\napp()\n"
+    )
+    ours, bare = [], []
+    for _ in range(5):
+        bare.append(cpu_seconds([str(least), "a", "--help"]))
+        ours.append(cpu_seconds(["-m", "pgnas_cli", "fit", "--help"]))
+    assert min(ours) < 2 * min(bare)
+
+
+def cpu_seconds(arguments: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_the_list_of_commands_is_complete_and_fits_a_terminal() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgnas_cli", "--help"], capture_output=True, text=True, check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    listed = done.stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in listed] == COMMANDS
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_the_help_test_can_fail() -> None:
