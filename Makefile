@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench reference
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -11,7 +11,7 @@ RUN := runs/demo
 	  --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Fit, sample, rank, export and evaluate on the embedded digits. Two more networks are trained as
+# Fit, sample, rank, export, evaluate and report on the embedded digits. Two more networks are trained as
 # long for comparison: one without gates, and one whose gates drop at one fixed rate.
 demo: .venv/installed
 	$(BIN)/pgnas fit --run $(RUN) --target-params 40% --groups channel --force
@@ -23,7 +23,9 @@ demo: .venv/installed
 	$(BIN)/pgnas export $(RUN)/random.safetensors --run $(RUN)-random --force --quiet
 	$(BIN)/pgnas fit --run $(RUN)-whole --fixed-drop 0 --force --quiet
 	$(BIN)/pgnas export $(RUN)/whole.safetensors --run $(RUN)-whole --candidate whole --force --quiet
-	$(BIN)/pgnas evaluate $(RUN)/whole.safetensors $(RUN)/random.safetensors $(RUN)/best.safetensors
+	$(BIN)/pgnas evaluate --run $(RUN) $(RUN)/whole.safetensors \
+	  $(RUN)/random.safetensors $(RUN)/best.safetensors
+	$(BIN)/pgnas report --run $(RUN)
 	@echo "whole   the network without gates"
 	@echo "random  best of 300 candidates of a network whose gates drop at one fixed rate"
 	@echo "best    $(RUN)/best.safetensors: best of 300 of the posterior, not fine-tuned"
@@ -35,6 +37,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# docs/commands.md, from --help.
+reference: .venv/installed
+	COLUMNS=80 $(BIN)/python -m typer pgnas_cli.cli utils docs --name pgnas --title Commands \
+	  --output docs/commands.md
 
 bench: .venv/installed
 	$(BIN)/python -m bench.digits

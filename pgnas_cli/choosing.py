@@ -83,7 +83,7 @@ def rank(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find the best candidates on the held-out images.
+    """Find the best of them on held-out images.
 
     The first --top are exact, as if every pair had been evaluated. Interrupted, it goes on where it
     was when called again.
@@ -156,7 +156,7 @@ def export(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a candidate as a slim network, and check it.
+    """Write one as a slim network, checked.
 
     Its logits are compared with those of the masked one.
     """
@@ -205,7 +205,7 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Test error, size and latency of exported networks."""
+    """Test error, size and time of such networks."""
     terminal = terminal_of(quiet)
     if not 1 <= batch_size <= 4096:
         raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 to 4096")
@@ -259,7 +259,7 @@ def report(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """One page of a run, or of several side by side.
+    """Show a run as a page, or several in a row.
 
     Made from the files of the runs alone.
     """

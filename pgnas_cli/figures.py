@@ -29,7 +29,7 @@ from .leaderboard import Board
 from .ranking import Ranking
 from .training import EpochRecord
 
-REFERENCES = ("twin", "whole")  # evaluated beside the candidates
+REFERENCES = ("random", "twin", "whole")  # evaluated beside the candidates
 MOST_COLUMNS = 60  # epochs or layers; more are put together
 MOST_POINTS = 3000  # of one picture; more are thinned out
 

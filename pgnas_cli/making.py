@@ -68,7 +68,7 @@ def fit(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Learn weights and drop probabilities in one training run."""
+    """Learn weights and drop probabilities at once."""
     from .fitting import fit_stage
     from .machine import device_of, worker_count
     from .metrics import with_tensorboard
@@ -205,7 +205,7 @@ def inflate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Turn convolutions into parallel ones of several sizes.
+    """Put parallel convolutions into a network.
 
     What comes out is a super-network for fit.
     """
@@ -239,7 +239,7 @@ def backbones(
     verbose: options.Verbose = False,
     as_json: options.Json = False,
 ) -> None:
-    """List the super-networks, or the layers of one.
+    """List super-networks, or the layers of one.
 
     Of a layer: its gates, or why it has none.
     """

@@ -22,6 +22,7 @@ from .storage import to_json, write_text
 SHOWN = 10  # candidates in the table of the ranking
 NAMES = {
     "whole": "the whole network, trained as long",
+    "random": "best candidate of a network whose gates drop at one fixed rate",
     "twin": "random twin: as large as the best, drop probabilities dealt out by chance",
     "best": "best of the candidates",
     "smallest": "the smallest that a test cannot tell from the best",
@@ -131,8 +132,8 @@ def _answer(run: Findings) -> str:
     about = f"<p>{markup.text(f'{subject.backbone} on {images}, images of {shape}.')}</p>"
     if not run.evaluated:
         return f"{about}\n{_untested(run)}"
-    order = {"whole": 0, "twin": 1, "best": 2, "smallest": 3}
-    rows = sorted(run.evaluated, key=lambda row: order.get(row.name, 4))
+    order = {"whole": 0, "random": 1, "twin": 2, "best": 3, "smallest": 4}
+    rows = sorted(run.evaluated, key=lambda row: order.get(row.name, 5))
     lines: list[list[markup.Cell]] = []
     for row in rows:
         low, high = interval(row.errors, row.images)

@@ -58,9 +58,9 @@ def search(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fit, sample, rank, export, evaluate and report in one go.
+    """All of it in one go, from images to a page.
 
-    The same line goes on where it stopped.
+    Fits, samples, ranks, exports, evaluates and reports. The same line goes on where it stopped.
     """
     from .boards import evaluation_json, evaluation_table
     from .evaluation import evaluate_stage

@@ -1,0 +1,204 @@
+"""What README and docs say works: commands and Python blocks are run, links and options exist."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from pgnas_cli.cli import app
+
+from .conftest import run
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+RUN = ("README.md", "tutorial.md", "python.md", "choosing.md", "backbones.md")
+
+# What a test cannot have, and what takes its place: smaller things of the same kind.
+STAND_INS = {
+    "/imagenet": "photos", "photos/": "photos", "--pretrained": "",
+    "--backbone resnet50": "--backbone multibranch-tiny",
+    "timm/tf_efficientnet_lite0": "timm/test_resnet.r160_in1k",
+    "timm/resnet18": "timm/test_resnet", "--weights lite0.safetensors": "",
+    "--backbone small": "--backbone multibranch-tiny",
+    "--backbone mynets:small": "--backbone multibranch-tiny",
+    "--preset published": "",
+}  # fmt: skip
+QUICK = {
+    "search": ["--epochs", "1", "--batch-size", "8", "-n", "6", "-j", "0"],
+    "fit": ["--epochs", "1", "--batch-size", "8", "-j", "0"],
+    "sample": ["--n", "6"],
+    "rank": ["-j", "0"],
+    "export": ["-j", "0", "--force"],
+    "evaluate": ["-j", "0", "-b", "2"],
+    "finetune": ["--epochs", "1", "-j", "0", "--force"],
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A command line or a Python block, and where it stands."""
+
+    kind: str  # "pgnas", "python"
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    """Everything on a page that a reader may copy, in order."""
+    found: list[Block] = []
+    fence, part = "", []  # type: ignore[var-annotated]
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if fence:
+            if line.startswith("```"):
+                if fence == "python":
+                    found.append(Block("python", "\n".join(part), number))
+                fence, part = "", []
+            else:
+                part.append(line)
+        elif line.startswith("```"):
+            fence = line[3:].strip() or "text"
+        elif line.startswith("    pgnas "):
+            found.append(Block("pgnas", line.strip().partition("  #")[0].strip(), number))
+    return found
+
+
+def inline(page: Path) -> list[str]:
+    """Commands in running text."""
+    plain = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    joined = re.sub(r"\s+", " ", plain)
+    return re.findall(r"`(pgnas [a-z]+(?: [^`]*)?)`", joined)
+
+
+def accepted(line: str) -> None:
+    """Whether the command and every option of it exist, by the parser itself."""
+    group = typer.main.get_command(app)
+    name, *rest = shlex.split(line)[1:]
+    command = group.commands[name]  # type: ignore[attr-defined]
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    for word in rest:
+        if word.startswith("-"):
+            assert word.split("=")[0] in known | {"--help"}, f"{line}: {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_are_named_exist(page: Path) -> None:
+    lines = [block.text for block in blocks(page) if block.kind == "pgnas"]
+    for line in [*lines, *inline(page)]:
+        name = line.split()[1]
+        if name.isupper() or page.name == "commands.md":
+            continue
+        accepted(line)
+
+
+def test_the_reference_is_the_one_that_typer_writes(tmp_path: Path) -> None:
+    path = tmp_path / "commands.md"
+    subprocess.run(
+        [sys.executable, "-m", "typer", "pgnas_cli.cli", "utils", "docs", "--name", "pgnas",
+         "--title", "Commands", "--output", str(path)],
+        check=True, capture_output=True, cwd=ROOT, env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    there = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == there, "write it again: make reference"
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        part = text.split(f"## `pgnas {name}`")[1].split("\n## ")[0]
+        for parameter in command.params:
+            for flag in parameter.opts:
+                assert flag in part or flag.upper() in part, (name, flag)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path) if path else page
+        assert there.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_what_a_page_says_can_be_typed_in_order(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Callable[..., Path]
+) -> None:
+    page = ROOT / name if (ROOT / name).exists() else ROOT / "docs" / name
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    photo_folder(train=10, size=(64, 64))
+    prepared(name)
+    tried = 0
+    for block in blocks(page):
+        where = f"{name}:{block.line}"
+        if block.kind == "python":
+            if "def " in block.text and "mynets" in page.read_text(encoding="utf-8"):
+                Path("mynets.py").write_text(block.text, encoding="utf-8")
+            exec(compile(block.text, where, "exec"), {})
+            tried += 1
+            continue
+        line = block.text
+        for there, here in STAND_INS.items():
+            line = line.replace(there, here)
+        words = shlex.split(line)[1:]
+        if any(word.isupper() and len(word) > 1 for word in words):
+            continue  # FILE, NAME, RUN
+        if "--resume" in words:
+            unfinished(words)
+        more = QUICK.get(words[0], [])
+        status = run(*words, *more, *small_images(words))
+        assert status == 0, f"{where}: {line}"
+        tried += 1
+    assert tried > 1
+
+
+def small_images(words: list[str]) -> list[str]:
+    """Photos are 224 pixels unless told otherwise, which is slow."""
+    photos = "photos" in words and words[0] in ("fit", "search")
+    return ["--img-size", "32"] if photos and "--img-size" not in words else []
+
+
+def prepared(name: str) -> None:
+    """What the reader of this page has when it begins."""
+    if name != "python.md":
+        return
+    assert run("fit", "--epochs", "1", "-q", "--run", "runs/photos") == 0
+    assert run("sample", "-n", "6", "-q", "--run", "runs/photos") == 0
+    assert run("export", "best.safetensors", "-q", "--run", "runs/photos") == 0
+
+
+def unfinished(words: list[str]) -> None:
+    """Take the posterior away, so that there is something to go on with."""
+    (Path(words[words.index("--run") + 1]) / "posterior.safetensors").unlink()
+
+
+def test_the_example_runs_and_ends_on_the_test_split(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "digits.py")], cwd=tmp_path, text=True,
+        capture_output=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    error = float(lines[-1].removeprefix("test error ").split()[0])
+    assert error < 5
+    assert "of 151930 parameters" in lines[-2]
+    assert int(lines[-2].split()[0]) < 0.6 * 151_930
+
+
+def test_figures_of_the_readme_exist_and_are_light() -> None:
+    for page in PAGES:
+        for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            size = (page.parent / picture).stat().st_size
+            assert 1_000 < size < 300_000, picture
