@@ -111,7 +111,7 @@ def sample_stage(
         "made_from": file_digest(run.posterior),
     }
     write_tensors(run.candidates, CANDIDATES, tensors, content)
-    for path in (run.ranking, run.ranking_table):
+    for path in (run.ranking, run.ranking_table, run.evaluation, run.report):
         path.unlink(missing_ok=True)
     return Drawn(keep, sizes, baseline, budgets)
 

@@ -138,7 +138,9 @@ def _answer(run: Findings) -> str:
     for row in rows:
         low, high = interval(row.errors, row.images)
         tuned = f", fine-tuned for {row.finetuned_epochs} epochs" if row.finetuned_epochs else ""
-        what = NAMES.get(row.name, f"candidate {row.candidate}")
+        what = NAMES.get(row.name, "")
+        if row.candidate.isdecimal():
+            what = f"{what}, candidate {row.candidate}".removeprefix(", ")
         lines.append([
             (row.name, what + tuned),
             (percent(row.errors / row.images), f"{100 * low:.1f}-{100 * high:.1f}"),
@@ -155,7 +157,7 @@ def _answer(run: Findings) -> str:
          "ms, 1 image", f"ms, {first.batch} images"),
         lines,
     )  # fmt: skip
-    notes = [_verdict(rows), _faster(rows)]
+    notes = [_overtaken(run), _verdict(rows), _faster(rows)]
     return "\n".join([about, table, *(f"<p>{markup.text(note)}</p>" for note in notes if note)])
 
 
@@ -180,6 +182,17 @@ def _untested(run: Findings) -> str:
     )  # fmt: skip
     later = "<p>Its test error: <code>pgnas export</code>, then <code>pgnas evaluate</code>.</p>"
     return f"{table}\n{later}"
+
+
+def _overtaken(run: Findings) -> str:
+    """Whether the ranking has another first by now than the one that was evaluated."""
+    best = run.row("best")
+    if best is None or run.winner is None or best.candidate in ("", str(run.winner)):
+        return ""
+    return (
+        f"The ranking's first is candidate {run.winner} by now; export and evaluate it to have it"
+        " here."
+    )
 
 
 def _verdict(rows: Sequence[Evaluated]) -> str:

@@ -369,3 +369,20 @@ def test_words_in_a_picture_cannot_become_elements() -> None:
     assert "<b>" not in found
     assert "a &amp; b" in found
     assert "metadata" not in found
+
+
+def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
+    searched: Run, tmp_path: Path
+) -> None:
+    other = Run(tmp_path / "copy")
+    shutil.copytree(searched.folder, other.folder)
+    content = json.loads(other.evaluation.read_text(encoding="utf-8"))
+    best = next(row for row in content["networks"] if row["name"] == "best")
+    assert "by now" not in text_of(page_of([findings_of(other)]))
+    best["candidate"] = "7" if best["candidate"] != "7" else "8"
+    other.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    winner = findings_of(other).winner
+    words = text_of(page_of([findings_of(other)]))
+    assert f"The ranking's first is candidate {winner} by now" in words.replace("&#x27;", "'")
+    assert command("sample", "-n", "8", "-q", "--run", str(other.folder)) == 0
+    assert not other.evaluation.exists()
