@@ -114,6 +114,19 @@ def ranked_lines(ranked: "Ranked") -> list[str]:
     ]
 
 
+def show_ranking(terminal: Terminal, ranked: "Ranked", top: int, *, result: bool) -> None:
+    """Every board and what it rests on; the tables are the result, or part of the conversation."""
+    for board in ranked.boards:
+        if result:
+            terminal.out.print(ranking_table(board, top))
+        elif not terminal.quiet:
+            terminal.err.print(ranking_table(board, top))
+        for line in board_lines(board):
+            terminal.notice(line)
+    for line in ranked_lines(ranked):
+        terminal.notice(line)
+
+
 def ranking_json(ranked: "Ranked", top: int) -> dict[str, Any]:
     """The first `top` candidates, how sure their order is, and what the ranking took.
 

@@ -90,7 +90,7 @@ def rank(
     """
     terminal = terminal_of(quiet)
     where = run_of(run, terminal, backbone)
-    from .boards import board_lines, ranked_lines, ranking_json, ranking_table, watching
+    from .boards import ranked_lines, ranking_json, show_ranking, watching
     from .leaderboard import rank_again, rank_stage
     from .machine import device_of, worker_count
     from .records import remember
@@ -105,13 +105,10 @@ def rank(
     remember(where, typed_line())
     if as_json:
         terminal.json(ranking_json(found, top))
+        for line in ranked_lines(found):
+            terminal.notice(line)
     else:
-        for board in found.boards:
-            terminal.out.print(ranking_table(board, top))
-            for line in board_lines(board):
-                terminal.notice(line)
-    for line in ranked_lines(found):
-        terminal.notice(line)
+        show_ranking(terminal, found, top, result=True)
     if found.waiting or any(len(board.ranking.running) for board in found.boards):
         again = rank_again(where, top, recalibrate, exhaustive)
         terminal.notice(f"next: {again}   goes on")

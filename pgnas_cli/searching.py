@@ -143,7 +143,7 @@ class _Steps:
         """Fit, sample, rank and export; the files, the best one first."""
         import dataclasses
 
-        from .boards import board_lines, ranked_lines, ranking_table, watching
+        from .boards import show_ranking, watching
         from .drawing import posterior_of, read_candidates, sample_stage
         from .files import Run
         from .leaderboard import rank_stage
@@ -163,13 +163,7 @@ class _Steps:
                 run, top=10, device=self.device, workers=self.workers, track=self.terminal.track,
                 watch=watch,
             )  # fmt: skip
-        for board in ranked.boards:
-            if not self.terminal.quiet:
-                self.terminal.err.print(ranking_table(board, 10))
-            for line in board_lines(board):
-                self.terminal.notice(line)
-        for line in ranked_lines(ranked):
-            self.terminal.notice(line)
+        show_ranking(self.terminal, ranked, 10, result=False)
         assert drawn.budgets
         names = {"best": "", "smallest": "smallest", "twin": "twin"}
         return {name: self.exported(run, name, what) for name, what in names.items()}
