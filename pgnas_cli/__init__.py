@@ -46,8 +46,8 @@ The modules, in the order in which data flows; each imports only from those abov
     selection     export one: ranking to slim network
     contract      what every backbone must do, checked
     evaluation    error on the test split, time per image
-    finetuning    train an exported network further
     records       command lines and evaluations, kept in the run
+    finetuning    train an exported network further
     machine       devices and worker processes
     console       the terminal: progress, messages, the error line
     views         what fit, sample, inflate and backbones say
@@ -57,6 +57,7 @@ The modules, in the order in which data flows; each imports only from those abov
     figures       pictures of it
     markup        pieces of a page
     comparison    several runs side by side
+    answer        the top of a report
     page          the report: all of it as one page
     options       the options of the commands
     invocation    what the commands share

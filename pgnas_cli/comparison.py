@@ -13,7 +13,7 @@ from .storage import to_json
 def comparison(runs: Sequence[Findings]) -> list[str]:
     """The table and the pictures of several runs."""
     columns = [_summary(run) for run in runs]
-    names = ["name", *_differing(runs), *list(columns[0])[1:]]
+    names = ["name", "data", *_differing(runs), *list(columns[0])[2:]]
     options = [_options(run) for run in runs]
     rows = [
         [name, *(c.get(name, str(o.get(name))) for c, o in zip(columns, options, strict=True))]
@@ -34,10 +34,11 @@ def comparison(runs: Sequence[Findings]) -> list[str]:
 def _summary(run: Findings) -> dict[str, str]:
     """One run's column of the comparison."""
     found = dict.fromkeys(
-        ("name", "mean candidate, held-out", "winner, held-out", "winner, to expect",
+        ("name", "data", "mean candidate, held-out", "winner, held-out", "winner, to expect",
          "winner, test", "parameters", "multiply-adds", "time of the fit"), "",
     )  # fmt: skip
     found["name"] = run.folder.name
+    found["data"] = run.posterior.subject.data.removeprefix("folder:")
     if run.epochs:
         found["mean candidate, held-out"] = percent(run.epochs[-1].hard_error)
         found["time of the fit"] = clock(sum(epoch.seconds for epoch in run.epochs))
@@ -48,7 +49,7 @@ def _summary(run: Findings) -> dict[str, str]:
         found["winner, to expect"] = percent(run.boards[0].expected_error)
         found["parameters"] = percent(int(ranking.sizes.params[place]) / run.params)
         found["multiply-adds"] = percent(int(ranking.sizes.macs[place]) / run.macs)
-    best = run.row("best")
+    best = run.evaluated_as("best")
     if best is not None:
         found["winner, test"] = percent(best.errors / best.images)
     return found
@@ -63,4 +64,4 @@ def _differing(runs: Sequence[Findings]) -> list[str]:
     """The options in which some run differs from another."""
     given = [_options(run) for run in runs]
     keys = dict.fromkeys(key for one in given for key in one)
-    return [key for key in keys if len({repr(one.get(key)) for one in given}) > 1]
+    return [key for key in keys if key != "data" and len({repr(one.get(key)) for one in given}) > 1]

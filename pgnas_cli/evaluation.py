@@ -1,6 +1,6 @@
 """Error on the test split and time per image: what exported networks are worth, measured.
 
-With the report, the only reader of the test split.
+The only reader of the test split.
 """
 
 import copy
@@ -31,6 +31,7 @@ class Score:
 
     errors: int
     images: int
+    wrong: tuple[int, ...] = ()  # which of them, by position
 
     @property
     def error(self) -> float:
@@ -56,13 +57,14 @@ def score(
     placed(network, device).eval()
     images = evaluation_images(part, preprocessing, batch=BATCH, workers=workers)
     labels = part.labels.split(BATCH)
-    errors = 0
+    wrong: list[int] = []
     with closing(images):
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
             logits = predictions(network, Batches(pixels, preprocessing, device), len(pixels))
-            errors += int((logits.argmax(1) != labels[place]).sum())
-    return Score(errors, len(part))
+            missed = (logits.argmax(1) != labels[place]).nonzero().flatten()
+            wrong += (missed + place * BATCH).tolist()
+    return Score(len(wrong), len(part), tuple(wrong))
 
 
 @torch.inference_mode()
@@ -127,6 +129,7 @@ class Evaluation:
 
     path: Path
     about: Slim
+    data: str  # name of the data set
     score: Score
     one: Latency  # a single image
     many: Latency  # a large batch
@@ -160,8 +163,10 @@ def evaluate_stage(
         )  # fmt: skip
     timed = {size: _timings(found, size, device) for size in (1, batch)}
     return [
-        Evaluation(path, about, score, timed[1][at], timed[batch][at])
-        for at, (path, (_, about), score) in enumerate(zip(paths, found, scores, strict=True))
+        Evaluation(path, about, name, score, timed[1][at], timed[batch][at])
+        for at, (path, (_, about), name, score) in enumerate(
+            zip(paths, found, names, scores, strict=True)
+        )
     ]
 
 

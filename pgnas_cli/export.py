@@ -44,6 +44,9 @@ class Slim:
     held_out_images: int
     made_from: str  # sha256 of the posterior's file
     finetuned_epochs: int = 0  # after it was cut out
+    chosen: str = ""  # "best", "smallest", "twin", "whole", or "id"
+    fixed_drop: float | None = None  # the rate that the fit held all gates at; 0: no gates
+    held_out_digest: str = ""  # of the images that were held out
 
 
 def fixed_input(input_shape: tuple[int, int, int]) -> Tensor:
@@ -170,6 +173,9 @@ def slim_record(
     *,
     layout: Layout = "small",
     round_to: int = 1,
+    chosen: str = "id",
+    fixed_drop: float | None = None,
+    held_out_digest: str = "",
 ) -> Slim:
     """What the file will say about the candidate `keep`."""
     return Slim(
@@ -185,4 +191,7 @@ def slim_record(
         held_out_errors=held_out[0],
         held_out_images=held_out[1],
         made_from=made_from,
+        chosen=chosen,
+        fixed_drop=fixed_drop,
+        held_out_digest=held_out_digest,
     )

@@ -29,7 +29,7 @@ from .leaderboard import Board
 from .ranking import Ranking
 from .training import EpochRecord
 
-REFERENCES = ("random", "twin", "whole")  # evaluated beside the candidates
+REFERENCES = ("fixed", "twin", "whole")  # evaluated beside the candidates
 MOST_COLUMNS = 60  # epochs or layers; more are put together
 MOST_POINTS = 3000  # of one picture; more are thinned out
 
@@ -41,10 +41,11 @@ def size_error(findings: Findings, name: str) -> Picture:
     for index, board in enumerate(findings.boards):
         _points(axes, board, SERIES[index % len(SERIES)], index == 0, len(findings.boards) > 1)
     top = _room(axes, findings)
-    for row in findings.evaluated:
-        if row.name in REFERENCES:
+    for role in REFERENCES:
+        row = findings.evaluated_as(role)
+        if row is not None:
             error = 100 * row.held_out_errors / row.held_out_images
-            label = row.name if error <= top else f"{row.name}: {error:.1f} %"
+            label = role if error <= top else f"{role}: {error:.1f} %"
             axes.plot([row.params], [min(error, 0.96 * top)], linestyle="none", color=INK,
                       marker="X" if error <= top else "^", markersize=6)  # fmt: skip
             axes.annotate(
@@ -66,8 +67,8 @@ def _room(axes: Any, findings: Findings) -> float:
 
     A twin is often ten times worse; with it, nothing could be seen of the rest.
     """
-    rows = [row for row in findings.evaluated if row.name == "whole"]
-    whole = [100 * row.held_out_errors / row.held_out_images for row in rows]
+    found = findings.evaluated_as("whole")
+    whole = [] if found is None else [100 * found.held_out_errors / found.held_out_images]
     return float(1.15 * max(axes.get_ylim()[1], *whole, 0.5))
 
 
@@ -84,6 +85,11 @@ def _size_error_text(findings: Findings) -> str:
             f" every image; the best errs on {100 * int(ranking.errors[best]) / ranking.images:.1f}"
             f" % with {large(int(ranking.sizes.params[best]))} parameters."
         )
+        if len(ranking.running):
+            parts.append(f"{len(ranking.running)} are not decided, and not shown.")
+        if int((~ranking.race.finished).sum()) - len(ranking.running) > MOST_POINTS:
+            parts.append(f"Of those that left early about {MOST_POINTS} are shown.")
+    parts.append("Estimates of those that left early are rather too low.")
     return " ".join(parts)
 
 
@@ -91,12 +97,13 @@ def _points(axes: Any, board: Board, colour: str, first: bool, several: bool) ->
     """Exact errors as filled points, expected ones of those that left early as faint ones."""
     ranking = board.ranking
     errors, params = 100 * expected_errors(ranking), ranking.sizes.params
-    done = ranking.race.finished
+    done, undecided = ranking.race.finished, torch.zeros(len(params), dtype=torch.bool)
+    undecided[ranking.running] = True
     for part, alpha, size, label in (
-        (~done, 0.22, 7, "left the race early, expected"),
+        (~done & ~undecided, 0.22, 7, "left the race early, estimated"),
         (done, 0.9, 12, "evaluated on every image"),
     ):
-        ids = part.nonzero().flatten()[:MOST_POINTS]
+        ids = _some(part.nonzero().flatten())
         if len(ids):
             axes.scatter(
                 params[ids], errors[ids], s=size, color=colour, alpha=alpha, linewidths=0,
@@ -115,11 +122,16 @@ def _points(axes: Any, board: Board, colour: str, first: bool, several: bool) ->
     )  # fmt: skip
 
 
-def expected_errors(ranking: Ranking) -> Tensor:
-    """Share of the images that each candidate errs on; of those that left early, the expected one.
+def _some(ids: Tensor) -> Tensor:
+    """At most `MOST_POINTS` of them, evenly spread."""
+    return ids[:: max(1, math.ceil(len(ids) / MOST_POINTS))]
 
-    Who left early erred on the hardest images first; what it would have done on the rest is taken
-    from the candidates that saw everything first. float64 (candidates,).
+
+def expected_errors(ranking: Ranking) -> Tensor:
+    """Share of the images that each candidate errs on; an estimate for those that left early.
+
+    Who left early erred on the hardest images first; for the rest it is given the pilots' mean,
+    which flatters it. float64 (candidates,).
     """
     race = ranking.race
     rest = 1 - race.hardness[race.seen]
@@ -266,7 +278,7 @@ def runs_compared(runs: Sequence[Findings], name: str) -> Picture:
     """The ranked candidates of several runs in one picture."""
     figure, axes = figure_of(3.0)
     for index, findings in enumerate(runs):
-        colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+        colour, marker = _look(index)
         for place, board in enumerate(findings.boards):
             ranking = board.ranking
             shown = ranking.order[: MOST_POINTS // len(runs)]
@@ -280,7 +292,12 @@ def runs_compared(runs: Sequence[Findings], name: str) -> Picture:
     axes.set_ylabel("held-out error of the best, %")
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     legend_below(axes, figure)
-    text = f"The best candidates of {len(runs)} runs, by size and held-out error."
+    text = "; ".join(
+        f"run {index + 1}: the winner errs on"
+        f" {100 * int(board.ranking.errors[board.ranking.order[0]]) / board.ranking.images:.1f} %"
+        for index, findings in enumerate(runs)
+        for board in findings.boards[:1]
+    )
     return picture_of(figure, name, "The runs side by side", text)
 
 
@@ -289,12 +306,12 @@ def fits_compared(runs: Sequence[Findings], name: str) -> Picture:
     """Held-out error of the mean candidate of several runs, epoch by epoch."""
     figure, axes = figure_of(2.4)
     for index, findings in enumerate(runs):
+        colour, marker = _look(index)
         if findings.epochs:
             epochs = _thinned(findings.epochs)
             axes.plot(
                 [e.epoch for e in epochs], [100 * e.hard_error for e in epochs],
-                color=SERIES[index % len(SERIES)], marker=MARKERS[index % len(MARKERS)],
-                markersize=3, label=f"run {index + 1}",
+                color=colour, marker=marker, markersize=3, label=f"run {index + 1}",
             )  # fmt: skip
     axes.set_ylabel("mean candidate, %")
     axes.set_ylim(bottom=0)
@@ -311,6 +328,12 @@ def fits_compared(runs: Sequence[Findings], name: str) -> Picture:
 
 def _share(which: Tensor) -> str:
     return f"{100 * float(which.double().mean()):.0f} %"
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and marker of a run; 36 of them differ."""
+    turn, place = divmod(index, len(SERIES))
+    return SERIES[place], MARKERS[(place + turn) % len(MARKERS)]
 
 
 def _thinned(epochs: Sequence[EpochRecord]) -> list[EpochRecord]:
@@ -335,7 +358,7 @@ def _line(
     axes: Any, epochs: Sequence[EpochRecord], values: Sequence[float], index: int,
     label: str | None, style: str = "-",
 ) -> None:  # fmt: skip
-    marker = "o" if len(epochs) == 1 else None
+    marker = "os"[index] if len(epochs) == 1 else None
     axes.plot([e.epoch for e in epochs], values, style, color=SERIES[index], label=label,
               marker=marker)  # fmt: skip
 

@@ -124,6 +124,11 @@ class Run:
     def ranking_table(self) -> Path:
         return self.folder / "ranking.csv"
 
+    def files(self) -> tuple[Path, ...]:
+        """All that commands read again: nothing else may be written over them."""
+        return (self.settings, self.metrics, self.checkpoint, self.posterior, self.candidates,
+                self.ranking, self.ranking_table, self.commands, self.evaluation)  # fmt: skip
+
     @property
     def commands(self) -> Path:
         return self.folder / "commands.jsonl"

@@ -1,6 +1,7 @@
 """What the files of a run say, gathered for its report: nothing is computed anew but small sums."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,41 @@ class Findings:
     macs: int
     drawn: Drawn | None
     boards: tuple[Board, ...]  # none where nothing has been ranked
-    exact: bool  # the ranking was finished
+    waiting: int  # budgets whose ranking has not begun
     recalibrate: int  # images for each candidate's batch-norm statistics in the ranking
     evaluated: tuple[Evaluated, ...]
     commands: tuple[Command, ...]
     digests: tuple[tuple[str, str], ...]  # (file, sha256)
 
-    def row(self, name: str) -> Evaluated | None:
-        """The evaluated network of that name."""
-        return next((row for row in self.evaluated if row.name == name), None)
+    @property
+    def exact(self) -> bool:
+        """Whether the ranking was finished."""
+        running = any(len(board.ranking.running) for board in self.boards)
+        return bool(self.boards) and not running and not self.waiting
+
+    @property
+    def baseline(self) -> str:
+        """What the candidates were drawn from, if not from the posterior."""
+        return self.drawn.baseline if self.drawn is not None else ""
+
+    def evaluated_as(self, role: str) -> Evaluated | None:
+        """The network that was last evaluated in a role."""
+        rows = [row for row in self.evaluated if self.role(row) == role]
+        return max(rows, key=lambda row: row.at) if rows else None
+
+    def role(self, row: Evaluated) -> str:
+        """What an evaluated network is to this run, from what its file said."""
+        if row.finetuned_epochs:
+            return "tuned"
+        if row.fixed_drop is not None:
+            return "whole" if row.fixed_drop == 0 else "fixed"
+        if row.made_from != dict(self.digests).get("posterior.safetensors"):
+            return "other"
+        if row.candidate in ("whole", "twin"):
+            return "open" if row.candidate == "whole" else "twin"
+        if row.candidate == str(self.winner) and not self.baseline:
+            return "best"
+        return {"best": "former", "smallest": "smallest"}.get(row.chosen, "candidate")
 
     @property
     def winner(self) -> int | None:
@@ -70,14 +97,13 @@ def findings_of(run: Run) -> Findings:
     drawn = read_candidates(run, network) if run.candidates.exists() else None
     stored = read_ranking(run, drawn) if drawn is not None else None
     boards: list[Board] = []
-    exact = stored is not None
+    waiting = 0
     if drawn is not None and stored is not None:
         for index, (budget, rows) in enumerate(drawn.boards()):
             ranking = stored.ranking(drawn, index)
             if ranking is None:
-                exact = False
+                waiting += 1
                 continue
-            exact = exact and not len(ranking.running)
             boards.append(board_of(budget, rows, ranking, posterior.seed))
     keep = None
     if boards and drawn is not None:
@@ -92,7 +118,7 @@ def findings_of(run: Run) -> Findings:
         macs=whole_macs(network),
         drawn=drawn,
         boards=tuple(boards),
-        exact=exact,
+        waiting=waiting,
         recalibrate=stored.recalibrate if stored else 0,
         evaluated=tuple(evaluations_of(run)),
         commands=tuple(commands_of(run)),
@@ -109,9 +135,20 @@ def _epochs(run: Run) -> list[EpochRecord]:
         return []
     try:
         lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-        return [from_json(EpochRecord, line, run.metrics) for line in lines]
-    except ValueError:
-        raise PgnasError(f"'{run.metrics}' is damaged; fit again with --force") from None
+        found = [from_json(EpochRecord, line, run.metrics) for line in lines]
+    except (ValueError, RecursionError, OSError, PgnasError):
+        found = None
+    if found is None or any(len(e.drop_histogram) != 10 or not _finite(e) for e in found):
+        raise PgnasError(
+            f"'{run.metrics}' is damaged; move it away to have a report without the fit's curves"
+        )
+    return found
+
+
+def _finite(record: EpochRecord) -> bool:
+    numbers = [value for value in vars(record).values() if isinstance(value, int | float)]
+    counts = record.drop_histogram
+    return all(map(math.isfinite, numbers)) and sum(counts) > 0 and min(counts) >= 0
 
 
 def _layers(network: nn.Module, keep: Tensor | None) -> list[GatedLayer]:

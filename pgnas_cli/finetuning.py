@@ -6,6 +6,7 @@ the same call goes on with it.
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -27,6 +28,7 @@ from .export import Slim, read_network, write_network
 from .files import Posterior, Run
 from .loading import held_out_decoded, placed, steps_per_epoch, training_batches
 from .randomness import derived_seed, seeded_globals
+from .records import origin
 from .registry import Recipe
 from .schedules import schedule_of
 from .settings import read_settings
@@ -67,7 +69,7 @@ class FinetunedEpoch:
 def finetune_stage(
     source: Path,
     output: Path,
-    run: Run,
+    named: Path | None,  # its run; None: found
     *,
     epochs: int,
     learning_rate: float | None,  # None: a tenth of the fit's
@@ -85,8 +87,13 @@ def finetune_stage(
     Yields a record per epoch, the first one before any training (epoch 0); returns what the file
     says. Raises Interrupted, with everything saved, on SIGINT and SIGTERM.
     """
-    _check(source, output, epochs, learning_rate, teacher_weight, force)
+    _check(source, output, teacher, epochs, learning_rate, teacher_weight, force)
     network, about = read_network(source)
+    run = origin([(source, about)], named)
+    if run is None:
+        raise PgnasError(f"'{source}' came from none of the runs here; name its run with --run")
+    if output.resolve() in {path.resolve() for path in run.files()}:
+        raise PgnasError(f"'{output}' is a file of the run itself; choose another name")
     master = None if teacher is None else _teacher(teacher, about)
     posterior, data = _fitted_on(run, about, source, workers, track)
     recipe, objective = posterior.recipe, posterior.objective
@@ -144,13 +151,21 @@ def unfinished_path(output: Path) -> Path:
 
 
 def _check(
-    source: Path, output: Path, epochs: int, rate: float | None, weight: float, force: bool
+    source: Path,
+    output: Path,
+    teacher: Path | None,
+    epochs: int,
+    rate: float | None,
+    weight: float,
+    force: bool,
 ) -> None:
     for path in (source, output):
         if path.suffix != ".safetensors":
             raise PgnasError(f"'{path}' cannot be fine-tuned; possible: FILE.safetensors")
     if output.resolve() == source.resolve():
         raise PgnasError(f"'{output}' is the network itself; choose another name with --output")
+    if teacher is not None and output.resolve() == teacher.resolve():
+        raise PgnasError(f"'{output}' is the teacher; choose another name with --output")
     if output.exists() and not force:
         raise PgnasError(f"'{output}' exists; choose another name, or add --force")
     for name, value, low, high in (
@@ -162,11 +177,15 @@ def _check(
 
 def _teacher(path: Path, about: Slim) -> nn.Module:
     network, of = read_network(path)
-    same = ("classes", "preprocessing")
-    if any(getattr(of.subject, name) != getattr(about.subject, name) for name in same):
+    if of.subject.classes != about.subject.classes:
+        raise PgnasError(f"'{path}' has other classes than the network; a teacher needs the same")
+    if not of.held_out_digest or of.held_out_digest != about.held_out_digest:
         raise PgnasError(
-            f"'{path}' has other classes or images than the network; a teacher must have the same"
+            f"'{path}' was fitted on images that are held out here; a teacher needs a fit of the"
+            " same data and --seed"
         )
+    if of.subject.preprocessing != about.subject.preprocessing:
+        raise PgnasError(f"'{path}' wants images of another size or scale than the network")
     return network
 
 
@@ -262,6 +281,11 @@ class _Tuning:
             self.network, self.data.held_out, self.data.preprocessing, device=self.device, workers=0
         )
         seen = max(1, self.seen)
+        if not math.isfinite(float(self.loss)):
+            raise PgnasError(
+                f"the loss is {float(self.loss)} in epoch {epoch}; lower --lr (now"
+                f" {self.plan.learning_rate:g}); nothing was written"
+            )
         found = FinetunedEpoch(
             epoch, self.recipe.epochs, float(self.loss) / seen, float(self.wrong) / seen,
             held_out.error, seconds,
@@ -314,12 +338,14 @@ def _save(path: Path, state: State, plan: Plan) -> None:
 
 
 def _unfinished(path: Path, plan: Plan, network: nn.Module, force: bool) -> State | None:
-    """What an interrupted call of the same plan left."""
-    if not path.exists() or force:
+    """What an interrupted call of the same plan left; `force` forgets one of another plan."""
+    if not path.exists():
         return None
     tensors, content = read_tensors(path, UNFINISHED)
     started: dict[str, Any] = typed(dict[str, Any], content.get("plan"), "plan", path)
     now = to_json(plan)
+    if started != now and force:
+        return None
     if started != now:
         changed = [k for k in now if started.get(k) != now[k]]
         raise PgnasError(

@@ -274,7 +274,7 @@ def _same_fit(
 def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
     for path in (run.posterior, run.checkpoint, run.metrics, run.candidates, run.ranking,
-                 run.ranking_table, run.evaluation, run.report):  # fmt: skip
+                 run.ranking_table, run.evaluation, run.report, run.commands):  # fmt: skip
         path.unlink(missing_ok=True)
     write_text(run.settings, json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n")
 

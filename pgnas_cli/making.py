@@ -150,7 +150,6 @@ def finetune(
     """
     terminal = terminal_of(quiet)
     from .boards import export_lines
-    from .export import read_network
     from .finetuning import finetune_stage
     from .machine import device_of, worker_count
     from .records import origin, remember
@@ -159,19 +158,17 @@ def finetune(
 
     admit(backbone or "")
     path = output or file.with_name(f"{file.stem}-finetuned.safetensors")
-    where = origin([(file, read_network(file)[1])], run)
-    if where is None:
-        raise PgnasError(f"'{file}' came from none of the runs here; name its run with --run")
-    terminal.notice(f"run: {where.folder}")
     about = show_finetuning(
         terminal,
         lambda step: finetune_stage(
-            file, path, where, epochs=epochs, learning_rate=lr, teacher=teacher,
+            file, path, run, epochs=epochs, learning_rate=lr, teacher=teacher,
             teacher_weight=teacher_weight, force=force, device=device_of(device),
             workers=worker_count(workers), save_seconds=60 * save_minutes, track=terminal.track,
             step=step,
         ),
     )  # fmt: skip
+    where = origin([(path, about), (file, about)], run)
+    assert where is not None, "the fine-tuning had one"
     remember(where, typed_line())
     if as_json:
         terminal.json({"file": str(path), "held_out_errors": about.held_out_errors,

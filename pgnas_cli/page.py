@@ -9,31 +9,41 @@ from pathlib import Path
 import torch
 
 from . import figures, markup
+from .answer import answer, headline
 from .boards import board_lines
 from .comparison import comparison
 from .confidence import interval
 from .console import clock, large, percent
+from .errors import PgnasError
 from .files import Run
 from .findings import Findings, GatedLayer, findings_of, front
 from .leaderboard import Board
-from .records import Evaluated
 from .storage import to_json, write_text
 
 SHOWN = 10  # candidates in the table of the ranking
-NAMES = {
-    "whole": "the whole network, trained as long",
-    "random": "best candidate of a network whose gates drop at one fixed rate",
-    "twin": "random twin: as large as the best, drop probabilities dealt out by chance",
-    "best": "best of the candidates",
-    "smallest": "the smallest that a test cannot tell from the best",
-}
 
 
 def report_stage(runs: Sequence[Run], path: Path) -> list[Findings]:
     """Write the page of a run, or of several side by side; returns what it shows."""
+    if path.suffix not in (".html", ".htm"):
+        raise PgnasError(f"'{path}' has no known ending; possible: .html")
+    if path.exists() and not _ours(path):
+        raise PgnasError(f"'{path}' exists and is no report; choose another name")
+    for run in runs:
+        if not run.folder.is_dir():
+            raise PgnasError(f"'{run.folder}' is no run; pgnas report wants the folder of one")
     found = [findings_of(run) for run in runs]
     write_text(path, page_of(found))
     return found
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file is an earlier report."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return "<title>pgnas: " in file.read(1000)
+    except OSError:
+        return False
 
 
 def page_of(runs: Sequence[Findings]) -> str:
@@ -55,36 +65,9 @@ def page_of(runs: Sequence[Findings]) -> str:
     return markup.document(title, body)
 
 
-def headline(run: Findings) -> str:
-    """The answer in one line."""
-    best = run.row("best")
-    if best is not None:
-        text = (
-            f"{percent(best.params / best.whole_params)} of the parameters,"
-            f" {percent(best.errors / best.images)} test error"
-        )
-        whole = run.row("whole")
-        if whole is not None:
-            text += f" (whole network {percent(whole.errors / whole.images)})"
-        return text
-    if run.boards:
-        ranking = run.boards[0].ranking
-        winner = int(ranking.order[0])
-        share = int(ranking.sizes.params[winner]) / run.params
-        error = int(ranking.errors[winner]) / ranking.images
-        return f"{percent(share)} of the parameters, {percent(error)} held-out error"
-    if run.epochs:
-        last = run.epochs[-1]
-        return (
-            f"fitted: candidates of {percent(last.expected_share)} of the parameters,"
-            f" {percent(last.hard_error)} held-out error on average"
-        )
-    return "a fitted posterior"
-
-
 def _run_sections(run: Findings, name: str, heading: str) -> list[str]:
     """All that is to be said of one run."""
-    parts = [_answer(run)]
+    parts = [answer(run)]
 
     def section(title: str, *content: str) -> None:
         if any(content):
@@ -121,108 +104,6 @@ def _run_sections(run: Findings, name: str, heading: str) -> list[str]:
     return parts
 
 
-# --- the answer ------------------------------------------------------------------------------
-
-
-def _answer(run: Findings) -> str:
-    """The networks that were evaluated, or what is known of the winner without that."""
-    subject = run.posterior.subject
-    images = f"{subject.data.removeprefix('folder:')}, {len(subject.classes)} classes"
-    shape = "x".join(map(str, subject.preprocessing.input_shape))
-    about = f"<p>{markup.text(f'{subject.backbone} on {images}, images of {shape}.')}</p>"
-    if not run.evaluated:
-        return f"{about}\n{_untested(run)}"
-    order = {"whole": 0, "random": 1, "twin": 2, "best": 3, "smallest": 4}
-    rows = sorted(run.evaluated, key=lambda row: order.get(row.name, 5))
-    lines: list[list[markup.Cell]] = []
-    for row in rows:
-        low, high = interval(row.errors, row.images)
-        tuned = f", fine-tuned for {row.finetuned_epochs} epochs" if row.finetuned_epochs else ""
-        what = NAMES.get(row.name, "")
-        if row.candidate.isdecimal():
-            what = f"{what}, candidate {row.candidate}".removeprefix(", ")
-        lines.append([
-            (row.name, what + tuned),
-            (percent(row.errors / row.images), f"{100 * low:.1f}-{100 * high:.1f}"),
-            percent(row.held_out_errors / row.held_out_images),
-            (large(row.params), percent(row.params / row.whole_params)),
-            (large(row.macs), percent(row.macs / row.whole_macs)),
-            (f"{row.one_ms:.2f}", f"whole {row.one_whole_ms:.2f}"),
-            (f"{row.many_ms:.1f}", f"whole {row.many_whole_ms:.1f}"),
-        ])  # fmt: skip
-    first = rows[0]
-    table = markup.table(
-        f"On {first.images} test images; times on {first.device}",
-        ("network", "test error, 95 %", "held-out", "parameters", "multiply-adds",
-         "ms, 1 image", f"ms, {first.batch} images"),
-        lines,
-    )  # fmt: skip
-    notes = [_overtaken(run), _verdict(rows), _faster(rows)]
-    return "\n".join([about, table, *(f"<p>{markup.text(note)}</p>" for note in notes if note)])
-
-
-def _untested(run: Findings) -> str:
-    if not run.boards:
-        step = "rank" if run.drawn is not None else "sample"
-        return f"<p>Nothing has been ranked yet: <code>pgnas {step}</code> is next.</p>"
-    ranking = run.boards[0].ranking
-    winner = int(ranking.order[0])
-    errors = int(ranking.errors[winner])
-    low, high = interval(errors, ranking.images)
-    params, macs = int(ranking.sizes.params[winner]), int(ranking.sizes.macs[winner])
-    row = [
-        f"candidate {run.winner}", f"{percent(errors / ranking.images)}",
-        f"{100 * low:.1f}-{100 * high:.1f}", percent(run.boards[0].expected_error),
-        f"{large(params)} ({percent(params / run.params)})",
-        f"{large(macs)} ({percent(macs / run.macs)})",
-    ]  # fmt: skip
-    table = markup.table(
-        f"The winner, on {ranking.images} held-out images",
-        ("network", "error", "95 %", "to expect", "parameters", "multiply-adds"), [row],
-    )  # fmt: skip
-    later = "<p>Its test error: <code>pgnas export</code>, then <code>pgnas evaluate</code>.</p>"
-    return f"{table}\n{later}"
-
-
-def _overtaken(run: Findings) -> str:
-    """Whether the ranking has another first by now than the one that was evaluated."""
-    best = run.row("best")
-    if best is None or run.winner is None or best.candidate in ("", str(run.winner)):
-        return ""
-    return (
-        f"The ranking's first is candidate {run.winner} by now; export and evaluate it to have it"
-        " here."
-    )
-
-
-def _verdict(rows: Sequence[Evaluated]) -> str:
-    """Whether the best is as good as the whole network, as far as the test images tell."""
-    named = {row.name: row for row in rows}
-    if not {"whole", "best"} <= set(named):
-        return ""
-    best, whole = named["best"], named["whole"]
-    difference = 100 * (best.errors / best.images - whole.errors / whole.images)
-    low, high = interval(best.errors, best.images)
-    inside = low <= whole.errors / whole.images <= high
-    return (
-        f"The best errs on {abs(difference):.1f} points {'more' if difference > 0 else 'less'} of"
-        f" the test images than the whole network, {'within' if inside else 'outside'} its 95 %"
-        " interval."
-    )
-
-
-def _faster(rows: Sequence[Evaluated]) -> str:
-    best = next((row for row in rows if row.name == "best"), None)
-    if best is None:
-        return ""
-    one, many = best.one_ms / best.one_whole_ms, best.many_ms / best.many_whole_ms
-    verdict = "faster" if max(one, many) < 0.95 else "not faster" if min(one, many) > 0.95 else ""
-    return (
-        f"On that machine the best takes {one:.2f} of the whole network's time for one image and"
-        f" {many:.2f} for {best.batch}" + (f": {verdict}." if verdict else ".")
-    )
-
-
 # --- the rest --------------------------------------------------------------------------------
 
 
@@ -237,11 +118,12 @@ def _front_table(run: Findings) -> str:
             rows.append([
                 str(board.first + index), percent(errors / ranking.images),
                 large(int(ranking.sizes.params[index])), large(int(ranking.sizes.macs[index])),
+                str(board.budget or "none"),
             ])  # fmt: skip
     table = markup.table(
-        "The front, by size: among those evaluated on every image, no other is both smaller and"
-        " better; take one with export --candidate ID",
-        ("id", "held-out error", "parameters", "multiply-adds"), rows,
+        "The front: among the candidates of a budget that were evaluated on every image, no other"
+        " is both smaller and better; take one with export --candidate ID",
+        ("id", "held-out error", "parameters", "multiply-adds", "budget"), rows,
     )  # fmt: skip
     return markup.folded("The front as a table", table)
 
@@ -259,8 +141,10 @@ def _sureness(board: Board) -> str:
             large(int(ranking.sizes.macs[index])),
         ])  # fmt: skip
     within = "" if board.budget is None else f" within {board.budget}"
+    so_far = " so far" if len(ranking.running) else ""
     table = markup.table(
-        f"Best of {len(ranking.errors)} candidates{within} on {ranking.images} held-out images",
+        f"Best{so_far} of {len(ranking.errors)} candidates{within} on {ranking.images} held-out"
+        " images",
         ("rank", "id", "error", "95 %", "p", "parameters", "multiply-adds"), rows,
     )  # fmt: skip
     items = "".join(f"<li>{markup.text(line.strip())}</li>" for line in _joined(board_lines(board)))
@@ -296,7 +180,7 @@ def _dropped_table(run: Findings) -> str:
             f"{total - kept} of {total}", percent(1 - kept / total),
         ])  # fmt: skip
     return markup.table(
-        "Operations and channels that the winner does without",
+        "Operations and input channels whose gates the winner closes",
         ("kind", "operations", "share", "channels", "share"), rows,
     )  # fmt: skip
 
@@ -316,7 +200,7 @@ def _layer_table(run: Findings) -> str:
 
 def _race_text(run: Findings) -> str:
     if not run.exact:
-        return "<p>The ranking was stopped early; <code>pgnas rank</code> goes on with it.</p>"
+        return "<p>The ranking is not finished; <code>pgnas rank</code> goes on with it.</p>"
     own = f" Every candidate had batch-norm statistics of its own, from {run.recalibrate} images."
     more = own if run.recalibrate else ""
     return f"<p>The first places are those of a full evaluation.{more}</p>"
@@ -344,7 +228,7 @@ def _repeat(run: Findings) -> list[str]:
     ]
     if run.epochs:
         rows.append(["time of the fit", clock(sum(e.seconds for e in run.epochs))])
-    parts.append(markup.table("What it was", ("", ""), rows))
+    parts.append(markup.table("What it was", ("what", "value"), rows))
     recipe = [[key, str(value)] for key, value in to_json(run.posterior.recipe).items()]
     parts.append(
         markup.folded(

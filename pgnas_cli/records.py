@@ -39,10 +39,15 @@ class Evaluated:
     """An exported network as `evaluate` found it, on the machine and day of then."""
 
     name: str
+    at: str  # UTC
+    data: str  # name of the data set whose test split it was
     candidate: str  # id, "whole" or "twin"
+    chosen: str  # as what it was exported: "best", "smallest", "twin", "whole", "id"
+    fixed_drop: float | None  # the rate that its fit held all gates at
     made_from: str  # digest of its posterior
     errors: int  # on the test split
     images: int
+    wrong: tuple[int, ...]  # which images of the test split, by position
     held_out_errors: int
     held_out_images: int
     params: int
@@ -64,24 +69,32 @@ def remember(run: Run, line: str) -> None:
     if earlier and earlier[-1].line == line:
         return
     versions = {"torch": torch.__version__, "timm": timm.__version__}
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     entry = Command(
-        line=line, at=now, pgnas=__version__, python=platform.python_version(), **versions
+        line=line, at=_now(), pgnas=__version__, python=platform.python_version(), **versions
     )
-    lines = [*earlier, entry]
-    write_text(run.commands, "".join(json.dumps(to_json(one)) + "\n" for one in lines))
+    there = _text_of(run.commands)
+    write_text(run.commands, f"{there}{json.dumps(to_json(entry))}\n")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _text_of(path: Path) -> str:
+    """What a text file of ours holds, each line ended; nothing where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text if not text or text.endswith("\n") else f"{text}\n"
 
 
 def commands_of(run: Run) -> list[Command]:
     """The command lines of a run, oldest first; lines that are not ours are left out."""
-    if not run.commands.exists():
-        return []
     found = []
-    for text in run.commands.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+    for text in _text_of(run.commands).splitlines():
+        with contextlib.suppress(ValueError, RecursionError, PgnasError):
             found.append(from_json(Command, json.loads(text), run.commands))
-        except (ValueError, PgnasError):
-            continue
     return found
 
 
@@ -96,7 +109,8 @@ def evaluated(evaluation: Evaluation, name: str, device: torch.device) -> Evalua
         if hasattr(about, f.name)
     }
     return Evaluated(
-        name=name, errors=score.errors, images=score.images, batch=many.batch,
+        name=name, at=_now(), data=evaluation.data, errors=score.errors, images=score.images,
+        wrong=score.wrong, batch=many.batch,
         one_ms=one.slim, one_whole_ms=one.whole, many_ms=many.slim, many_whole_ms=many.whole,
         device=str(device), **kept,
     )  # fmt: skip
@@ -142,12 +156,29 @@ def evaluations_of(run: Run) -> list[Evaluated]:
     )
     try:
         content = json.loads(run.evaluation.read_text(encoding="utf-8"))
-        stored = content["networks"] if content["schema"] == EVALUATION else []
-        rows = [from_json(Evaluated, row, run.evaluation) for row in stored]
-    except (ValueError, KeyError, TypeError, PgnasError):
-        raise damaged from None
-    for row in rows:
-        counts = (row.images, row.held_out_images, row.whole_params, row.whole_macs, row.params)
-        if min(counts) < 1 or min(row.one_whole_ms, row.many_whole_ms) <= 0:
+        if content["schema"] != EVALUATION:
             raise damaged
+        rows = [from_json(Evaluated, row, run.evaluation) for row in content["networks"]]
+        for row in rows:
+            row.name.encode()
+            if not _sane(row):
+                raise damaged
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, PgnasError):
+        raise damaged from None
     return rows
+
+
+def _sane(row: Evaluated) -> bool:
+    """Whether a row holds counts and times that can be."""
+    counts = (row.images, row.held_out_images, row.params, row.macs, row.batch)
+    times = (row.one_ms, row.one_whole_ms, row.many_ms, row.many_whole_ms)
+    return (
+        all(0 < count < 2**53 for count in counts)
+        and row.params <= row.whole_params < 2**53
+        and 0 < row.whole_macs < 2**53
+        and 0 <= row.errors <= row.images
+        and 0 <= row.held_out_errors <= row.held_out_images
+        and len(set(row.wrong)) == len(row.wrong) == row.errors
+        and all(0 <= image < row.images for image in row.wrong)
+        and all(1e-9 < time < 1e9 for time in times)
+    )

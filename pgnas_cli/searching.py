@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from .settings import FitSettings
 
 AIM = 0.99  # of the size named: candidates spread around the target of the fit
-OTHERS = {
-    "best": "best of the candidates, not fine-tuned",
-    "smallest": "the smallest that a test cannot tell from the best",
-    "twin": "as large as the best, the same drop probabilities dealt out by chance",
-    "whole": "the network without gates, trained as long",
-}
 
 
 def search(
@@ -62,6 +56,7 @@ def search(
 
     Fits, samples, ranks, exports, evaluates and reports. The same line goes on where it stopped.
     """
+    from .answer import ROLES
     from .boards import evaluation_json, evaluation_table
     from .evaluation import evaluate_stage
     from .files import Run
@@ -117,7 +112,7 @@ def search(
     if found:
         terminal.out.print(evaluation_table(found))
     for name, path in files.items():
-        terminal.result(f"{name:9} {OTHERS[name]}: {path}")
+        terminal.result(f"{name:9} {ROLES[name]}: {path}")
     terminal.result(f"report    all of this as a page: {done.report}")
 
 
@@ -144,6 +139,7 @@ class _Steps:
         import dataclasses
 
         from .boards import show_ranking, watching
+        from .budget import budgets_of
         from .drawing import posterior_of, read_candidates, sample_stage
         from .files import Run
         from .leaderboard import rank_stage
@@ -155,16 +151,19 @@ class _Steps:
         budget: dict[str, Any] = {f"max_{self.kind}": self.size}
         try:
             drawn = read_candidates(run, network)
+            wanted = tuple(budgets_of(network, **budget))
+            as_asked = (drawn.budgets, len(drawn.keep)) == (wanted, self.number)
         except PgnasError:
+            as_asked = False
+        if not as_asked:
             self.terminal.notice(f"drawing {self.number} candidates")
-            drawn = sample_stage(run, self.number, track=self.terminal.track, **budget)
+            sample_stage(run, self.number, track=self.terminal.track, **budget)
         with watching(self.terminal) as watch:
             ranked = rank_stage(
                 run, top=10, device=self.device, workers=self.workers, track=self.terminal.track,
                 watch=watch,
             )  # fmt: skip
         show_ranking(self.terminal, ranked, 10, result=False)
-        assert drawn.budgets
         names = {"best": "", "smallest": "smallest", "twin": "twin"}
         return {name: self.exported(run, name, what) for name, what in names.items()}
 
@@ -175,6 +174,8 @@ class _Steps:
         from .files import Run
 
         run = Run(where / "whole")
+        if self.tensorboard is not None:
+            self.tensorboard = self.tensorboard / where.name
         self.fitted(run, dataclasses.replace(self.settings, fixed_drop=0.0))
         return self.exported(run, "whole", "whole", into=where)
 
@@ -184,6 +185,7 @@ class _Steps:
         from .views import fit_summary_lines, show_fit
 
         if run.posterior.exists():
+            _same(run, settings)
             self.terminal.notice(f"fitted already: {run.posterior}")
             return
         self.terminal.notice(f"run: {run.folder}")
@@ -216,6 +218,19 @@ class _Steps:
         settings = self.settings
         source = find_data(data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt)
         return source.test is not None
+
+
+def _same(run: "Run", settings: "FitSettings") -> None:
+    """Raises PgnasError where a fitted run was fitted with other options."""
+    from .settings import read_settings
+    from .storage import to_json
+
+    then, now = to_json(read_settings(run)), to_json(settings)
+    changed = [f"{key} {then[key]}, not {now[key]}" for key in now if then[key] != now[key]]
+    if changed:
+        raise PgnasError(
+            f"'{run.folder}' was fitted with {'; '.join(changed)}; name another folder with --run"
+        )
 
 
 def _nearly(size: str) -> str:

@@ -50,8 +50,7 @@ def export_stage(
     """Store one candidate as a slim network; samples and ranks first where that is missing."""
     if path.suffix not in (".safetensors", ".onnx"):
         raise PgnasError(f"'{path}' has no known ending; possible: .safetensors, .onnx")
-    files = (run.posterior, run.checkpoint, run.candidates, run.ranking)
-    if path.resolve() in {file.resolve() for file in files}:
+    if path.resolve() in {file.resolve() for file in run.files()}:
         raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
     if path.exists() and not force:
         raise PgnasError(f"'{path}' exists; choose another name, or add --force")
@@ -68,6 +67,8 @@ def export_stage(
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise PgnasError(f"--opset {opset} is out of range; possible: {OPSETS[0]} to {OPSETS[1]}")
     network, posterior = posterior_of(run)
+    chosen = candidate or "best"
+    chosen = "id" if chosen.isdecimal() else chosen
     drawn = stored = None
     board = 0
     if candidate == "whole" and (max_params or max_macs):
@@ -118,7 +119,8 @@ def export_stage(
         posterior.subject, network, keep, label, sizes,
         (parameter_count(network), whole_macs(network)),
         (int(held_out.errors[0]), held_out.images), file_digest(run.posterior),
-        layout=arrangement, round_to=round_to,
+        layout=arrangement, round_to=round_to, chosen=chosen,
+        fixed_drop=posterior.objective.fixed_drop, held_out_digest=posterior.cutting.digest,
     )  # fmt: skip
     batches = list(Batches(data.held_out.pixels[:256], data.preprocessing, device))
     smaller = checked_slim(path, network, keep, batches, arrangement, round_to=round_to)

@@ -89,7 +89,7 @@ def test_the_whole_network_is_trained_beside_where_asked_for(
     assert command(*QUICK, "--compare") == 0
     text = capsys.readouterr().out
     assert "whole" in text
-    assert "trained as long" in text
+    assert "trained without gates" in text
 
 
 def test_photos_without_test_images_are_searched_all_the_same(

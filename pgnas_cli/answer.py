@@ -1,0 +1,191 @@
+"""The top of a report: what the networks of a run are worth, and what each of them is.
+
+What a network is follows from what its file says, not from what the file is called.
+"""
+
+import torch
+
+from . import markup
+from .confidence import interval, paired_p
+from .console import large, percent
+from .findings import Findings
+from .records import Evaluated
+
+ROLES = {
+    "whole": "the whole network, trained without gates",
+    "fixed": "of a network whose gates dropped at one fixed rate",
+    "open": "the gated network with all gates open, as no candidate was trained",
+    "twin": "random twin: as large as the best, drop probabilities dealt out by chance",
+    "best": "best of the candidates",
+    "smallest": "the smallest that a test could not tell from the best",
+    "former": "best of the candidates when it was exported; the ranking has another by now",
+    "tuned": "fine-tuned",
+    "other": "of another run",
+    "candidate": "",
+}
+ORDER = ("whole", "open", "fixed", "twin", "best", "smallest")
+
+
+def headline(run: Findings) -> str:
+    """The answer in one line."""
+    best = run.evaluated_as("best")
+    if best is not None:
+        text = (
+            f"{percent(best.params / best.whole_params)} of the parameters,"
+            f" {percent(best.errors / best.images)} test error"
+        )
+        whole = _comparable(run, "whole", best)
+        if whole is not None:
+            text += f" (whole network {percent(whole.errors / whole.images)})"
+    elif run.boards:
+        ranking = run.boards[0].ranking
+        winner = int(ranking.order[0])
+        share = int(ranking.sizes.params[winner]) / run.params
+        error = int(ranking.errors[winner]) / ranking.images
+        text = f"{percent(share)} of the parameters, {percent(error)} held-out error"
+    elif run.epochs:
+        last = run.epochs[-1]
+        text = (
+            f"fitted: candidates of {percent(last.expected_share)} of the parameters,"
+            f" {percent(last.hard_error)} held-out error on average"
+        )
+    else:
+        text = "a fitted posterior"
+    if run.boards and not run.exact:
+        text += ", so far"
+    return text if not run.baseline else f"{text}; a baseline ({run.baseline}), not the posterior"
+
+
+def answer(run: Findings) -> str:
+    """The networks that were evaluated, or what is known of the winner without that."""
+    subject = run.posterior.subject
+    images = f"{subject.data.removeprefix('folder:')}, {len(subject.classes)} classes"
+    shape = "x".join(map(str, subject.preprocessing.input_shape))
+    parts = [f"<p>{markup.text(f'{subject.backbone} on {images}, images of {shape}.')}</p>"]
+    rows = same_conditions(run)
+    if rows:
+        parts.append(_evaluated(run, rows))
+    if run.evaluated_as("best") is None:
+        parts.append(_untested(run))
+    notes = [_unfinished(run), _verdict(run), _faster(run)]
+    if len(rows) < len(run.evaluated):
+        others = ", ".join(row.name for row in run.evaluated if row not in rows)
+        notes.append(
+            f"Left out, since evaluated on other images, devices or batches than the rest: {others}."
+        )
+    return "\n".join([*parts, *(f"<p>{markup.text(note)}</p>" for note in notes if note)])
+
+
+def same_conditions(run: Findings) -> list[Evaluated]:
+    """The networks that were evaluated as the one evaluated last was, the best ones last."""
+    if not run.evaluated:
+        return []
+    latest = max(run.evaluated, key=lambda row: row.at)
+    rows = [row for row in run.evaluated if _conditions(row) == _conditions(latest)]
+    place = {role: index for index, role in enumerate(ORDER)}
+    return sorted(rows, key=lambda row: place.get(run.role(row), len(ORDER)))
+
+
+def _conditions(row: Evaluated) -> tuple[str, int, str, int]:
+    return row.data, row.images, row.device, row.batch
+
+
+def _comparable(run: Findings, role: str, other: Evaluated) -> Evaluated | None:
+    found = run.evaluated_as(role)
+    return found if found is not None and _conditions(found) == _conditions(other) else None
+
+
+def _evaluated(run: Findings, rows: list[Evaluated]) -> str:
+    lines: list[list[markup.Cell]] = []
+    for row in rows:
+        low, high = interval(row.errors, row.images)
+        role = run.role(row)
+        words = [ROLES[role]]
+        if row.candidate.isdecimal():
+            words.append(f"candidate {row.candidate}")
+        if row.finetuned_epochs:
+            words = [*words[role == "tuned" :], f"fine-tuned for {row.finetuned_epochs} epochs"]
+        lines.append([
+            (row.name, ", ".join(word for word in words if word)),
+            (percent(row.errors / row.images), f"{100 * low:.1f}-{100 * high:.1f}"),
+            percent(row.held_out_errors / row.held_out_images),
+            (large(row.params), percent(row.params / row.whole_params)),
+            (large(row.macs), percent(row.macs / row.whole_macs)),
+            (f"{row.one_ms:.2f}", f"whole {row.one_whole_ms:.2f}"),
+            (f"{row.many_ms:.1f}", f"whole {row.many_whole_ms:.1f}"),
+        ])  # fmt: skip
+    first = rows[0]
+    return markup.table(
+        f"On the {first.images} test images of {first.data.removeprefix('folder:')}; times on"
+        f" {first.device}",
+        ("network", "test error, 95 %", "held-out", "parameters", "multiply-adds",
+         "ms, 1 image", f"ms, {first.batch} images"),
+        lines,
+    )  # fmt: skip
+
+
+def _untested(run: Findings) -> str:
+    if not run.boards:
+        step = "rank" if run.drawn is not None else "sample"
+        return f"<p>Nothing has been ranked yet: <code>pgnas {step}</code> is next.</p>"
+    ranking = run.boards[0].ranking
+    winner = int(ranking.order[0])
+    errors = int(ranking.errors[winner])
+    low, high = interval(errors, ranking.images)
+    params, macs = int(ranking.sizes.params[winner]), int(ranking.sizes.macs[winner])
+    row = [
+        f"candidate {run.winner}", f"{percent(errors / ranking.images)}",
+        f"{100 * low:.1f}-{100 * high:.1f}", percent(run.boards[0].expected_error),
+        f"{large(params)} ({percent(params / run.params)})",
+        f"{large(macs)} ({percent(macs / run.macs)})",
+    ]  # fmt: skip
+    within = "" if run.boards[0].budget is None else f" within {run.boards[0].budget}"
+    table = markup.table(
+        f"The winner{within}, on {ranking.images} held-out images",
+        ("network", "error", "95 %", "to expect", "parameters", "multiply-adds"), [row],
+    )  # fmt: skip
+    later = "<p>Its test error: <code>pgnas export</code>, then <code>pgnas evaluate</code>.</p>"
+    return f"{table}\n{later}"
+
+
+def _unfinished(run: Findings) -> str:
+    """What the ranking has not come to."""
+    undecided = sum(len(board.ranking.running) for board in run.boards)
+    more = f" {run.waiting} budgets have not begun." if run.waiting else ""
+    if not undecided and not more:
+        return ""
+    return (
+        f"The ranking is not finished: {undecided} candidates might still be better.{more} pgnas"
+        " rank goes on."
+    )
+
+
+def _verdict(run: Findings) -> str:
+    """Whether the test images can tell the best from the whole network."""
+    best = run.evaluated_as("best")
+    whole = None if best is None else _comparable(run, "whole", best)
+    if best is None or whole is None:
+        return ""
+    wrong = [torch.zeros(best.images, dtype=torch.bool) for _ in range(2)]
+    for mask, row in zip(wrong, (best, whole), strict=True):
+        mask[list(row.wrong)] = True
+    only_best, only_whole = int((wrong[0] & ~wrong[1]).sum()), int((wrong[1] & ~wrong[0]).sum())
+    p = paired_p(*wrong)
+    told = "these images cannot tell the two apart" if p >= 0.05 else "that is more than chance"
+    return (
+        f"Of the {best.images} test images the best errs on {only_best} that the whole network gets"
+        f" right, and is right on {only_whole} where that errs: {told} (exact McNemar test,"
+        f" p {p:.3f})."
+    )
+
+
+def _faster(run: Findings) -> str:
+    best = run.evaluated_as("best")
+    if best is None:
+        return ""
+    one, many = best.one_ms / best.one_whole_ms, best.many_ms / best.many_whole_ms
+    verdicts = ["faster" if ratio < 0.95 else "not faster" for ratio in (one, many)]
+    return (
+        f"Beside the whole network, timed in turns, the best takes {one:.2f} of the time for one"
+        f" image ({verdicts[0]}) and {many:.2f} for {best.batch} ({verdicts[1]})."
+    )
