@@ -8,6 +8,7 @@ import torch
 from . import markup
 from .confidence import interval, paired_p
 from .console import large, percent
+from .data import FOLDER
 from .findings import Findings
 from .records import Evaluated
 
@@ -59,7 +60,7 @@ def headline(run: Findings) -> str:
 def answer(run: Findings) -> str:
     """The networks that were evaluated, or what is known of the winner without that."""
     subject = run.posterior.subject
-    images = f"{subject.data.removeprefix('folder:')}, {len(subject.classes)} classes"
+    images = f"{subject.data.removeprefix(FOLDER)}, {len(subject.classes)} classes"
     shape = "x".join(map(str, subject.preprocessing.input_shape))
     parts = [f"<p>{markup.text(f'{subject.backbone} on {images}, images of {shape}.')}</p>"]
     rows = same_conditions(run)
@@ -70,9 +71,7 @@ def answer(run: Findings) -> str:
     notes = [_unfinished(run), _verdict(run), _faster(run)]
     if len(rows) < len(run.evaluated):
         others = ", ".join(row.name for row in run.evaluated if row not in rows)
-        notes.append(
-            f"Left out, since evaluated on other images, devices or batches than the rest: {others}."
-        )
+        notes.append(f"Left out, since evaluated on other images, devices or batches: {others}.")
     return "\n".join([*parts, *(f"<p>{markup.text(note)}</p>" for note in notes if note)])
 
 
@@ -116,7 +115,7 @@ def _evaluated(run: Findings, rows: list[Evaluated]) -> str:
         ])  # fmt: skip
     first = rows[0]
     return markup.table(
-        f"On the {first.images} test images of {first.data.removeprefix('folder:')}; times on"
+        f"On the {first.images} test images of {first.data.removeprefix(FOLDER)}; times on"
         f" {first.device}",
         ("network", "test error, 95 %", "held-out", "parameters", "multiply-adds",
          "ms, 1 image", f"ms, {first.batch} images"),

@@ -5,6 +5,7 @@ from typing import Any
 
 from . import figures
 from .console import clock, percent
+from .data import FOLDER
 from .findings import Findings
 from .markup import figure, table
 from .storage import to_json
@@ -38,7 +39,7 @@ def _summary(run: Findings) -> dict[str, str]:
          "winner, test", "parameters", "multiply-adds", "time of the fit"), "",
     )  # fmt: skip
     found["name"] = run.folder.name
-    found["data"] = run.posterior.subject.data.removeprefix("folder:")
+    found["data"] = run.posterior.subject.data.removeprefix(FOLDER)
     if run.epochs:
         found["mean candidate, held-out"] = percent(run.epochs[-1].hard_error)
         found["time of the fit"] = clock(sum(epoch.seconds for epoch in run.epochs))

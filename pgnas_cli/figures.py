@@ -166,6 +166,7 @@ def drop_by_layer(findings: Findings, name: str) -> Picture:
         axes.plot(places, shares, marker="_", linestyle="none", color=INK, markersize=5,
                   markeredgewidth=1.4, label="kept by the winner")  # fmt: skip
     axes.set_xlabel("layers with gates, in order of execution")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("gates, %")
     axes.set_ylim(0, 100)
     axes.set_xlim(0.4, len(groups) + 0.6)

@@ -151,7 +151,7 @@ class _Steps:
         budget: dict[str, Any] = {f"max_{self.kind}": self.size}
         try:
             drawn = read_candidates(run, network)
-            wanted = tuple(budgets_of(network, **budget))
+            wanted = budgets_of(network, **{self.kind: self.size})
             as_asked = (drawn.budgets, len(drawn.keep)) == (wanted, self.number)
         except PgnasError:
             as_asked = False

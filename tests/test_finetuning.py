@@ -105,24 +105,58 @@ def test_the_soft_loss_is_the_divergence_in_float64() -> None:
     assert float(soft_loss(logits, wanted)) == pytest.approx(total, rel=1e-12)
 
 
-def test_a_teacher_alone_pulls_towards_its_own_answers(
+def test_a_teacher_is_imitated(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best, twin = made / "best.safetensors", made / "twin.safetensors"
     data = open_data("digits", seed=0)
     images = read_network(best)[1].subject.preprocessing.normalised(data.held_out.pixels)
-    wanted = pgnas_cli.load(best)(images).argmax(1)
-    agree = []
-    for teacher in (None, best):
-        path = tmp_path / f"{teacher is None}.safetensors"
-        more = [] if teacher is None else ["--teacher", str(teacher), "--teacher-weight", "1"]
-        tuned(capsys, twin, "-o", str(path), "--epochs", "2", *more)
-        with torch.no_grad():
-            agree.append(float((pgnas_cli.load(path)(images).argmax(1) == wanted).float().mean()))
+    apart = []
     with torch.no_grad():
-        before = float((pgnas_cli.load(twin)(images).argmax(1) == wanted).float().mean())
-    assert agree[1] > before
-    assert agree[1] != agree[0]
+        wanted = pgnas_cli.load(best)(images)
+    for more in ([], ["--teacher", str(best), "--teacher-weight", "1"]):
+        path = tmp_path / f"{len(more)}.safetensors"
+        tuned(capsys, twin, "-o", str(path), "--epochs", "3", *more)
+        with torch.no_grad():
+            apart.append(float(soft_loss(pgnas_cli.load(path)(images), wanted)))
+    assert apart[1] < 0.8 * apart[0]
+
+
+def test_a_teacher_that_saw_the_held_out_images_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    line = ["--epochs", "1", "--seed", "1", "--fixed-drop", "0", "-q", "--run", str(other)]
+    assert command("fit", *line) == 0
+    teacher = str(tmp_path / "teacher.safetensors")
+    assert command("export", teacher, "--candidate", "whole", "-q", "--run", str(other)) == 0
+    output = ["-o", str(tmp_path / "out.safetensors")]
+    assert command("finetune", str(made / "best.safetensors"), "--teacher", teacher, *output) == 1
+    assert "was fitted on images that are held out here" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_writes_nothing(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.safetensors"
+    line = ["--lr", "1000", "--epochs", "2", "-o", str(path)]
+    assert command("finetune", str(made / "best.safetensors"), *line) == 1
+    assert "lower --lr (now 1000)" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["posterior", "candidates", "ranking"])
+def test_files_of_the_run_are_not_written_over_even_by_force(
+    made: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = made / f"{name}.safetensors"
+    before = path.read_bytes()
+    best = str(made / "best.safetensors")
+    assert command("finetune", best, "--force", "-o", str(path)) == 1
+    assert "is a file of the run itself" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    twin = str(made / "twin.safetensors")
+    assert command("finetune", best, "--force", "--teacher", twin, "-o", twin) == 1
 
 
 def test_interrupted_and_gone_on_with_it_gives_the_same_bytes(
@@ -148,7 +182,10 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_bytes(
     capsys.readouterr()
     assert command(*line, str(stopped), "--lr", "0.5") == 1
     assert "begun with other options (learning_rate" in capsys.readouterr().err
-    assert command(*line, str(stopped)) == 0
+    stopped.write_text("in the way")
+    assert command(*line, str(stopped)) == 1
+    assert command(*line, str(stopped), "--force") == 0  # about the output, not about what is done
+    assert calls == 2 * (1151 // 32)  # no step was done twice
     assert stopped.read_bytes() == straight.read_bytes()
     assert not unfinished_path(stopped).exists()
 

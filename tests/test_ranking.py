@@ -111,7 +111,8 @@ def test_score_counts_the_errors_on_the_test_split() -> None:
     found = score_on_test(smaller, data.test, data.preprocessing, device=CPU, workers=0)
     with torch.no_grad():
         logits = smaller(data.preprocessing.normalised(data.test.pixels))
-    assert found == Score(int((logits.argmax(1) != data.test.labels).sum()), len(data.test))
+    wrong = (logits.argmax(1) != data.test.labels).nonzero().flatten().tolist()
+    assert found == Score(len(wrong), len(data.test), tuple(wrong))
 
 
 def test_latency_of_a_larger_network_is_larger() -> None:

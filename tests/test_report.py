@@ -7,7 +7,6 @@ import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from pgnas_cli.findings import findings_of, front
 from pgnas_cli.page import page_of
 from pgnas_cli.race import begun
 from pgnas_cli.ranking import Ranking
-from pgnas_cli.records import Evaluated, commands_of, evaluations_of
+from pgnas_cli.records import commands_of, evaluations_of
 from pgnas_cli.supernet import gates
 
 from .conftest import run as command
@@ -285,26 +284,77 @@ def test_runs_are_put_side_by_side_with_the_options_that_differ(
     ["{", "[]", '{"schema": "pgnas.evaluation/1"}', '{"schema": "x", "networks": [1]}',
      '{"schema": "pgnas.evaluation/1", "networks": [{"name": 3}]}'],
 )  # fmt: skip
-def test_damaged_evaluations_are_one_line_or_left_out(
+def test_damaged_evaluations_are_one_line(
     fitted: Run, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     fitted.evaluation.write_text(content, encoding="utf-8")
-    status = command("report", "--run", str(fitted.folder))
-    if '"x"' in content:
-        assert status == 0
-    else:
-        assert status == 1
-        assert "evaluation.json' is damaged" in capsys.readouterr().err
-
-
-def test_no_image_at_all_is_damage_not_a_division(fitted: Run) -> None:
-    values: dict[str, Any] = {
-        name: {"str": "x", "int": 0, "float": 0.0}[getattr(kind, "__name__", str(kind))]
-        for name, kind in Evaluated.__annotations__.items()
-    }
-    content = {"schema": "pgnas.evaluation/1", "networks": [values]}
-    fitted.evaluation.write_text(json.dumps(content), encoding="utf-8")
     assert command("report", "--run", str(fitted.folder)) == 1
+    assert "evaluation.json' is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("images", 0), ("errors", -5), ("errors", 10**6), ("params", 10**400), ("wrong", [1, 1]),
+     ("wrong", [10**9]), ("name", "\ud800"), ("one_ms", float("nan")), ("many_whole_ms", 0.0),
+     ("held_out_errors", 10**400), ("batch", 0), ("device", 3)],
+)  # fmt: skip
+def test_impossible_numbers_are_damage(
+    searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
+) -> None:
+    run = Run(tmp_path / "copy")
+    shutil.copytree(searched.folder, run.folder)
+    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    content["networks"][0][field] = value
+    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    assert command("report", "--run", str(run.folder)) == 1
+    assert "evaluation.json' is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "metrics.jsonl", "commands.jsonl"])
+@pytest.mark.parametrize("what", ["nested", "folder", "binary"])
+def test_files_that_are_no_such_files_are_one_line(
+    fitted: Run, capsys: pytest.CaptureFixture[str], name: str, what: str
+) -> None:
+    path = fitted.folder / name
+    path.unlink(missing_ok=True)
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"[" * 100_000 if what == "nested" else b"\xff\x00\xfe")
+    status = command("report", "--run", str(fitted.folder))
+    err = capsys.readouterr().err
+    assert status == (0 if name == "commands.jsonl" else 1)
+    assert name == "commands.jsonl" or f"{name}' is damaged" in err
+    assert "Traceback" not in err
+
+
+def test_impossible_metrics_are_damage_and_can_be_moved_away(
+    fitted: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads(fitted.metrics.read_text(encoding="utf-8"))
+    for change in ({"drop_histogram": []}, {"drop_histogram": [0] * 10}, {"loss": float("nan")}):
+        fitted.metrics.write_text(json.dumps({**record, **change}) + "\n", encoding="utf-8")
+        assert command("report", "--run", str(fitted.folder)) == 1
+        assert "without the fit's curves" in capsys.readouterr().err
+    fitted.metrics.unlink()
+    assert command("report", "--run", str(fitted.folder)) == 0
+
+
+@pytest.mark.parametrize("name", ["posterior.safetensors", "best.safetensors", "notes.html"])
+def test_a_report_is_not_written_over_anything_else(
+    searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = Run(tmp_path / "copy")
+    shutil.copytree(searched.folder, run.folder)
+    path = run.folder / name
+    if not path.exists():
+        path.write_text("<p>mine</p>", encoding="utf-8")
+    before = path.read_bytes()
+    assert command("report", "--run", str(run.folder), "-o", str(path)) == 1
+    assert path.read_bytes() == before
+    assert command("report", "--run", str(run.folder), "-o", str(run.report)) == 0
+    assert command("report", str(run.folder / "best.safetensors")) == 1
+    assert "wants the folder of one" in capsys.readouterr().err
 
 
 def test_a_run_without_a_posterior_is_named(
@@ -378,11 +428,115 @@ def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
     shutil.copytree(searched.folder, other.folder)
     content = json.loads(other.evaluation.read_text(encoding="utf-8"))
     best = next(row for row in content["networks"] if row["name"] == "best")
-    assert "by now" not in text_of(page_of([findings_of(other)]))
-    best["candidate"] = "7" if best["candidate"] != "7" else "8"
-    other.evaluation.write_text(json.dumps(content), encoding="utf-8")
     winner = findings_of(other).winner
+    assert best["candidate"] == str(winner)
+    content["networks"] = [row for row in content["networks"] if row["name"] != "smallest"]
+    best["candidate"] = "7" if winner != 7 else "8"
+    other.evaluation.write_text(json.dumps(content), encoding="utf-8")
     words = text_of(page_of([findings_of(other)]))
-    assert f"The ranking's first is candidate {winner} by now" in words.replace("&#x27;", "'")
+    assert "the ranking has another by now" in words
+    assert f"candidate {winner} " in words  # what is known of the winner of today
+    assert "test error (whole" not in words
     assert command("sample", "-n", "8", "-q", "--run", str(other.folder)) == 0
     assert not other.evaluation.exists()
+    assert not other.report.exists()
+
+
+def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
+    searched: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "copy")
+    shutil.copytree(searched.folder, run.folder)
+    run.evaluation.unlink()
+    winner = findings_of(run).winner
+    other = "3" if winner != 3 else "4"
+    for name, more in (
+        ("whole", ["--candidate", other]),  # a candidate in disguise
+        ("best", ["--candidate", "whole"]),  # the open super-network in disguise
+        ("mine", []),
+        ("little", ["--smallest-within-noise"]),
+    ):
+        path = str(tmp_path / f"{name}.safetensors")
+        assert command("export", path, *more, "-q", "--run", str(run.folder)) == 0
+    shutil.copy(run.folder / "whole.safetensors", tmp_path / "dense.safetensors")
+    names = ("whole", "best", "mine", "little", "dense")
+    files = [str(tmp_path / f"{name}.safetensors") for name in names]
+    assert command("evaluate", *files, "-q", "--run", str(run.folder)) == 0
+    found = findings_of(run)
+    roles = {row.name: found.role(row) for row in found.evaluated}
+    assert roles.pop("little") in ("smallest", "best")
+    assert roles == {"whole": "candidate", "best": "open", "mine": "best", "dense": "whole"}
+
+
+def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> None:
+    from scipy.stats import binomtest
+
+    import pgnas_cli
+    from pgnas_cli.sources import open_data
+
+    data = open_data("digits", seed=0)
+    assert data.test is not None
+    assert data.test.pixels is not None
+    wrong = {}
+    for name in ("best", "whole"):
+        network = pgnas_cli.load(searched.folder / f"{name}.safetensors")
+        with torch.no_grad():
+            logits = network(data.preprocessing.normalised(data.test.pixels))
+        wrong[name] = logits.argmax(1) != data.test.labels
+    only = [int((wrong[a] & ~wrong[b]).sum()) for a, b in (("best", "whole"), ("whole", "best"))]
+    p = binomtest(only[0], sum(only), 0.5).pvalue if sum(only) else 1.0
+    words = text_of(searched.report.read_text(encoding="utf-8"))
+    assert f"errs on {only[0]} that the whole network gets right" in words
+    assert f"is right on {only[1]} where that errs" in words
+    assert f"p {p:.3f}" in words
+
+
+def test_rows_of_other_conditions_are_left_out_and_named(searched: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "copy")
+    shutil.copytree(searched.folder, run.folder)
+    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    for row in content["networks"]:
+        row["at"] = "2020-01-01T00:00:00+00:00"
+    content["networks"] = [row for row in content["networks"] if row["name"] != "smallest"]
+    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    best = str(run.folder / "best.safetensors")
+    assert command("evaluate", best, "-b", "3", "-q", "--run", str(run.folder)) == 0
+    words = text_of(page_of([findings_of(run)]))
+    assert "ms, 3 images" in words
+    assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
+    assert "(whole network" not in words
+
+
+def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(
+    searched: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "copy")
+    shutil.copytree(searched.folder, run.folder)
+    where = ["-q", "--run", str(run.folder)]
+    assert command("sample", "-n", "3000", *where) == 0
+    assert command("rank", "--time-limit", "0.0001", *where) == 0
+    words = text_of(page_of([findings_of(run)]))
+    undecided = len(findings_of(run).boards[0].ranking.running)
+    assert undecided
+    assert f"{undecided} candidates might still be better" in words
+    assert "so far" in words.split("multibranch-tiny on")[0]
+    assert f"{undecided} are not decided, and not shown" in words
+    assert command("sample", "-n", "8", "--baseline", "permuted", *where) == 0
+    assert command("rank", *where) == 0
+    words = text_of(page_of([findings_of(run)]))
+    assert "a baseline (permuted), not the posterior" in words
+
+
+def test_the_front_is_that_of_each_budget(searched: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "copy")
+    shutil.copytree(searched.folder, run.folder)
+    where = ["-q", "--run", str(run.folder)]
+    assert command("sample", "-n", "12", "--max-params", "57%,50%", *where) == 0
+    assert command("rank", "--exhaustive", *where) == 0
+    found = findings_of(run)
+    text = page_of([found])
+    part = text_of(text[text.index("The front: ") : text.index("How sure")])
+    assert [str(board.budget) for board in found.boards] == [
+        "57 % of the parameters", "50 % of the parameters",
+    ]  # fmt: skip
+    assert part.index("57 % of") < part.index("50 % of")

@@ -49,6 +49,20 @@ def test_one_line_ends_in_networks_within_the_size_and_does_nothing_twice(
     assert found(capsys, "--max-params", "40%")["run"] != first["run"]
 
 
+def test_a_named_run_is_not_taken_for_one_of_other_options(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = found(capsys, "--run", "r")
+    assert command(*QUICK, "--run", "r", "--max-params", "40%") == 1
+    assert "was fitted with target_params 59.4%, not 39.6%" in capsys.readouterr().err
+    assert command(*QUICK, "--run", "r", "--epochs", "3") == 1
+    more = found(capsys, "--run", "r", "-n", "30")  # candidates are drawn again, nothing is fitted
+    assert more["run"] == first["run"] == "r"
+    rows = Path("r/ranking.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) > 10
+    assert 20 <= max(int(row.split(",")[1]) for row in rows[1:]) < 30
+
+
 def test_a_search_that_was_stopped_goes_on_with_the_same_line(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
