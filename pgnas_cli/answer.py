@@ -174,7 +174,7 @@ def _verdict(run: Findings) -> str:
     return (
         f"Of the {best.images} test images the best errs on {only_best} that the whole network gets"
         f" right, and is right on {only_whole} where that errs: {told} (exact McNemar test,"
-        f" p {p:.3f})."
+        f" p = {p:.3f})."
     )
 
 

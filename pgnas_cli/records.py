@@ -40,7 +40,7 @@ class Evaluated:
 
     name: str
     at: str  # UTC
-    data: str  # name of the data set whose test split it was
+    data: str  # name of the data set whose test split it was, of a folder the last part
     candidate: str  # id, "whole" or "twin"
     chosen: str  # as what it was exported: "best", "smallest", "twin", "whole", "id"
     fixed_drop: float | None  # the rate that its fit held all gates at
@@ -108,8 +108,9 @@ def evaluated(evaluation: Evaluation, name: str, device: torch.device) -> Evalua
         for f in dataclasses.fields(Evaluated)
         if hasattr(about, f.name)
     }
+    data = Path(evaluation.data).name if Path(evaluation.data).is_dir() else evaluation.data
     return Evaluated(
-        name=name, at=_now(), data=evaluation.data, errors=score.errors, images=score.images,
+        name=name, at=_now(), data=data, errors=score.errors, images=score.images,
         wrong=score.wrong, batch=many.batch,
         one_ms=one.slim, one_whole_ms=one.whole, many_ms=many.slim, many_whole_ms=many.whole,
         device=str(device), **kept,

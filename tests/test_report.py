@@ -488,7 +488,7 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
     words = text_of(searched.report.read_text(encoding="utf-8"))
     assert f"errs on {only[0]} that the whole network gets right" in words
     assert f"is right on {only[1]} where that errs" in words
-    assert f"p {p:.3f}" in words
+    assert f"p = {p:.3f}" in words
 
 
 def test_rows_of_other_conditions_are_left_out_and_named(searched: Run, tmp_path: Path) -> None:
