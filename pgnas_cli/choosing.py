@@ -217,13 +217,13 @@ def evaluate(
         files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch=batch_size,
         device=where, workers=worker_count(workers), track=terminal.track,
     )  # fmt: skip
-    kept_in = _keep_evaluations(found, run, where)
     if as_json:
         terminal.json(evaluation_json(found))
     else:
         terminal.out.print(evaluation_table(found))
         for line in latency_lines(found):
             terminal.result(line)
+    kept_in = _keep_evaluations(found, run, where)  # whatever comes of that, it has been said
     if kept_in is not None:
         terminal.notice(f"next: pgnas report --run {kept_in.folder}")
 
