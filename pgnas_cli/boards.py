@@ -86,7 +86,7 @@ def board_lines(board: "Board") -> list[str]:
     lines = [
         f"the first has {percent(best)}, chosen for it among {len(ranking.errors)}: expect"
         f" {percent(board.expected_error)} on other images",
-        "95 %: of a candidate named beforehand; nobody here was",
+        "95 %: for a candidate picked before the ranking; these were picked by it",
     ]
     if len(sure.p_values) < 2:
         return lines
