@@ -39,11 +39,9 @@ def headline(run: Findings) -> str:
         if whole is not None:
             text += f" (whole network {percent(whole.errors / whole.images)})"
     elif run.boards:
-        ranking = run.boards[0].ranking
-        winner = int(ranking.order[0])
-        share = int(ranking.sizes.params[winner]) / run.params
-        error = int(ranking.errors[winner]) / ranking.images
-        text = f"{percent(share)} of the parameters, {percent(error)} held-out error"
+        board = run.boards[0]
+        share = int(board.ranking.sizes.params[board.best]) / run.params
+        text = f"{percent(share)} of the parameters, {percent(board.best_error)} held-out error"
     elif run.epochs:
         last = run.epochs[-1]
         text = (
@@ -127,18 +125,17 @@ def _untested(run: Findings) -> str:
     if not run.boards:
         step = "rank" if run.drawn is not None else "sample"
         return f"<p>Nothing has been ranked yet: <code>pgnas {step}</code> is next.</p>"
-    ranking = run.boards[0].ranking
-    winner = int(ranking.order[0])
-    errors = int(ranking.errors[winner])
-    low, high = interval(errors, ranking.images)
-    params, macs = int(ranking.sizes.params[winner]), int(ranking.sizes.macs[winner])
+    board = run.boards[0]
+    ranking, best = board.ranking, board.best
+    low, high = interval(int(ranking.errors[best]), ranking.images)
+    params, macs = int(ranking.sizes.params[best]), int(ranking.sizes.macs[best])
     row = [
-        f"candidate {run.winner}", f"{percent(errors / ranking.images)}",
-        f"{100 * low:.1f}-{100 * high:.1f}", percent(run.boards[0].expected_error),
+        f"candidate {run.winner}", percent(board.best_error),
+        f"{100 * low:.1f}-{100 * high:.1f}", percent(board.expected_error),
         f"{large(params)} ({percent(params / run.params)})",
         f"{large(macs)} ({percent(macs / run.macs)})",
     ]  # fmt: skip
-    within = "" if run.boards[0].budget is None else f" within {run.boards[0].budget}"
+    within = "" if board.budget is None else f" within {board.budget}"
     table = markup.table(
         f"The winner{within}, on {ranking.images} held-out images",
         ("network", "error", "95 %", "to expect", "parameters", "multiply-adds"), [row],

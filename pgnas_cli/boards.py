@@ -55,37 +55,48 @@ def watching(terminal: Terminal) -> Iterator[Callable[["RankingProgress"], None]
         yield watch
 
 
+RANKING_HEADINGS = ("rank", "id", "error", "95 %", "p", "parameters", "multiply-adds")
+
+
 def ranking_table(board: "Board", top: int) -> Table:
     """The first `top` candidates; p against the first for those whose order was tested."""
-    ranking, sure = board.ranking, board.confidence
+    ranking = board.ranking
     within = "" if board.budget is None else f" within {board.budget}"
     table = Table(
         title=f"best of {len(ranking.errors)} candidates{within} on {ranking.images} held-out"
         " images",
         title_justify="left",
     )
-    for heading in ("rank", "id", "error", "95 %", "p", "parameters", "multiply-adds"):
+    for heading in RANKING_HEADINGS:
         table.add_column(heading, justify="right")
+    for row in ranking_rows(board, top):
+        table.add_row(*row)
+    return table
+
+
+def ranking_rows(board: "Board", top: int) -> list[list[str]]:
+    """The cells of the first `top` candidates under `RANKING_HEADINGS`."""
+    ranking, sure = board.ranking, board.confidence
+    rows = []
     for place, index in enumerate(ranking.order[:top].tolist()):
         errors = int(ranking.errors[index])
         low, high = interval(errors, ranking.images)
         tested = 0 < place < len(sure.p_values)
-        table.add_row(
+        rows.append([
             str(place + 1), str(board.first + index), percent(errors / ranking.images),
             f"{100 * low:.1f}-{100 * high:.1f}",
             f"{sure.p_values[place]:.3f}" if tested else "",
             large(int(ranking.sizes.params[index])), large(int(ranking.sizes.macs[index])),
-        )  # fmt: skip
-    return table
+        ])  # fmt: skip
+    return rows
 
 
 def board_lines(board: "Board") -> list[str]:
     """How sure the order is."""
     ranking, sure = board.ranking, board.confidence
-    best = int(ranking.errors[ranking.order[0]]) / ranking.images
     lines = [
-        f"the first has {percent(best)}, chosen for it among {len(ranking.errors)}: expect"
-        f" {percent(board.expected_error)} on other images",
+        f"the first has {percent(board.best_error)}, chosen for it among {len(ranking.errors)}:"
+        f" expect {percent(board.expected_error)} on other images",
         "95 %: for a candidate picked before the ranking; these were picked by it",
     ]
     if len(sure.p_values) < 2:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from html import escape
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -106,11 +107,7 @@ def themed(svg: str, name: str, title: str, text: str) -> str:
     opening = (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {size[0]}'
         f' xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="{name}-title"'
-        f' aria-describedby="{name}-text">\n<title id="{name}-title">{_escaped(title)}</title>\n'
-        f'<desc id="{name}-text">{_escaped(text)}</desc>'
+        f' aria-describedby="{name}-text">\n<title id="{name}-title">{escape(title, quote=False)}'
+        f'</title>\n<desc id="{name}-text">{escape(text, quote=False)}</desc>'
     )
     return opening + body[body.index(">") + 1 :].strip()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -44,12 +44,12 @@ def _summary(run: Findings) -> dict[str, str]:
         found["mean candidate, held-out"] = percent(run.epochs[-1].hard_error)
         found["time of the fit"] = clock(sum(epoch.seconds for epoch in run.epochs))
     if run.boards:
-        ranking = run.boards[0].ranking
-        place = int(ranking.order[0])
-        found["winner, held-out"] = percent(int(ranking.errors[place]) / ranking.images)
-        found["winner, to expect"] = percent(run.boards[0].expected_error)
-        found["parameters"] = percent(int(ranking.sizes.params[place]) / run.params)
-        found["multiply-adds"] = percent(int(ranking.sizes.macs[place]) / run.macs)
+        board = run.boards[0]
+        sizes = board.ranking.sizes
+        found["winner, held-out"] = percent(board.best_error)
+        found["winner, to expect"] = percent(board.expected_error)
+        found["parameters"] = percent(int(sizes.params[board.best]) / run.params)
+        found["multiply-adds"] = percent(int(sizes.macs[board.best]) / run.macs)
     best = run.evaluated_as("best")
     if best is not None:
         found["winner, test"] = percent(best.errors / best.images)

@@ -139,7 +139,13 @@ def read_candidates(run: Run, network: nn.Module) -> Drawn:
 
 
 def held_out_of(
-    run: Run, posterior: Posterior, settings: FitSettings, workers: int, track: Track
+    run: Run,
+    posterior: Posterior,
+    settings: FitSettings,
+    workers: int,
+    track: Track,
+    *,
+    fitting: bool = False,  # the fitted images are wanted as well
 ) -> ImageData:
     """The data of a run with its held-out part decoded, cut as for the fit."""
     data = open_data(
@@ -149,12 +155,16 @@ def held_out_of(
         root=Path(settings.data_root),
         skip_corrupt=settings.skip_corrupt,
         preprocessing=posterior.subject.preprocessing,
-        fitting=False,
+        fitting=fitting,
         track=track,
     )
     if data_digest(data.held_out) != posterior.cutting.digest:
         raise PgnasError(
             f"the images of '{settings.data}' are not those of the fit: the held-out part has"
             f" changed; bring back the data or fit again"
+        )
+    if fitting and data_digest(data.fit) != posterior.cutting.fit_digest:
+        raise PgnasError(
+            f"the images of '{settings.data}' are not those of the fit: bring back the data"
         )
     return held_out_decoded(data, workers, track)

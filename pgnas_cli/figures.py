@@ -76,14 +76,13 @@ def _size_error_text(findings: Findings) -> str:
     parts = []
     for board in findings.boards:
         ranking = board.ranking
-        best = int(ranking.order[0])
         done = int(ranking.race.finished.sum())
         within = "" if board.budget is None else f" within {board.budget}"
         parts.append(
             f"{len(ranking.errors)} candidates{within} of {large(int(ranking.sizes.params.min()))}"
             f" to {large(int(ranking.sizes.params.max()))} parameters, {done} of them evaluated on"
-            f" every image; the best errs on {100 * int(ranking.errors[best]) / ranking.images:.1f}"
-            f" % with {large(int(ranking.sizes.params[best]))} parameters."
+            f" every image; the best errs on {100 * board.best_error:.1f} % with"
+            f" {large(int(ranking.sizes.params[board.best]))} parameters."
         )
         if len(ranking.running):
             parts.append(f"{len(ranking.running)} are not decided, and not shown.")
@@ -115,10 +114,9 @@ def _points(axes: Any, board: Board, colour: str, first: bool, several: bool) ->
     best = ids[front(ranking.errors[ids], params[ids])]
     axes.step(params[best], errors[best], where="post", color=colour, linewidth=1, alpha=0.8,
               label="front" if first else None)  # fmt: skip
-    winner = int(ranking.order[0])
     axes.scatter(
-        [int(params[winner])], [float(errors[winner])], s=70, marker="*", color=INK, zorder=5,
-        label="winner" if first else None,
+        [int(params[board.best])], [float(errors[board.best])], s=70, marker="*", color=INK,
+        zorder=5, label="winner" if first else None,
     )  # fmt: skip
 
 
@@ -294,8 +292,7 @@ def runs_compared(runs: Sequence[Findings], name: str) -> Picture:
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     legend_below(axes, figure)
     text = "; ".join(
-        f"run {index + 1}: the winner errs on"
-        f" {100 * int(board.ranking.errors[board.ranking.order[0]]) / board.ranking.images:.1f} %"
+        f"run {index + 1}: the winner errs on {100 * board.best_error:.1f} %"
         for index, findings in enumerate(runs)
         for board in findings.boards[:1]
     )

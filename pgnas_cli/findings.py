@@ -86,8 +86,7 @@ class Findings:
         """Id of the first candidate of the first board."""
         if not self.boards:
             return None
-        board = self.boards[0]
-        return board.first + int(board.ranking.order[0])
+        return self.boards[0].first + self.boards[0].best
 
 
 def findings_of(run: Run) -> Findings:
@@ -107,7 +106,7 @@ def findings_of(run: Run) -> Findings:
             boards.append(board_of(budget, rows, ranking, posterior.seed))
     keep = None
     if boards and drawn is not None:
-        keep = drawn.keep[boards[0].first + int(boards[0].ranking.order[0])]
+        keep = drawn.keep[boards[0].first + boards[0].best]
     return Findings(
         folder=run.folder,
         settings=settings,

@@ -20,19 +20,16 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from .data import ImageData, Track
-from .data import digest as data_digest
-from .drawing import posterior_of
+from .drawing import held_out_of, posterior_of
 from .errors import Interrupted, PgnasError
 from .evaluation import score
 from .export import Slim, read_network, write_network
-from .files import Posterior, Run
-from .loading import held_out_decoded, placed, steps_per_epoch, training_batches
+from .loading import placed, steps_per_epoch, training_batches
 from .randomness import derived_seed, seeded_globals
 from .records import origin
 from .registry import Recipe
 from .schedules import schedule_of
 from .settings import read_settings
-from .sources import open_data
 from .states import State, restore_optimizer, save_optimizer
 from .stopping import StopRequest
 from .storage import checked, file_digest, read_tensors, to_json, typed, write_tensors
@@ -95,7 +92,8 @@ def finetune_stage(
     if output.resolve() in {path.resolve() for path in run.files()}:
         raise PgnasError(f"'{output}' is a file of the run itself; choose another name")
     master = None if teacher is None else _teacher(teacher, about)
-    posterior, data = _fitted_on(run, about, source, workers, track)
+    _, posterior = posterior_of(run)
+    data = held_out_of(run, posterior, read_settings(run), workers, track, fitting=True)
     recipe, objective = posterior.recipe, posterior.objective
     rate = RATE * recipe.learning_rate if learning_rate is None else learning_rate
     plan = Plan(
@@ -187,29 +185,6 @@ def _teacher(path: Path, about: Slim) -> nn.Module:
     if of.subject.preprocessing != about.subject.preprocessing:
         raise PgnasError(f"'{path}' wants images of another size or scale than the network")
     return network
-
-
-def _fitted_on(
-    run: Run, about: Slim, source: Path, workers: int, track: Track
-) -> tuple[Posterior, ImageData]:
-    """The fit that the network came from and its images, cut as they were then."""
-    _, posterior = posterior_of(run)
-    if file_digest(run.posterior) != about.made_from:
-        raise PgnasError(
-            f"'{source}' did not come from '{run.folder}'; name its run with --run, so that the"
-            " held-out images stay held out"
-        )
-    settings, cutting = read_settings(run), posterior.cutting
-    data = open_data(
-        settings.data, seed=cutting.seed, held_out=cutting.held_out, root=Path(settings.data_root),
-        skip_corrupt=settings.skip_corrupt, preprocessing=posterior.subject.preprocessing,
-        track=track,
-    )  # fmt: skip
-    if (data_digest(data.held_out), data_digest(data.fit)) != (cutting.digest, cutting.fit_digest):
-        raise PgnasError(
-            f"the images of '{settings.data}' are not those of the fit; bring them back"
-        )
-    return posterior, held_out_decoded(data, workers, track)
 
 
 class _Tuning:

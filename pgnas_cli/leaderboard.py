@@ -50,6 +50,16 @@ class Board:
     confidence: Confidence  # of the first `SHOWN` rows
     expected_error: float  # of the first on other images
 
+    @property
+    def best(self) -> int:
+        """The first candidate, counted from `first`."""
+        return int(self.ranking.order[0])
+
+    @property
+    def best_error(self) -> float:
+        """Its share of errors on the held-out images."""
+        return int(self.ranking.errors[self.best]) / self.ranking.images
+
 
 @dataclass(frozen=True)
 class Ranked:

@@ -10,17 +10,14 @@ import torch
 
 from . import figures, markup
 from .answer import answer, headline
-from .boards import board_lines
+from .boards import RANKING_HEADINGS, board_lines, ranking_rows
 from .comparison import comparison
-from .confidence import interval
 from .console import clock, large, percent
 from .errors import PgnasError
 from .files import Run
 from .findings import Findings, GatedLayer, findings_of, front
-from .leaderboard import Board
+from .leaderboard import SHOWN, Board
 from .storage import to_json, write_text
-
-SHOWN = 10  # candidates in the table of the ranking
 
 
 def report_stage(runs: Sequence[Run], path: Path) -> list[Findings]:
@@ -104,9 +101,6 @@ def _run_sections(run: Findings, name: str, heading: str) -> list[str]:
     return parts
 
 
-# --- the rest --------------------------------------------------------------------------------
-
-
 def _front_table(run: Findings) -> str:
     """The candidates that no other beats in size and errors at once."""
     rows = []
@@ -129,23 +123,13 @@ def _front_table(run: Findings) -> str:
 
 
 def _sureness(board: Board) -> str:
-    ranking, sure = board.ranking, board.confidence
-    rows = []
-    for place, index in enumerate(ranking.order[:SHOWN].tolist()):
-        errors = int(ranking.errors[index])
-        low, high = interval(errors, ranking.images)
-        p = f"{sure.p_values[place]:.3f}" if 0 < place < len(sure.p_values) else ""
-        rows.append([
-            str(place + 1), str(board.first + index), percent(errors / ranking.images),
-            f"{100 * low:.1f}-{100 * high:.1f}", p, large(int(ranking.sizes.params[index])),
-            large(int(ranking.sizes.macs[index])),
-        ])  # fmt: skip
+    ranking = board.ranking
     within = "" if board.budget is None else f" within {board.budget}"
     so_far = " so far" if len(ranking.running) else ""
     table = markup.table(
         f"Best{so_far} of {len(ranking.errors)} candidates{within} on {ranking.images} held-out"
         " images",
-        ("rank", "id", "error", "95 %", "p", "parameters", "multiply-adds"), rows,
+        RANKING_HEADINGS, ranking_rows(board, SHOWN),
     )  # fmt: skip
     items = "".join(f"<li>{markup.text(line.strip())}</li>" for line in _joined(board_lines(board)))
     return f"{table}\n<ul>{items}</ul>"

@@ -41,6 +41,11 @@ def fitted(tmp_path: Path) -> Run:
     return run
 
 
+def copied(run: Run, folder: Path) -> Run:
+    """A copy of a run that a test may change."""
+    return Run(Path(shutil.copytree(run.folder, folder / "copy")))
+
+
 class Page(HTMLParser):
     """Elements with their attributes, and which of them were left open."""
 
@@ -301,8 +306,7 @@ def test_damaged_evaluations_are_one_line(
 def test_impossible_numbers_are_damage(
     searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
 ) -> None:
-    run = Run(tmp_path / "copy")
-    shutil.copytree(searched.folder, run.folder)
+    run = copied(searched, tmp_path)
     content = json.loads(run.evaluation.read_text(encoding="utf-8"))
     content["networks"][0][field] = value
     run.evaluation.write_text(json.dumps(content), encoding="utf-8")
@@ -344,8 +348,7 @@ def test_impossible_metrics_are_damage_and_can_be_moved_away(
 def test_a_report_is_not_written_over_anything_else(
     searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    run = Run(tmp_path / "copy")
-    shutil.copytree(searched.folder, run.folder)
+    run = copied(searched, tmp_path)
     path = run.folder / name
     if not path.exists():
         path.write_text("<p>mine</p>", encoding="utf-8")
@@ -424,8 +427,7 @@ def test_words_in_a_picture_cannot_become_elements() -> None:
 def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
     searched: Run, tmp_path: Path
 ) -> None:
-    other = Run(tmp_path / "copy")
-    shutil.copytree(searched.folder, other.folder)
+    other = copied(searched, tmp_path)
     content = json.loads(other.evaluation.read_text(encoding="utf-8"))
     best = next(row for row in content["networks"] if row["name"] == "best")
     winner = findings_of(other).winner
@@ -445,8 +447,7 @@ def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
 def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
     searched: Run, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "copy")
-    shutil.copytree(searched.folder, run.folder)
+    run = copied(searched, tmp_path)
     run.evaluation.unlink()
     winner = findings_of(run).winner
     other = "3" if winner != 3 else "4"
@@ -492,8 +493,7 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
 
 
 def test_rows_of_other_conditions_are_left_out_and_named(searched: Run, tmp_path: Path) -> None:
-    run = Run(tmp_path / "copy")
-    shutil.copytree(searched.folder, run.folder)
+    run = copied(searched, tmp_path)
     content = json.loads(run.evaluation.read_text(encoding="utf-8"))
     for row in content["networks"]:
         row["at"] = "2020-01-01T00:00:00+00:00"
@@ -510,8 +510,7 @@ def test_rows_of_other_conditions_are_left_out_and_named(searched: Run, tmp_path
 def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(
     searched: Run, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "copy")
-    shutil.copytree(searched.folder, run.folder)
+    run = copied(searched, tmp_path)
     where = ["-q", "--run", str(run.folder)]
     assert command("sample", "-n", "3000", *where) == 0
     assert command("rank", "--time-limit", "0.0001", *where) == 0
@@ -528,8 +527,7 @@ def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(
 
 
 def test_the_front_is_that_of_each_budget(searched: Run, tmp_path: Path) -> None:
-    run = Run(tmp_path / "copy")
-    shutil.copytree(searched.folder, run.folder)
+    run = copied(searched, tmp_path)
     where = ["-q", "--run", str(run.folder)]
     assert command("sample", "-n", "12", "--max-params", "57%,50%", *where) == 0
     assert command("rank", "--exhaustive", *where) == 0
