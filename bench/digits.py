@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pgnas_cli.candidates import baseline_probabilities, count, draw_candidates, mean_params
 from pgnas_cli.data import ImageData
 from pgnas_cli.evaluation import score as score_on_test
+from pgnas_cli.machine import tune_for_cpu
 from pgnas_cli.randomness import generator
 from pgnas_cli.ranking import held_out_judge, rank
 from pgnas_cli.registry import load_backbone
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--candidates", type=int, default=300)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
+    tune_for_cpu()
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads,"
           f" {options.candidates} candidates")  # fmt: skip
     print(f"{'seed':4} {'drawn from':14} {'params':>8} {'mean':>7} {'best':>7} {'test':>7}")

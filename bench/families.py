@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pgnas_cli.candidates import count, parameter_count
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.evaluation import latencies
+from pgnas_cli.machine import tune_for_cpu
 from pgnas_cli.slimming import Layout, slim, ungated_copy
 from pgnas_cli.supernet import create_supernet, draw, gates, masked
 from tests.randomised import randomised
@@ -107,7 +108,7 @@ def row(name: str) -> tuple[str, bool, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=FAMILIES)
-    torch.set_flush_denormal(True)
+    tune_for_cpu()
     print(f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()},"
           f" {torch.get_num_threads()} threads")  # fmt: skip
     print("| family | difference | params | MACs | time small | time fast | kept whole | s |")

@@ -42,6 +42,7 @@ from pgnas_cli.candidates import (
 from pgnas_cli.data import ImageData, Preprocessing, cut_data
 from pgnas_cli.evaluation import score as score_on_test
 from pgnas_cli.loading import held_out_decoded, placed, steps_per_epoch
+from pgnas_cli.machine import tune_for_cpu
 from pgnas_cli.randomness import derived_seed, generator, seeded_globals
 from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank
 from pgnas_cli.registry import Backbone, Recipe, load_backbone
@@ -324,7 +325,7 @@ def main() -> None:
     parser.add_argument("--set", type=value, nargs="*", default=[])
     parser.add_argument("--final", action="store_true")
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
+    tune_for_cpu()
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.cache.mkdir(parents=True, exist_ok=True)
     lines = options.results.read_text().splitlines() if options.results.exists() else []

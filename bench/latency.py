@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.families import candidate
 from pgnas_cli.candidates import count, parameter_count, whole_macs
 from pgnas_cli.evaluation import latencies
+from pgnas_cli.machine import tune_for_cpu
 from pgnas_cli.slimming import slim, ungated_copy
 from pgnas_cli.supernet import create_supernet
 from tests.randomised import randomised
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--gates", default="all", choices=("all", "hidden"))
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
+    tune_for_cpu()
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads,"
           f" batch {options.batch}, {options.size} px, drop rate {options.drop}")  # fmt: skip
     shape = (3, options.size, options.size)

@@ -10,6 +10,7 @@ from pgnas_cli.data import ImageData
 from pgnas_cli.drawing import held_out_of, posterior_of
 from pgnas_cli.evaluation import score as score_on_test
 from pgnas_cli.files import Posterior, Run
+from pgnas_cli.machine import tune_for_cpu
 from pgnas_cli.settings import read_settings
 from pgnas_cli.slimming import slim
 from pgnas_cli.supernet import drop_probabilities
@@ -36,7 +37,7 @@ class Opened:
 
 def opened(folder: Path) -> Opened:
     """The run in `folder`; denormal numbers are flushed from here on."""
-    torch.set_flush_denormal(True)
+    tune_for_cpu()
     run = Run(folder)
     network, posterior = posterior_of(run)
     data = held_out_of(run, posterior, read_settings(run), 0, lambda items, _: items)
