@@ -49,7 +49,8 @@ def build(
     mean, std = config.mean, config.std
     if channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    heads = config.classifier or ()
+    named = config.classifier or ()
+    heads = (named,) if isinstance(named, str) else tuple(named)
     pixels = size or int(config.input_size[-1])
     return Backbone(
         network,
@@ -60,7 +61,8 @@ def build(
             initial_drop=0.02, drop_learning_rate=0.15, gates="hidden", groups="channel",
         ),
         images=Normalisation(tuple(mean), tuple(std), config.interpolation, config.crop_pct),
-        heads=(heads,) if isinstance(heads, str) else tuple(heads),
+        heads=heads,
+        new_heads=heads if pretrained and classes != config.num_classes else (),
     )  # fmt: skip
 
 

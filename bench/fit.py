@@ -3,11 +3,10 @@
     python -m bench.fit TASK SIDE --data DIR [--seeds 0 1 2] [--set field=value ...] [--final]
     python -m bench.fit table
 
-Tasks: t1 (timm/tf_efficientnet_lite0 with pretrained weights, photos of 112 px, 7 epochs of 40
-images a step), t2 (multibranch-tiny from scratch, 10,000 CIFAR images as JPEG, --epochs), t3
-(digits). Sides: whole, pgnas, fixed (ramped, sizes as --set target), narrow (t2: a uniformly
-narrower network), and t1 by others at the same sizes (rivals.py): magnitude, group-norm, oto.
-`--set` changes fields of the recipe, and target, kind, gates, groups.
+Tasks: t1, t1c, t2, t3, of tasks.py. Sides: whole, pgnas, fixed (ramped, sizes as --set target),
+narrow (t2: a uniformly narrower network), and t1, t1c by others at the same sizes (rivals.py):
+magnitude, group-norm, oto. `--set` changes fields of the recipe, and target, kind. A head starts
+as a linear probe on every side, unless `--set probe=False`.
 
 Every cell appends one JSON line to `--results`; a cell that is there is not run again. The test
 split is scored only with `--final`, for cells whose settings were chosen on held-out images.
@@ -19,17 +18,14 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from pgnas_backbones.multibranch import MultiBranch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench import rivals
+from bench.tasks import CPU, backbone_of, data_of, probed, remember_batches
 from pgnas_cli import training
 from pgnas_cli.budget import Target
 from pgnas_cli.candidates import (
@@ -39,57 +35,18 @@ from pgnas_cli.candidates import (
     shifted_to_size,
     whole_macs,
 )
-from pgnas_cli.data import ImageData, Preprocessing, cut_data
+from pgnas_cli.data import ImageData
 from pgnas_cli.evaluation import score as score_on_test
 from pgnas_cli.loading import held_out_decoded, placed, steps_per_epoch
 from pgnas_cli.machine import tune_for_cpu
-from pgnas_cli.randomness import derived_seed, generator, seeded_globals
+from pgnas_cli.randomness import generator
 from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank
-from pgnas_cli.registry import Backbone, Recipe, load_backbone
+from pgnas_cli.registry import Recipe
 from pgnas_cli.slimming import slim
-from pgnas_cli.sources import find_data
-from pgnas_cli.storage import to_json
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 
-CPU = torch.device("cpu")
 RIVALS = ("magnitude", "group-norm", "oto")
-CANDIDATES = {"t1": 20, "t2": 60, "t3": 100}
-
-
-def backbone_of(task: str, seed: int, options: argparse.Namespace, width: float = 1.0) -> Backbone:
-    """The network of a task, at `width` times its usual width (t2, t3)."""
-    if task == "t1":
-        weights = options.data / "tf_efficientnet_lite0.safetensors"
-        found = load_backbone(
-            "timm/tf_efficientnet_lite0", classes=10, size=112, weights=weights, seed=seed
-        )
-        return dataclasses.replace(
-            found, recipe=dataclasses.replace(found.recipe, epochs=7, batch_size=40)
-        )
-    channels, size = (3, 32) if task == "t2" else (1, 8)
-    found = load_backbone("multibranch-tiny", classes=10, channels=channels, size=size, seed=seed)
-    if width == 1:
-        return found
-    widths = [max(1, round(width * w)) for w in (16, 32, 64, 16)]
-    with seeded_globals(derived_seed(seed, "initial weights")):
-        network = MultiBranch(tuple(widths[:3]), 1, widths[3], found.input_shape, 10)
-    return dataclasses.replace(found, network=network)
-
-
-def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespace) -> ImageData:
-    """Fit, held-out and test images; held-out ones decoded."""
-    folders = {"t1": str(options.photos), "t2": str(options.cifar), "t3": "digits"}
-    source = find_data(folders[task])
-    if task == "t2":  # the same 12,500 for every seed, 2,500 of them held out
-        chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:12500]
-        source = dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
-    preprocessing = None
-    if backbone.images is not None:
-        shape = backbone.input_shape
-        preprocessing = Preprocessing(shape[0], shape[1], **to_json(backbone.images))
-    size = backbone.input_shape[1]
-    cut = cut_data(source, seed=seed, preprocessing=preprocessing, size=size)
-    return held_out_decoded(cut, 0)
+CANDIDATES = {"t1": 20, "t1c": 20, "t2": 60, "t3": 100}
 
 
 def recalibrated(network: nn.Module, keep: Tensor, images: list[Tensor]) -> nn.Module:
@@ -188,13 +145,15 @@ def fit_images(data: ImageData, images: int) -> list[Tensor]:
     return list(Batches(whole, data.preprocessing, CPU))
 
 
-def rival_cell(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """T1 by another tool, judged alike. Its learning rate is `--set learning_rate`."""
     began = time.perf_counter()
     changes = dict(options.set)
     kind, share = str(changes.get("kind", "params")), float(changes["target"])
-    backbone = backbone_of("t1", seed, options)
-    data = data_of("t1", seed, backbone, options)
+    backbone = backbone_of(task, seed, options)
+    data = data_of(task, seed, backbone, options)
+    if changes.get("probe", True):
+        backbone = probed(backbone, data, seed)
     network = placed(backbone.network, CPU)
     epochs, batch = options.epochs or backbone.recipe.epochs, backbone.recipe.batch_size
     steps = epochs * steps_per_epoch(len(data.fit), batch)
@@ -224,7 +183,7 @@ def rival_cell(side: str, seed: int, options: argparse.Namespace) -> dict[str, A
 def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One fit and what came of it."""
     if side in RIVALS:
-        return rival_cell(side, seed, options)
+        return rival_cell(task, side, seed, options)
     changes = dict(options.set)
     share = float(changes.pop("target", 0)) or None
     kind = str(changes.pop("kind", "params"))
@@ -232,6 +191,8 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
     began = time.perf_counter()
     backbone = backbone_of(task, seed, options, width)
     data = data_of(task, seed, backbone, options)
+    if changes.get("probe", True):
+        backbone = probed(backbone, data, seed)
     changes = {k: str(v) if k == "groups" else v for k, v in changes.items()}
     recipe: Recipe = dataclasses.replace(backbone.recipe, **changes)
     if options.epochs:
@@ -275,30 +236,6 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
     return {**found, "history": history, "seconds": time.perf_counter() - began}
 
 
-def remember_batches(folder: Path, task: str) -> None:
-    """Photos are decoded once per seed: what a step sees is a function of seed and step."""
-    real = training.training_batches
-
-    def batches(data: ImageData, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        if data.fit.pixels is not None:
-            yield from real(data, **how)
-            return
-        size, batch = data.preprocessing.size, how["batch"]
-        path = folder / f"{task}-{size}-{how['seed']}-{batch}-{how['steps']}.safetensors"
-        if not path.exists():
-            pairs = list(real(data, **{**how, "first_step": 0}))
-            part = path.with_suffix(f".{time.time_ns()}")
-            images, labels = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
-            save_file({"images": images, "labels": labels}, part)
-            part.rename(path)
-        with safe_open(path, "pt") as stored:
-            images, labels = stored.get_slice("images"), stored.get_slice("labels")
-            for step in range(how["first_step"], how["steps"]):
-                yield images[step], labels[step]
-
-    training.training_batches = batches  # type: ignore[assignment]
-
-
 def value(text: str) -> tuple[str, Any]:
     key, _, given = text.partition("=")
     for kind in (int, float):
@@ -311,7 +248,7 @@ def value(text: str) -> tuple[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=("t1", "t2", "t3", "table"))
+    parser.add_argument("task", choices=("t1", "t1c", "t2", "t3", "table"))
     parser.add_argument("side", nargs="?", choices=("whole", "pgnas", "fixed", "narrow", *RIVALS))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the weights")
     parser.add_argument("--photos", type=Path, default=Path("data/photos"))

@@ -26,6 +26,7 @@ The modules, in the order in which data flows; each imports only from those abov
     data          image data sets, cut into fit, held-out and test
     sources       where data sets come from
     loading       batches of images, for fitting and for judging
+    probing       a new classifier as a linear probe of the starting network
     recalibration  batch-norm statistics of candidates, estimated anew
     states        what a fit needs to go on
     schedules     the learning rate over a fit

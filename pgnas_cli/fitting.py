@@ -32,7 +32,8 @@ from .files import (
 from .inflation import build_backbone
 from .loading import held_out_decoded, steps_per_epoch
 from .objective import auto_l2, objective_images
-from .registry import Recipe
+from .probing import probe_
+from .registry import Backbone, Recipe
 from .settings import FitSettings, check_recipe
 from .sources import find_data
 from .states import State
@@ -118,6 +119,9 @@ def fit_stage(
     data = held_out_decoded(data, workers, track)
     recipe = settings.recipe_of(backbone)
     check_recipe(recipe, settings)
+    probed: list[str] = []
+    if recipe.probe and unfinished is None:
+        probed = _probed(backbone, data, settings.seed, device, workers, track)
     network = make_concrete_(
         backbone.network,
         shape,
@@ -158,7 +162,7 @@ def fit_stage(
         parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
         recipe.epochs, recipe.epochs * steps_per_epoch(len(data.fit), batch), divergence,
-        len(data.classes), target, recipe, (*backbone.remarks, *_idle(recipe, data)),
+        len(data.classes), target, recipe, (*backbone.remarks, *probed, *_idle(recipe, data)),
         tuple(bank.graph.opaque()),
     )  # fmt: skip
     request = StopRequest()
@@ -209,6 +213,28 @@ class _Saver:
                 f"interrupted; saved after step {done} of {steps}, go on with pgnas fit --resume"
                 f" --run {self.run.folder}"
             )
+
+
+def _probed(
+    backbone: Backbone,
+    data: ImageData,
+    seed: int,
+    device: torch.device,
+    workers: int,
+    track: Track,
+) -> list[str]:
+    """Let new heads on trained weights start as linear probes; remarks on those that do."""
+    remarks = []
+    for head in backbone.new_heads:
+        error = probe_(
+            backbone.network, head, data, device=device, seed=seed, workers=workers, track=track
+        )
+        if error is not None:
+            remarks.append(
+                f"the head '{head}' starts as a linear probe of the starting weights"
+                f" ({100 * error:.1f} % of its own images wrong)"
+            )
+    return remarks
 
 
 def _idle(recipe: Recipe, data: ImageData) -> list[str]:

@@ -22,7 +22,7 @@ from .errors import PgnasError
 from .graph import Graph
 from .placement import gateable
 from .randomness import derived_seed, seeded_globals
-from .registry import Backbone, load_backbone
+from .registry import Backbone, load_backbone, with_replaced
 from .storage import from_json, read_tensors, to_json, write_tensors
 from .tracing import trace
 from .weights import fit_weights_
@@ -296,10 +296,10 @@ def build_backbone(
         with seeded_globals(derived_seed(seed, "inflation")):
             inflate_(backbone.network, backbone.input_shape, inflation)
         own["inflation"] = to_json(inflation)
-    remarks = backbone.remarks
     if tensors is not None:
-        remarks = (*remarks, *fit_weights_(backbone.network, tensors, file, backbone.heads))
-    return dataclasses.replace(backbone, name=name, options=own, remarks=remarks)
+        replaced = fit_weights_(backbone.network, tensors, file, backbone.heads)
+        backbone = with_replaced(backbone, replaced)
+    return dataclasses.replace(backbone, name=name, options=own)
 
 
 @dataclass(frozen=True)

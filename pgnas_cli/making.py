@@ -51,6 +51,7 @@ def fit(
     sharpen: options.Sharpen = None,
     gates: options.Gates = None,
     groups: options.Groups = None,
+    probe: options.Probe = None,
     fixed_drop: options.FixedDrop = None,
     constant_l2: options.ConstantL2 = False,
     held_out: options.HeldOut = None,
@@ -86,6 +87,7 @@ def fit(
         "initial_drop": initial_drop, "drop_learning_rate": drop_lr,
         "warmup_epochs": warmup_epochs, "temperature": temperature, "gates": gates,
         "groups": groups, "size_ramp": size_ramp, "freeze": freeze, "sharpen": sharpen,
+        "probe": probe,
     }  # fmt: skip
     given: dict[str, Any] = {
         "backbone": admit(backbone) if backbone else None, "pretrained": pretrained or None,

@@ -106,6 +106,10 @@ Gates = Annotated[
 Groups = Annotated[
     str | None, typer.Option(help="Gates with a common p: layer, channel, or a number of channels.")
 ]
+Probe = Annotated[
+    bool | None,
+    typer.Option(help="Whether a new head on trained weights starts as a linear probe of them."),
+]
 FixedDrop = Annotated[
     str | None,
     typer.Option(help="One drop probability for all; or a run, for candidates as large."),

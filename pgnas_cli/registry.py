@@ -52,6 +52,7 @@ class Recipe:
     gates: str = "all"  # which layers carry them: all, hidden, all+operations (supernet.py)
     operation_cost: float = 0.0  # of a gated operation without weights, in squared weights
     groups: str = "layer"  # gates with a common p: "layer", "channel", or a number of channels
+    probe: bool = True  # a new head on trained weights starts as a linear probe of them
     # With a target size only:
     size_ramp: float = 0.25  # share of the fit after which the expected size is the target
     freeze: float = 0.4  # share of the fit after which p stays and the weights learn under draws
@@ -88,6 +89,7 @@ class Backbone:
     options: dict[str, Any] = field(default_factory=dict)  # what else rebuilds the same network
     images: Normalisation | None = None  # None: measured on the data, or ImageNet's for photos
     heads: tuple[str, ...] = ()  # layers whose outputs are the classes
+    new_heads: tuple[str, ...] = ()  # of them: fresh ones on weights that were trained before
     inflation: "Inflation | None" = None  # to be done once starting weights are loaded
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> fields of the recipe
     name: str = ""  # that builds it again; set on loading
@@ -216,10 +218,16 @@ def load_backbone(
             f"backbone '{name}' (from {_package(entry)}) gives a {type(backbone).__name__}; a"
             " pgnas_cli.registry.Backbone is wanted"
         )
-    remarks = backbone.remarks
     if weights is not None:
-        remarks = (*remarks, *load_weights_(backbone.network, weights, backbone.heads))
-    return dataclasses.replace(backbone, remarks=remarks, name=name)
+        backbone = with_replaced(backbone, load_weights_(backbone.network, weights, backbone.heads))
+    return dataclasses.replace(backbone, name=name)
+
+
+def with_replaced(backbone: Backbone, heads: dict[str, str]) -> Backbone:
+    """The same record of a network in which `heads` were replaced, with a remark on each."""
+    return dataclasses.replace(
+        backbone, remarks=(*backbone.remarks, *heads.values()), new_heads=tuple(heads)
+    )
 
 
 def _entries() -> dict[str, list[EntryPoint]]:

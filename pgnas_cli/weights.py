@@ -13,8 +13,8 @@ from .errors import PgnasError
 LISTED = 20  # names in a message
 
 
-def load_weights_(network: nn.Module, path: Path, heads: Iterable[str]) -> list[str]:
-    """Load `path` into `network`; returns remarks on what was replaced.
+def load_weights_(network: nn.Module, path: Path, heads: Iterable[str]) -> dict[str, str]:
+    """Load `path` into `network`; returns the heads that were replaced, with a remark on each.
 
     Tensors of the layers named in `heads` may have another number of classes: those keep their
     fresh weights. Anything else that is missing, surplus or of another shape is a PgnasError.
@@ -42,16 +42,16 @@ def _plain_weights(path: Path) -> dict[str, Tensor]:
 
 def fit_weights_(
     network: nn.Module, found: dict[str, Tensor], path: Path, heads: Iterable[str]
-) -> list[str]:
+) -> dict[str, str]:
     """The same for the tensors `found` in `path`."""
     own = network.state_dict()
-    remarks = []
+    replaced = {}
     for head in heads:
         keys = [key for key in own if key.startswith(f"{head}.")]
         if any(key in found and found[key].shape != own[key].shape for key in keys):
             theirs = max((len(found[k]) for k in keys if k in found and found[k].dim()), default=0)
             ours = max(len(own[key]) for key in keys if own[key].dim())
-            remarks.append(f"the head '{head}' has {theirs} outputs, here are {ours}: replaced")
+            replaced[head] = f"the head '{head}' has {theirs} outputs, here are {ours}: replaced"
             found.update({key: own[key] for key in keys})
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     found.update({key: own[key] for key in counters - set(found)})
@@ -70,7 +70,7 @@ def fit_weights_(
             f" {_some(surplus)}; of another shape {_some(reshaped)}"
         )
     network.load_state_dict({k: v.to(own[k].dtype) for k, v in found.items()})
-    return remarks
+    return replaced
 
 
 def _some(keys: list[str]) -> str:

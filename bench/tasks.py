@@ -1,0 +1,107 @@
+"""The tasks of the yardstick (fit.py): which network on which images.
+
+t1: timm/tf_efficientnet_lite0 with pretrained weights, photos of 112 px, 350 batches of 40 images
+in all; where the head starts as a linear probe, its pass over the images is the first fifty.
+t1c: the same on 2,000 CIFAR images as JPEG, which the weights have never seen, enlarged to 112 px;
+1,500 held out. t2: multibranch-tiny from scratch on 10,000 of them, 2,500 held out. t3: digits.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pgnas_backbones.multibranch import MultiBranch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pgnas_cli import training
+from pgnas_cli.data import ImageData, Preprocessing, cut_data, untracked
+from pgnas_cli.loading import held_out_decoded
+from pgnas_cli.probing import probe_
+from pgnas_cli.randomness import derived_seed, generator, seeded_globals
+from pgnas_cli.registry import Backbone, load_backbone
+from pgnas_cli.sources import find_data
+from pgnas_cli.storage import to_json
+
+CPU = torch.device("cpu")
+PRETRAINED = ("t1", "t1c")
+
+
+def backbone_of(task: str, seed: int, options: argparse.Namespace, width: float = 1.0) -> Backbone:
+    """The network of a task, at `width` times its usual width (t2, t3)."""
+    if task in PRETRAINED:
+        weights = options.data / "tf_efficientnet_lite0.safetensors"
+        found = load_backbone(
+            "timm/tf_efficientnet_lite0", classes=10, size=112, weights=weights, seed=seed
+        )
+        return dataclasses.replace(
+            found, recipe=dataclasses.replace(found.recipe, epochs=7, batch_size=40)
+        )
+    channels, size = (3, 32) if task == "t2" else (1, 8)
+    found = load_backbone("multibranch-tiny", classes=10, channels=channels, size=size, seed=seed)
+    if width == 1:
+        return found
+    widths = [max(1, round(width * w)) for w in (16, 32, 64, 16)]
+    with seeded_globals(derived_seed(seed, "initial weights")):
+        network = MultiBranch(tuple(widths[:3]), 1, widths[3], found.input_shape, 10)
+    return dataclasses.replace(found, network=network)
+
+
+def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespace) -> ImageData:
+    """Fit, held-out and test images; held-out ones decoded."""
+    cifar = str(options.cifar)
+    source = find_data({"t1": str(options.photos), "t1c": cifar, "t2": cifar, "t3": "digits"}[task])
+    held_out = 0.2
+    if source.small == 32:  # the same images for every seed
+        total, held_out = (3500, 3 / 7) if task == "t1c" else (12500, 0.2)
+        chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:total]
+        source = dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
+    preprocessing = None
+    if backbone.images is not None:
+        shape = backbone.input_shape
+        preprocessing = Preprocessing(shape[0], shape[1], **to_json(backbone.images))
+        if source.small is not None:
+            preprocessing = dataclasses.replace(preprocessing, crop=1.0)
+    cut = cut_data(
+        source, seed=seed, held_out=held_out, preprocessing=preprocessing,
+        size=backbone.input_shape[1],
+    )  # fmt: skip
+    return held_out_decoded(cut, 0)
+
+
+def probed(backbone: Backbone, data: ImageData, seed: int) -> Backbone:
+    """The new head as a linear probe; an epoch less, since that was a pass over the images."""
+    for head in backbone.new_heads:
+        probe_(backbone.network, head, data, device=CPU, seed=seed, workers=0, track=untracked)
+        recipe = dataclasses.replace(backbone.recipe, epochs=backbone.recipe.epochs - 1)
+        backbone = dataclasses.replace(backbone, recipe=recipe)
+    return backbone
+
+
+def remember_batches(folder: Path, task: str) -> None:
+    """Photos are decoded once per seed: what a step sees is a function of seed and step."""
+    real = training.training_batches
+
+    def batches(data: ImageData, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        if data.fit.pixels is not None:
+            yield from real(data, **how)
+            return
+        size, batch = data.preprocessing.size, how["batch"]
+        path = folder / f"{task}-{size}-{how['seed']}-{batch}-{how['steps']}.safetensors"
+        if not path.exists():
+            pairs = list(real(data, **{**how, "first_step": 0}))
+            part = path.with_suffix(f".{time.time_ns()}")
+            images, labels = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
+            save_file({"images": images, "labels": labels}, part)
+            part.rename(path)
+        with safe_open(path, "pt") as stored:
+            images, labels = stored.get_slice("images"), stored.get_slice("labels")
+            for step in range(how["first_step"], how["steps"]):
+                yield images[step], labels[step]
+
+    training.training_batches = batches  # type: ignore[assignment]
