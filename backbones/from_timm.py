@@ -57,8 +57,9 @@ def build(
         (channels, pixels, pixels),
         # Chosen on held-out photos (docs/log.md), for weights that were trained before.
         Recipe(
-            epochs=10, batch_size=40, optimizer="adamw", learning_rate=2e-3, weight_decay=1e-4,
+            epochs=10, batch_size=40, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4,
             initial_drop=0.02, drop_learning_rate=0.15, gates="hidden", groups="channel",
+            warmup_epochs=0.5, size_ramp=0.15, freeze=0.22,
         ),
         images=Normalisation(tuple(mean), tuple(std), config.interpolation, config.crop_pct),
         heads=heads,
