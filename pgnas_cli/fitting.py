@@ -231,8 +231,8 @@ def _probed(
         )
         if error is not None:
             remarks.append(
-                f"the head '{head}' starts as a linear probe of the starting weights"
-                f" ({100 * error:.1f} % of its own images wrong)"
+                f"the head '{head}' starts as a linear probe of the starting weights: it errs on"
+                f" {100 * error:.1f} % of the held-out images"
             )
     return remarks
 

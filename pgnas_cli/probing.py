@@ -7,13 +7,14 @@ regression of the classes on the features of the starting network, one pass over
 """
 
 from contextlib import closing
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import ImageData, Part, Track, untracked
-from .loading import evaluation_images
+from .loading import evaluation_images, placed
 from .randomness import generator
 
 PENALTY = 0.03  # on squared weights, for features of unit variance; chosen in docs/log.md
@@ -34,40 +35,57 @@ def probe_(
 ) -> float | None:
     """Fit the classifier `head` to the features of `network`, in place.
 
-    Returns the share of its images that the probe gets wrong; None, and the head as it was, where
-    it is no linear layer that is called once with (batch, features).
+    Returns the share of held-out images that it gets wrong; None, and the head as it was, where it
+    is no linear layer that is called once with (batch, features).
     """
     layer = network.get_submodule(head)
     if not isinstance(layer, nn.Linear):
         return None
+    read = partial(_features, network, layer, data, device=device, workers=workers, track=track)
     part = _some(data.fit, seed)
-    found: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].cpu()))
-    training = network.training
-    network.to(device).eval()
-    batches = evaluation_images(part, data.preprocessing, batch=_BATCH, workers=workers)
-    pieces = range(-(-len(part) // _BATCH))
-    try:
-        with closing(batches), torch.no_grad():
-            for _ in track(pieces, "features of the starting network"):
-                network(data.preprocessing.normalised(next(batches).to(device)))
-    finally:
-        hook.remove()
-        network.train(training)
-    if [len(piece) for piece in found if piece.dim() == 2] != [
-        min(_BATCH, len(part) - _BATCH * piece) for piece in pieces
-    ]:
+    features = read(part)
+    if features is None:
         return None
-    features = torch.cat(found).double()
     weight, bias = logistic_regression(
-        features, part.labels, len(data.classes), PENALTY, track=track
+        features.double(), part.labels, len(data.classes), PENALTY, track=track
     )
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(bias)
-    wrong = (features @ weight.T + bias).argmax(1) != part.labels
+    held_out = read(data.held_out)
+    assert held_out is not None
+    wrong = (held_out.double() @ weight.T + bias).argmax(1) != data.held_out.labels
     return float(wrong.double().mean())
+
+
+def _features(
+    network: nn.Module,
+    layer: nn.Linear,
+    data: ImageData,
+    part: Part,
+    *,
+    device: torch.device,
+    workers: int,
+    track: Track,
+) -> Tensor | None:  # float32 (images, features)
+    """What `layer` reads of each image of `part`, not augmented; None for other shapes."""
+    found: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].cpu()))
+    training = network.training
+    placed(network, device).eval()
+    batches = evaluation_images(part, data.preprocessing, batch=_BATCH, workers=workers)
+    sizes = [min(_BATCH, len(part) - first) for first in range(0, len(part), _BATCH)]
+    try:
+        with closing(batches), torch.no_grad():
+            for _ in track(range(len(sizes)), "features of the starting network"):
+                network(data.preprocessing.normalised(next(batches).to(device)))
+    finally:
+        hook.remove()
+        network.train(training)
+    if [tuple(piece.shape) for piece in found] != [(n, layer.in_features) for n in sizes]:
+        return None
+    return torch.cat(found)
 
 
 def logistic_regression(

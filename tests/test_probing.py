@@ -94,13 +94,13 @@ def test_a_head_that_is_no_linear_layer_stays_as_it_was(head: nn.Module) -> None
     assert probed(Small(head)) is None
 
 
-def test_at_most_so_many_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgnas_cli.probing.MOST", 20)
     network = Small(nn.Linear(3, 3))
     seen: list[int] = []
     network.norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     probed(network)
-    assert sum(seen) == 20
+    assert sum(seen) == 20 + 150  # to fit, held out
 
 
 def fitted(folder: Path, name: str, *options: str) -> torch.Tensor:
