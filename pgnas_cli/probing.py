@@ -72,7 +72,7 @@ def _features(
     """What `layer` reads of each image of `part`, not augmented; None for other shapes."""
     found: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].cpu()))
-    training = network.training
+    training, home = network.training, layer.weight.device
     placed(network, device).eval()
     batches = evaluation_images(part, data.preprocessing, batch=_BATCH, workers=workers)
     sizes = [min(_BATCH, len(part) - first) for first in range(0, len(part), _BATCH)]
@@ -82,7 +82,7 @@ def _features(
                 network(data.preprocessing.normalised(next(batches).to(device)))
     finally:
         hook.remove()
-        network.train(training)
+        network.to(home).train(training)  # it has yet to be traced there
     if [tuple(piece.shape) for piece in found] != [(n, layer.in_features) for n in sizes]:
         return None
     return torch.cat(found)
