@@ -16,6 +16,7 @@ from pgnas_cli.candidates import count, parameter_count
 from pgnas_cli.cli import main
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.export import load
+from pgnas_cli.registry import load_backbone
 from pgnas_cli.slimming import slim
 from pgnas_cli.supernet import create_supernet, gates, layer_gates, make_concrete_, masked
 from pgnas_cli.wiring import wire
@@ -302,3 +303,15 @@ def test_a_timm_network_goes_through_all_commands(
         program = torch.export.export(network, (x,)).module()
     with torch.no_grad():
         assert torch.allclose(program(x), network(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "new"), [(10, ("fc",)), (1000, ())])
+def test_a_pretrained_network_has_a_new_head_where_the_classes_are_others(
+    classes: int, new: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **k: real(*a, **k))
+    for pretrained in (True, False):
+        found = load_backbone("timm/resnet18", classes=classes, size=64, pretrained=pretrained)
+        assert found.heads == ("fc",)
+        assert found.new_heads == (new if pretrained else ())
