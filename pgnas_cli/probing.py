@@ -36,7 +36,7 @@ def probe_(
     """Fit the classifier `head` to the features of `network`, in place.
 
     Returns the share of held-out images that it gets wrong; None, and the head as it was, where it
-    is no linear layer that is called once with (batch, features).
+    is no linear layer that is called once with (batch, features), all of them finite.
     """
     layer = network.get_submodule(head)
     if not isinstance(layer, nn.Linear):
@@ -44,7 +44,7 @@ def probe_(
     read = partial(_features, network, layer, data, device=device, workers=workers, track=track)
     part = _some(data.fit, seed)
     features = read(part)
-    if features is None:
+    if features is None or not bool(torch.isfinite(features).all()):
         return None
     weight, bias = logistic_regression(
         features.double(), part.labels, len(data.classes), PENALTY, track=track

@@ -94,6 +94,14 @@ def test_a_head_that_is_no_linear_layer_stays_as_it_was(head: nn.Module) -> None
     assert probed(Small(head)) is None
 
 
+def test_features_that_are_not_finite_leave_the_head_as_it_was() -> None:
+    network = Small(nn.Linear(3, 3))
+    network.norm.weight.data.fill_(torch.inf)
+    before = network.head.weight.clone()
+    assert probed(network) is None
+    assert torch.equal(network.head.weight, before)
+
+
 def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgnas_cli.probing.MOST", 20)
     network = Small(nn.Linear(3, 3))
