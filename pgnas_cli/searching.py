@@ -39,7 +39,7 @@ def search(
     img_size: options.ImgSize = None,
     lr: options.LearningRate = None,
     groups: options.Groups = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 1500,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 300,
     compare: Annotated[
         bool, typer.Option("--compare", help="Train the whole network as long, to compare with.")
     ] = False,
