@@ -59,7 +59,7 @@ def build(
         Recipe(
             epochs=10, batch_size=40, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4,
             initial_drop=0.02, drop_learning_rate=0.15, gates="hidden", groups="channel",
-            warmup_epochs=0.5, size_ramp=0.15, freeze=0.22,
+            warmup_epochs=0.5, size_ramp=0.15, freeze=0.22, probe=True,
         ),
         images=Normalisation(tuple(mean), tuple(std), config.interpolation, config.crop_pct),
         heads=heads,

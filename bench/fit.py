@@ -43,6 +43,7 @@ from pgnas_cli.randomness import generator
 from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank
 from pgnas_cli.registry import Recipe
 from pgnas_cli.slimming import slim
+from pgnas_cli.storage import to_json
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 
 RIVALS = ("magnitude", "group-norm", "oto")
@@ -233,6 +234,7 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
         size = found["drawn"]["mean_params"] * parameter_count(network)
         dealt = shifted_to_size(network, probability[order], size, noise)
         found["permuted"] = judge.board(dealt)
+    found["recipe"] = to_json(recipe)
     return {**found, "history": history, "seconds": time.perf_counter() - began}
 
 

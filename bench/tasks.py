@@ -78,9 +78,8 @@ def probed(backbone: Backbone, data: ImageData, seed: int) -> Backbone:
     """The new head as a linear probe; an epoch less, since that was a pass over the images."""
     for head in backbone.new_heads:
         probe_(backbone.network, head, data, device=CPU, seed=seed, workers=0, track=untracked)
-        recipe = dataclasses.replace(backbone.recipe, epochs=backbone.recipe.epochs - 1)
-        backbone = dataclasses.replace(backbone, recipe=recipe)
-    return backbone
+    fewer = backbone.recipe.epochs - bool(backbone.new_heads)
+    return dataclasses.replace(backbone, recipe=dataclasses.replace(backbone.recipe, epochs=fewer))
 
 
 def remember_batches(folder: Path, task: str) -> None:

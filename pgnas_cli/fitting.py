@@ -4,6 +4,7 @@ A fitted posterior is never overwritten unless `force` says so; what was derived
 it.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Generator
@@ -33,7 +34,7 @@ from .inflation import build_backbone
 from .loading import held_out_decoded, steps_per_epoch
 from .objective import auto_l2, objective_images
 from .probing import probe_
-from .registry import Backbone, Recipe
+from .registry import Recipe
 from .settings import FitSettings, check_recipe
 from .sources import find_data
 from .states import State
@@ -117,11 +118,12 @@ def fit_stage(
         size=shape[1], track=track,
     )  # fmt: skip
     data = held_out_decoded(data, workers, track)
+    if unfinished is not None:  # a recipe that has changed since is that of other fits
+        backbone = dataclasses.replace(backbone, recipe=unfinished[1].recipe)
     recipe = settings.recipe_of(backbone)
+    if not backbone.new_heads:
+        recipe = dataclasses.replace(recipe, probe=False)
     check_recipe(recipe, settings)
-    probed: list[str] = []
-    if recipe.probe and unfinished is None:
-        probed = _probed(backbone, data, settings.seed, device, workers, track)
     network = make_concrete_(
         backbone.network,
         shape,
@@ -134,6 +136,13 @@ def fit_stage(
     target = target_of(network, settings.target_params, settings.target_macs)
     if target is not None and settings.fixed_drop is not None:
         raise PgnasError("--fixed-drop sets the size; leave --target-params and --target-macs out")
+    remarks = [*backbone.remarks, *_idle(recipe, data)]
+    if recipe.probe and unfinished is None:
+        remarks += [
+            probe_(network, head, data, device=device, seed=settings.seed, workers=workers,
+                   track=track)
+            for head in backbone.new_heads
+        ]  # fmt: skip
     kl_images = objective_images(recipe, len(data.fit))
     l2 = auto_l2(recipe, kl_images) if recipe.l2 is None else recipe.l2
     posterior = Posterior(
@@ -162,7 +171,7 @@ def fit_stage(
         parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
         len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
         recipe.epochs, recipe.epochs * steps_per_epoch(len(data.fit), batch), divergence,
-        len(data.classes), target, recipe, (*backbone.remarks, *probed, *_idle(recipe, data)),
+        len(data.classes), target, recipe, tuple(remarks),
         tuple(bank.graph.opaque()),
     )  # fmt: skip
     request = StopRequest()
@@ -213,28 +222,6 @@ class _Saver:
                 f"interrupted; saved after step {done} of {steps}, go on with pgnas fit --resume"
                 f" --run {self.run.folder}"
             )
-
-
-def _probed(
-    backbone: Backbone,
-    data: ImageData,
-    seed: int,
-    device: torch.device,
-    workers: int,
-    track: Track,
-) -> list[str]:
-    """Let new heads on trained weights start as linear probes; remarks on those that do."""
-    remarks = []
-    for head in backbone.new_heads:
-        error = probe_(
-            backbone.network, head, data, device=device, seed=seed, workers=workers, track=track
-        )
-        if error is not None:
-            remarks.append(
-                f"the head '{head}' starts as a linear probe of the starting weights: it errs on"
-                f" {100 * error:.1f} % of the held-out images"
-            )
-    return remarks
 
 
 def _idle(recipe: Recipe, data: ImageData) -> list[str]:

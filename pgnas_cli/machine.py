@@ -14,10 +14,9 @@ def device_of(name: str) -> torch.device:
 
     A process that is to work on its CPU is set up for it (`tune_for_cpu`).
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(name)
+        device = torch.device(chosen)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError(name)
         torch.empty(0, device=device)
@@ -39,9 +38,11 @@ def tune_for_cpu() -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        for option, size in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1)):
-            mallopt(option, size)
+    if mallopt is None:
+        return
+    # Older versions take no more than 32 MB. Either setting ends glibc's own adjustment of both.
+    if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h

@@ -78,6 +78,7 @@ def fit(
     from .views import fit_summary_lines, show_fit
 
     terminal = terminal_of(quiet)
+    where_to_work = device_of(device)
     recipe = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": opt,
         "schedule": sched, "min_learning_rate": min_lr, "cycle_epochs": cycle_epochs,
@@ -108,7 +109,7 @@ def fit(
     summary = show_fit(
         terminal,
         lambda step: remembering(where, with_tensorboard(tensorboard, where, fit_stage(
-            where, settings, device=device_of(device), workers=worker_count(workers),
+            where, settings, device=where_to_work, workers=worker_count(workers),
             resume=resume, force=force, save_seconds=60 * save_minutes, track=terminal.track,
             step=step,
         ))),

@@ -52,7 +52,7 @@ class Recipe:
     gates: str = "all"  # which layers carry them: all, hidden, all+operations (supernet.py)
     operation_cost: float = 0.0  # of a gated operation without weights, in squared weights
     groups: str = "layer"  # gates with a common p: "layer", "channel", or a number of channels
-    probe: bool = True  # a new head on trained weights starts as a linear probe of them
+    probe: bool = False  # a new head on trained weights starts as a linear probe of them
     # With a target size only:
     size_ramp: float = 0.25  # share of the fit after which the expected size is the target
     freeze: float = 0.4  # share of the fit after which p stays and the weights learn under draws
@@ -220,6 +220,13 @@ def load_backbone(
         )
     if weights is not None:
         backbone = with_replaced(backbone, load_weights_(backbone.network, weights, backbone.heads))
+    layers = dict(backbone.network.named_modules())
+    unknown = [head for head in backbone.new_heads if head not in layers]
+    if unknown:
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}) has no layer '{unknown[0]}', one of its"
+            " new_heads"
+        )
     return dataclasses.replace(backbone, name=name)
 
 

@@ -1,5 +1,7 @@
 """The commands: results on stdout, messages on stderr, exit status, and what users get wrong."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pgnas_backbones import multibranch
 from safetensors.torch import load_file
 
 from pgnas_cli.budget import Target
@@ -275,6 +278,26 @@ def test_a_killed_fit_goes_on_to_the_same_posterior(number: signal.Signals) -> N
     assert not Path("killed/checkpoint.safetensors").exists()
     epochs = [json.loads(x)["epoch"] for x in Path("killed/metrics.jsonl").read_text().splitlines()]
     assert epochs == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_unfinished_fit_goes_on_by_its_own_recipe_when_the_backbone_has_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as stopped:
+        stopped.setattr("pgnas_cli.fitting.StopRequest", Asked)
+        assert run("fit", *QUICK, "--run", "r", "-q") == 130
+    started = multibranch.MEMBERS["tiny"]
+    changed = dataclasses.replace(started.recipe, learning_rate=0.01, initial_drop=0.2)
+    monkeypatch.setitem(multibranch.MEMBERS, "tiny", dataclasses.replace(started, recipe=changed))
+    assert run("fit", "--resume", "--run", "r", "-q") == 0
+    _, posterior = read_posterior(Path("r/posterior.safetensors"))
+    assert posterior.recipe.learning_rate == started.recipe.learning_rate
+
+
+class Asked(contextlib.nullcontext[None]):
+    """A request to stop that was there from the start."""
+
+    asked = True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -13,7 +13,7 @@ from torch import nn
 from pgnas_cli.data import ImageData, Part, Preprocessing, untracked
 from pgnas_cli.files import read_posterior
 from pgnas_cli.inflation import build_backbone
-from pgnas_cli.probing import PENALTY, logistic_regression, probe_
+from pgnas_cli.probing import PENALTY, _some, logistic_regression, probe_
 
 from .conftest import run
 
@@ -73,14 +73,14 @@ def coloured(images: int) -> ImageData:
     return ImageData("colours", ("r", "g", "b"), part, part, None, preprocessing)
 
 
-def probed(network: nn.Module, images: int = 150) -> float | None:
+def probed(network: nn.Module, images: int = 150) -> str:
     return probe_(network, "head", coloured(images), device=CPU, seed=0, workers=0, track=untracked)
 
 
 def test_a_probe_changes_the_head_and_nothing_else() -> None:
     network = Small(nn.Linear(3, 3))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert probed(network) == 0
+    assert "it errs on 0.0 % of the held-out images" in probed(network)
     assert network.training
     changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"head.weight", "head.bias"}
@@ -88,18 +88,62 @@ def test_a_probe_changes_the_head_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [nn.Identity(), nn.Sequential(nn.Linear(3, 3))], ids=["identity", "not linear"]
+    ("head", "reason"),
+    [
+        (nn.Identity(), "it is no linear layer with a bias"),
+        (nn.Linear(3, 3, bias=False), "it is no linear layer with a bias"),
+        (nn.Conv2d(3, 3, 1), "it does not read one vector of features for each image"),
+    ],
+    ids=["identity", "no bias", "on a map"],
 )
-def test_a_head_that_is_no_linear_layer_stays_as_it_was(head: nn.Module) -> None:
-    assert probed(Small(head)) is None
+def test_a_head_that_cannot_be_a_probe_stays_as_it_was(head: nn.Module, reason: str) -> None:
+    network = Small(head) if not isinstance(head, nn.Conv2d) else nn.Sequential()
+    if isinstance(head, nn.Conv2d):
+        network.add_module("head", head)
+        network.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        network.add_module("flat", nn.Flatten())
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    assert probed(network) == f"the head 'head' starts at random, not as a linear probe: {reason}"
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_a_head_that_is_a_convolution_of_one_pixel_can_be_a_probe() -> None:
+    network = nn.Sequential()
+    network.add_module("norm", nn.BatchNorm2d(3))
+    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    network.add_module("head", nn.Conv2d(3, 3, 1))
+    network.add_module("flat", nn.Flatten())
+    assert "it errs on 0.0 %" in probed(network)
+    network.eval()
+    data = coloured(30)
+    with torch.no_grad():
+        assert torch.equal(
+            network(data.preprocessing.normalised(data.fit.pixels)).argmax(1), data.fit.labels
+        )
 
 
 def test_features_that_are_not_finite_leave_the_head_as_it_was() -> None:
     network = Small(nn.Linear(3, 3))
     network.norm.weight.data.fill_(torch.inf)
     before = network.head.weight.clone()
-    assert probed(network) is None
+    assert "not finite" in probed(network)
     assert torch.equal(network.head.weight, before)
+
+
+def test_a_probe_that_batch_statistics_would_make_worse_than_guessing_is_taken_back() -> None:
+    network = Small(nn.Linear(3, 3))
+    network.norm.running_mean[0] = -100  # far from that of the images
+    before = network.head.weight.clone()
+    assert "too unlike" in probed(network)
+    assert torch.equal(network.head.weight, before)
+
+
+def test_every_class_is_among_the_images_that_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgnas_cli.probing.MOST", 5)
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2])
+    part = Part(labels, tuple(map(str, range(101))), torch.zeros(101, 3, 2, 2))
+    for seed in range(5):
+        assert set(_some(part, 3, seed).labels.tolist()) == {0, 1, 2}
 
 
 def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +152,7 @@ def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> N
     seen: list[int] = []
     network.norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     probed(network)
-    assert sum(seen) == 20 + 150  # to fit, held out
+    assert sum(seen) == 20 + 20 + 150  # to fit, to be sure, held out
 
 
 def fitted(folder: Path, name: str, *options: str) -> torch.Tensor:
@@ -116,7 +160,7 @@ def fitted(folder: Path, name: str, *options: str) -> torch.Tensor:
     status = run(
         "fit", "--backbone", "timm/mobilenetv3_small_050", "--weights", "weights.safetensors",
         "--data", str(folder), "--img-size", "32", "--epochs", "1", "--batch-size", "6",
-        "--lr", "0", "--run", name, "-q", *options,
+        "--lr", "0", "--run", name, *options,
     )  # fmt: skip
     assert status == 0
     network, _ = read_posterior(Path(name) / "posterior.safetensors")
@@ -130,6 +174,8 @@ def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # These weights are random: nothing that a fit of them does is better than guessing.
+    monkeypatch.setattr("pgnas_cli.probing._loss_in_training", lambda *_: 0.0)
     folder = photo_folder()
     for classes in (7, 3):
         torch.manual_seed(0)
@@ -142,7 +188,26 @@ def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
         start = fresh.network.get_submodule("classifier").weight
         assert isinstance(start, torch.Tensor)
         with_probe = fitted(folder, f"probe-{classes}")
+        said = "the head 'classifier' starts as a linear probe" in capsys.readouterr().err
+        assert said == (classes == 7)
         without = fitted(folder, f"none-{classes}", "--no-probe")
         assert torch.equal(without, start)
         assert torch.equal(with_probe, start) == (classes == 3)
-    capsys.readouterr()
+
+
+def test_an_image_size_that_the_network_does_not_take_is_one_line_all_the_same(
+    photo_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("levit_conv_128s", num_classes=7)
+    save_file(model.state_dict(), "weights.safetensors")
+    status = run(
+        "fit", "--backbone", "timm/levit_conv_128s", "--weights", "weights.safetensors",
+        "--data", str(photo_folder()), "--img-size", "64", "--run", "r",
+    )  # fmt: skip
+    assert status == 1
+    assert "does not take images of 64x64 pixels" in capsys.readouterr().err
+    assert not Path("r").exists()
