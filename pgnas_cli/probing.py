@@ -7,7 +7,6 @@ regression of the classes on the features of the starting network, one pass over
 """
 
 import copy
-import math
 from contextlib import closing
 from functools import partial
 from typing import cast
@@ -40,7 +39,7 @@ def probe_(
 
     The head stays as it was where it is no linear layer (or 1x1 convolution) with a bias that is
     called once with a vector of features for each image, where these are not finite, and where
-    the network in training, whose batch-norm sees batches, would do worse with it than by guessing.
+    the network in training, whose batch-norm sees batches, would do worse with it than before.
     """
     layer = network.get_submodule(head)
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
@@ -55,8 +54,11 @@ def probe_(
     before = layer.weight.detach().clone(), layer.bias.detach().clone()
     labels = part.labels.to(device)
     weight, bias = logistic_regression(features, labels, len(data.classes), PENALTY, track=track)
+    by_lot = torch.randperm(len(part), generator=generator(seed, "batch of the probe"))
+    few = part.subset(by_lot[:_BATCH].tolist())
+    loss = _loss_in_training(network, data, few, device)
     _set(layer, weight, bias)
-    if not _loss_in_training(network, data, part, device) < math.log(len(data.classes)):
+    if not _loss_in_training(network, data, few, device) < loss:
         _set(layer, *before)
         return _left(head, "images of this size are too unlike those that the weights know")
     held_out = read(data.held_out)
@@ -118,10 +120,9 @@ def _features(
 
 @torch.no_grad()
 def _loss_in_training(
-    network: nn.Module, data: ImageData, part: Part, device: torch.device
+    network: nn.Module, data: ImageData, few: Part, device: torch.device
 ) -> float:
     """Cross-entropy of a copy of `network` in training mode on one batch, nats per image."""
-    few = part.subset(range(min(_BATCH, len(part))))
     copied = placed(copy.deepcopy(network), device).train()
     with closing(evaluation_images(few, data.preprocessing, batch=_BATCH)) as batches:
         images = data.preprocessing.normalised(next(batches).to(device))

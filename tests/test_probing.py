@@ -1,5 +1,7 @@
 """A new head on trained weights starts as the logistic regression of the classes on features."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,12 +132,26 @@ def test_features_that_are_not_finite_leave_the_head_as_it_was() -> None:
     assert torch.equal(network.head.weight, before)
 
 
-def test_a_probe_that_batch_statistics_would_make_worse_than_guessing_is_taken_back() -> None:
+def test_a_probe_that_batch_statistics_make_worse_than_the_random_head_is_taken_back() -> None:
     network = Small(nn.Linear(3, 3))
     network.norm.running_mean[0] = -100  # far from that of the images
     before = network.head.weight.clone()
     assert "too unlike" in probed(network)
     assert torch.equal(network.head.weight, before)
+
+
+def test_images_in_the_order_of_their_classes_do_not_speak_against_a_probe() -> None:
+    """A batch of one class has other statistics than the classes have together."""
+    data = coloured(300)
+    order = data.fit.labels.argsort(stable=True).tolist()
+    data = dataclasses.replace(data, fit=data.fit.subset(order))
+    torch.manual_seed(0)
+    network = Small(nn.Linear(3, 3))
+    network.norm.momentum = None
+    for _ in range(2):
+        network(data.preprocessing.normalised(data.fit.pixels))
+    said = probe_(network, "head", data, device=CPU, seed=0, workers=0, track=untracked)
+    assert "it errs on 0.0 %" in said
 
 
 def test_every_class_is_among_the_images_that_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +168,7 @@ def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> N
     seen: list[int] = []
     network.norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     probed(network)
-    assert sum(seen) == 20 + 20 + 150  # to fit, to be sure, held out
+    assert sum(seen) == 20 + 2 * 20 + 150  # to fit, to be sure, held out
 
 
 def fitted(folder: Path, name: str, *options: str) -> torch.Tensor:
@@ -174,8 +190,9 @@ def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # These weights are random: nothing that a fit of them does is better than guessing.
-    monkeypatch.setattr("pgnas_cli.probing._loss_in_training", lambda *_: 0.0)
+    # These weights are random, and their batch-norm statistics not those of the photos.
+    falling = itertools.count(0, -1)
+    monkeypatch.setattr("pgnas_cli.probing._loss_in_training", lambda *_: float(next(falling)))
     folder = photo_folder()
     for classes in (7, 3):
         torch.manual_seed(0)
