@@ -150,7 +150,7 @@ def run_to_fit(
         run = newest_run()
     elif folder is None:
         name = run_name(given.get("backbone", FitSettings.backbone))
-        run = Run(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+        run = Run(_unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
     else:
         run = Run(folder)
     if not (resume and run.settings.exists()):
@@ -166,6 +166,14 @@ def run_to_fit(
                 " go on, or start another run"
             )
     return run, dataclasses.replace(stored, recipe={**given["recipe"], **stored.recipe})
+
+
+def _unused(folder: Path) -> Path:
+    """`folder`, or one with a number behind its name where another fit began in the same second."""
+    found, number = folder, 2
+    while found.exists():
+        found, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return found
 
 
 def read_settings(run: Run) -> FitSettings:

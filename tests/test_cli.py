@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,21 @@ def test_seed_decides_every_byte_and_workers_none(
     for file in ("posterior", "candidates", "ranking", "best"):
         first, second = (Path(n, f"{file}.safetensors").read_bytes() for n in "ab")
         assert first == second, file
+
+
+def test_two_fits_that_begin_in_the_same_second_have_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Stopped":
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr("pgnas_cli.settings.datetime", Stopped)
+    for _ in range(2):
+        assert run("fit", "--epochs", "1", "--batch-size", "512", "-q") == 0
+    name = "multibranch-tiny-20260102-030405"
+    assert sorted(p.name for p in Path("runs").iterdir()) == [name, f"{name}-2"]
 
 
 def test_another_seed_gives_another_posterior() -> None:
