@@ -142,8 +142,8 @@ def logistic_regression(
 ) -> tuple[Tensor, Tensor]:  # (classes, features), (classes,)
     """Weight and bias that minimise mean cross-entropy + penalty x squared weights.
 
-    The penalty is on the weights for features centred and divided by their common deviation, so
-    that the scale of the features does not matter.
+    The penalty is on the weights for features centred and divided by the deviation of all their
+    values, so that the scale of the features does not matter.
     """
     mean, deviation = features.mean(0), features.std().clamp_min(1e-12)
     scaled = (features - mean) / deviation

@@ -134,7 +134,9 @@ def test_features_that_are_not_finite_leave_the_head_as_it_was() -> None:
 
 def test_a_probe_that_batch_statistics_make_worse_than_the_random_head_is_taken_back() -> None:
     network = Small(nn.Linear(3, 3))
-    network.norm.running_mean[0] = -100  # far from that of the images
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+    network.norm.running_mean[0] = 10  # far from that of the images
     before = network.head.weight.clone()
     assert "too unlike" in probed(network)
     assert torch.equal(network.head.weight, before)
