@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import rivals
-from bench.tasks import CPU, backbone_of, data_of, probed, remember_batches
+from bench.tasks import CPU, remember_batches, task_of
 from pgnas_cli import training
 from pgnas_cli.budget import Target
 from pgnas_cli.candidates import (
@@ -151,10 +151,7 @@ def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> 
     began = time.perf_counter()
     changes = dict(options.set)
     kind, share = str(changes.get("kind", "params")), float(changes["target"])
-    backbone = backbone_of(task, seed, options)
-    data = data_of(task, seed, backbone, options)
-    if changes.get("probe", True):
-        backbone = probed(backbone, data, seed)
+    backbone, data = task_of(task, seed, options, probe=changes.get("probe", True))
     network = placed(backbone.network, CPU)
     epochs, batch = options.epochs or backbone.recipe.epochs, backbone.recipe.batch_size
     steps = epochs * steps_per_epoch(len(data.fit), batch)
@@ -190,10 +187,8 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
     kind = str(changes.pop("kind", "params"))
     width = float(changes.pop("width", 1))
     began = time.perf_counter()
-    backbone = backbone_of(task, seed, options, width)
-    data = data_of(task, seed, backbone, options)
-    if changes.get("probe", True):
-        backbone = probed(backbone, data, seed)
+    probe = changes.get("probe", True)
+    backbone, data = task_of(task, seed, options, probe=probe, width=width)
     changes = {k: str(v) if k == "groups" else v for k, v in changes.items()}
     recipe: Recipe = dataclasses.replace(backbone.recipe, **changes)
     if options.epochs:

@@ -74,12 +74,21 @@ def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespac
     return held_out_decoded(cut, 0)
 
 
-def probed(backbone: Backbone, data: ImageData, seed: int) -> Backbone:
-    """The new head as a linear probe; an epoch less, since that was a pass over the images."""
+def task_of(
+    task: str, seed: int, options: argparse.Namespace, *, probe: bool, width: float = 1.0
+) -> tuple[Backbone, ImageData]:
+    """The network of a task and its images; with `probe` a new head starts as a linear probe.
+
+    That is an epoch less of training, since the probe was a pass over the images.
+    """
+    backbone = backbone_of(task, seed, options, width)
+    data = data_of(task, seed, backbone, options)
+    if not (probe and backbone.new_heads):
+        return backbone, data
     for head in backbone.new_heads:
         probe_(backbone.network, head, data, device=CPU, seed=seed, workers=0, track=untracked)
-    fewer = backbone.recipe.epochs - bool(backbone.new_heads)
-    return dataclasses.replace(backbone, recipe=dataclasses.replace(backbone.recipe, epochs=fewer))
+    recipe = dataclasses.replace(backbone.recipe, epochs=backbone.recipe.epochs - 1)
+    return dataclasses.replace(backbone, recipe=recipe), data
 
 
 def remember_batches(folder: Path, task: str) -> None:

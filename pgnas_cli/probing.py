@@ -54,11 +54,10 @@ def probe_(
     before = layer.weight.detach().clone(), layer.bias.detach().clone()
     labels = part.labels.to(device)
     weight, bias = logistic_regression(features, labels, len(data.classes), PENALTY, track=track)
-    by_lot = torch.randperm(len(part), generator=generator(seed, "batch of the probe"))
-    few = part.subset(by_lot[:_BATCH].tolist())
-    loss = _loss_in_training(network, data, few, device)
+    few = _batch(part, data, seed, device)
+    loss = _loss_in_training(network, *few)
     _set(layer, weight, bias)
-    if not _loss_in_training(network, data, few, device) < loss:
+    if not _loss_in_training(network, *few) < loss:
         _set(layer, *before)
         return _left(head, "images of this size are too unlike those that the weights know")
     held_out = read(data.held_out)
@@ -118,18 +117,23 @@ def _features(
     return torch.cat(found)
 
 
-@torch.no_grad()
-def _loss_in_training(
-    network: nn.Module, data: ImageData, few: Part, device: torch.device
-) -> float:
-    """Cross-entropy of a copy of `network` in training mode on one batch, nats per image."""
-    copied = placed(copy.deepcopy(network), device).train()
+def _batch(part: Part, data: ImageData, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images and labels of one batch by lot: one class alone has other statistics than all."""
+    by_lot = torch.randperm(len(part), generator=generator(seed, "batch of the probe"))
+    few = part.subset(by_lot[:_BATCH].tolist())
     with closing(evaluation_images(few, data.preprocessing, batch=_BATCH)) as batches:
         images = data.preprocessing.normalised(next(batches).to(device))
+    return images, few.labels.to(device)
+
+
+@torch.no_grad()
+def _loss_in_training(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Cross-entropy of a copy of `network` in training mode on one batch, nats per image."""
+    copied = placed(copy.deepcopy(network), images.device).train()
     with seeded_globals(0):  # a network's own dropout
         logits = copied(images)
     logits = logits[0] if isinstance(logits, tuple) else logits
-    return float(F.cross_entropy(logits, few.labels.to(device)))
+    return float(F.cross_entropy(logits, labels))
 
 
 def logistic_regression(

@@ -173,14 +173,16 @@ def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(seen) == 20 + 2 * 20 + 150  # to fit, to be sure, held out
 
 
+def fit(model: str, folder: Path, name: str, *options: str) -> int:
+    """Exit status of a fit of `model` from the weights in the working directory."""
+    return run("fit", "--backbone", f"timm/{model}", "--weights", "weights.safetensors",
+               "--data", str(folder), "--run", name, *options)  # fmt: skip
+
+
 def fitted(folder: Path, name: str, *options: str) -> torch.Tensor:
     """The head of the network after a fit in which no weight moves."""
-    status = run(
-        "fit", "--backbone", "timm/mobilenetv3_small_050", "--weights", "weights.safetensors",
-        "--data", str(folder), "--img-size", "32", "--epochs", "1", "--batch-size", "6",
-        "--lr", "0", "--run", name, *options,
-    )  # fmt: skip
-    assert status == 0
+    brief = ("--img-size", "32", "--epochs", "1", "--batch-size", "6", "--lr", "0")
+    assert fit("mobilenetv3_small_050", folder, name, *brief, *options) == 0
     network, _ = read_posterior(Path(name) / "posterior.safetensors")
     return network.state_dict()["classifier.weight"]
 
@@ -223,10 +225,6 @@ def test_an_image_size_that_the_network_does_not_take_is_one_line_all_the_same(
     monkeypatch.chdir(tmp_path)
     model = timm.create_model("levit_conv_128s", num_classes=7)
     save_file(model.state_dict(), "weights.safetensors")
-    status = run(
-        "fit", "--backbone", "timm/levit_conv_128s", "--weights", "weights.safetensors",
-        "--data", str(photo_folder()), "--img-size", "64", "--run", "r",
-    )  # fmt: skip
-    assert status == 1
+    assert fit("levit_conv_128s", photo_folder(), "r", "--img-size", "64") == 1
     assert "does not take images of 64x64 pixels" in capsys.readouterr().err
     assert not Path("r").exists()
