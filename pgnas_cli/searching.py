@@ -6,6 +6,7 @@ the options, so that the same line goes on where it stopped, at whatever stage t
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,7 +146,7 @@ class _Steps:
         from .leaderboard import rank_stage
 
         run = Run(where)
-        target: dict[str, Any] = {f"target_{self.kind}": _nearly(self.size)}
+        target: dict[str, Any] = {f"target_{self.kind}": _nearly(self.size, f"--max-{self.kind}")}
         self.fitted(run, dataclasses.replace(self.settings, **target))
         network, _ = posterior_of(run)
         budget: dict[str, Any] = {f"max_{self.kind}": self.size}
@@ -233,16 +234,19 @@ def _same(run: "Run", settings: "FitSettings") -> None:
         )
 
 
-def _nearly(size: str) -> str:
+def _nearly(size: str, option: str) -> str:
     """A little less than "60%" or "10M", so that candidates of the mean size are within it."""
     text = size.strip()
     ending = text[-1:] if not text[-1:].isdigit() else ""
     try:
-        return f"{AIM * float(text.removesuffix(ending)):g}{ending}"
+        number = float(text.removesuffix(ending))
     except ValueError:
         raise PgnasError(
-            f"'{size}' is no size; possible: a share (60%) or a number (250000, 10M, 2G)"
+            f"{option} '{size}' is no size; possible: a share (60%) or a number (250000, 10M, 2G)"
         ) from None
+    if not 0 < number < (100 if ending == "%" else math.inf):
+        raise PgnasError(f"{option} {size} is out of range; possible: above 0, below 100%")
+    return f"{AIM * number:g}{ending}"
 
 
 def _folder(run: Path | None, settings: "FitSettings", kind: str, size: str, n: int) -> Path:

@@ -123,7 +123,9 @@ def test_photos_without_test_images_are_searched_all_the_same(
     ("options", "message"),
     [
         (["--max-params", "60%", "--max-macs", "60%"], "cannot both be kept"),
-        (["--max-params", "much"], "'much' is no size"),
+        (["--max-params", "much"], "--max-params 'much' is no size"),
+        (["--max-params", "0"], "--max-params 0 is out of range"),
+        (["--max-macs", "120%"], "--max-macs 120% is out of range"),
         (["--max-params", "0.001%"], "is out of reach"),
         (["--data", "nowhere"], "no data set 'nowhere'"),
     ],
