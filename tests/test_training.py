@@ -3,6 +3,8 @@
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from pgnas_cli.objective import auto_l2, objective_images
 from pgnas_cli.registry import Recipe, load_backbone
 from pgnas_cli.sources import open_data
 from pgnas_cli.states import State
+from pgnas_cli.steering import Phases, Steering
 from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
 from pgnas_cli.training import EpochRecord, fit
 
@@ -170,6 +173,25 @@ def test_short_fits_meet_their_target_too(digits: ImageData, epochs: int, groups
     keep = draw_candidates(drop_probabilities(network), network, 100, 0)
     counted = float(count(network, keep).params.double().mean()) / parameter_count(network)
     assert counted == pytest.approx(0.5, abs=0.03)
+
+
+def test_sharpening_multiplies_the_drop_logits_that_have_their_size() -> None:
+    """Symmetric logits have a mean p of one half however sharp: no other step is due."""
+    start = torch.tensor([-1.2, -0.4, 0.4, 1.2], dtype=torch.float64)
+    logits = torch.nn.Parameter(start.clone())
+    still = torch.optim.Adam([logits], lr=0.0, betas=(0.9, 0.99))
+    logits.grad = torch.ones_like(start)
+    still.step()
+    size: Any = SimpleNamespace(shares=lambda p: {"params": 1 - p.mean()})
+    steering = Steering(size, Target("params", 0.5), Phases(0, 10, 20), Recipe(sharpen=8.0))
+    before = steering.corrected(logits, still, 9)
+    torch.testing.assert_close(before, start)
+    for step in range(10, 15):
+        logits.data.copy_(steering.corrected(logits, still, step))
+    torch.testing.assert_close(logits.data, start * 8**0.5)
+    for step in range(15, 20):
+        logits.data.copy_(steering.corrected(logits, still, step))
+    torch.testing.assert_close(logits.data, start * 8)
 
 
 def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> None:
