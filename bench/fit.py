@@ -4,8 +4,9 @@
     python -m bench.fit table
 
 Tasks: t1, t1c, t2, t3, of tasks.py. Sides: whole, pgnas, fixed (ramped, sizes as --set target),
-narrow (t2: a uniformly narrower network), and t1, t1c by others at the same sizes (rivals.py):
-magnitude, group-norm, oto. `--set` changes fields of the recipe, and target, kind. A head starts
+random (one mask of that size, drawn before the fit and trained as long), narrow (t2: a uniformly
+narrower network), and t1, t1c by others at the same sizes (rivals.py): magnitude, group-norm, oto.
+`--set` changes fields of the recipe, and target, kind. A head starts
 as a linear probe on every side, unless `--set probe=False`.
 
 Every cell appends one JSON line to `--results`; a cell that is there is not run again. The test
@@ -43,10 +44,12 @@ from pgnas_cli.randomness import generator
 from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank
 from pgnas_cli.registry import Recipe
 from pgnas_cli.slimming import slim
+from pgnas_cli.steering import DECIDED
 from pgnas_cli.storage import to_json
 from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
 
 RIVALS = ("magnitude", "group-norm", "oto")
+SIDES = ("whole", "pgnas", "fixed", "random", "narrow", *RIVALS)
 CANDIDATES = {"t1": 20, "t1c": 20, "t2": 60, "t3": 100}
 
 
@@ -178,6 +181,13 @@ def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> 
     return {"drawn": drawn, "seconds": time.perf_counter() - began}
 
 
+def rate_of_size(network: nn.Module, share: float, seed: int) -> float:
+    """The drop rate of all gates whose candidates have `share` of the parameters on average."""
+    noise = torch.rand(64, gates(network).count, generator=generator(seed, "size"))
+    start = torch.full((len(gates(network).groups),), 0.5)
+    return float(shifted_to_size(network, start, share * parameter_count(network), noise)[0])
+
+
 def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One fit and what came of it."""
     if side in RIVALS:
@@ -201,12 +211,16 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
     fixed: float | None = None
     if side in ("whole", "narrow"):
         fixed = 0.0
-    elif side == "fixed":
+    elif side in ("fixed", "random"):
         assert share is not None and kind == "params"
-        noise = torch.rand(64, gates(network).count, generator=generator(seed, "size"))
-        start = torch.full((len(gates(network).groups),), 0.5)
-        wanted = share * parameter_count(network)
-        fixed = float(shifted_to_size(network, start, wanted, noise)[0])
+        rate = rate_of_size(network, share, seed)
+        if side == "fixed":
+            fixed = rate
+        else:  # p nearly 0 or 1 from the first step on
+            recipe = dataclasses.replace(recipe, drop_learning_rate=0.0)
+            groups = len(gates(network).groups)
+            closed = torch.rand(groups, generator=generator(seed, "mask")) < rate
+            gates(network).drop_logit.data.copy_(DECIDED * (2.0 * closed - 1))
     target = Target(kind, share) if share and side == "pgnas" else None
     history = []
     for record in training.fit(network, data, recipe, seed=seed, fixed_drop=fixed, target=target):
@@ -246,7 +260,7 @@ def value(text: str) -> tuple[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("t1", "t1c", "t2", "t3", "table"))
-    parser.add_argument("side", nargs="?", choices=("whole", "pgnas", "fixed", "narrow", *RIVALS))
+    parser.add_argument("side", nargs="?", choices=SIDES)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the weights")
     parser.add_argument("--photos", type=Path, default=Path("data/photos"))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))

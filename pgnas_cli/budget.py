@@ -107,7 +107,10 @@ def size_of(text: str, whole: int, option: str) -> float:
             f"{option} '{text}' is no size; possible: a share (60%) or a number (250000, 10M, 2G)"
         ) from None
     if not 0 < size < whole:
-        raise PgnasError(f"{option} {text} is out of range; the whole network has {whole}")
+        raise PgnasError(
+            f"{option} {text} is out of range; the whole network has {whole}: possible are sizes"
+            " above 0 and below that"
+        )
     return size
 
 

@@ -136,7 +136,7 @@ def fit_stage(
     target = target_of(network, settings.target_params, settings.target_macs)
     if target is not None and settings.fixed_drop is not None:
         raise PgnasError("--fixed-drop sets the size; leave --target-params and --target-macs out")
-    remarks = [*backbone.remarks, *_idle(recipe, data)]
+    remarks = [*backbone.remarks, *_idle(recipe, settings, data)]
     if recipe.probe and unfinished is None:
         remarks += [
             probe_(network, head, data, device=device, seed=settings.seed, workers=workers,
@@ -224,9 +224,16 @@ class _Saver:
             )
 
 
-def _idle(recipe: Recipe, data: ImageData) -> list[str]:
+def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
     """Fields of the recipe that come to nothing here."""
     found = []
+    if not (settings.target_params or settings.target_macs):
+        of_target = ("size_ramp", "freeze", "sharpen")
+        named = [f"--{field.replace('_', '-')}" for field in of_target if field in settings.recipe]
+        if named:
+            found.append(f"{' and '.join(named)}: left out, there is no target size")
+    if settings.recipe.get("probe") and not recipe.probe:
+        found.append("--probe: left out, there is no new head on trained weights")
     if recipe.cutout and data.fit.pixels is None:
         found.append("cutout is for small images; these are photos, it is left out")
     late = [epoch for epoch in recipe.milestones if epoch >= recipe.epochs]

@@ -96,6 +96,11 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
     ):
         if value is not None and not low <= value <= high:
             raise PgnasError(f"{name} {value:g} is out of range; possible: {low:g} to {high:g}")
+    if (settings.target_params or settings.target_macs) and recipe.size_ramp > recipe.freeze:
+        raise PgnasError(
+            f"--freeze {recipe.freeze:g} comes before the size is met, --size-ramp"
+            f" {recipe.size_ramp:g}; possible: {recipe.size_ramp:g} or more for --freeze"
+        )
 
 
 def fixed_rate(text: str | None) -> float | None:

@@ -53,7 +53,8 @@ class EpochRecord:
     price: float  # nats per image that the target makes the whole network's size worth, or 0
     mean_drop: float  # mean of p over gates
     settled: float  # share of gates whose p is below 0.05 or above 0.95
-    drift: float  # how far p moves in 100 steps at the full rate of its optimizer, mean over gates
+    drift: float  # how far p moves in 100 steps at the full rate of its optimizer, mean over gates;
+    # at most 1
     drop_histogram: tuple[int, ...]  # gates in ten equal bins of p
     learning_rate: float
     seconds: float
@@ -215,9 +216,11 @@ class _Run:
             if self.steering is not None:
                 steered = self.steering.corrected(self.drop_logit, self.drops, self.step)
                 self.drop_logit.data.copy_(steered)
-            self.full_rate_steps += self.drops.param_groups[0]["lr"] / (
-                self.recipe.drop_learning_rate or 1.0
-            )
+                self.full_rate_steps += 1.0  # a step to the size does not depend on the rate
+            else:
+                self.full_rate_steps += self.drops.param_groups[0]["lr"] / (
+                    self.recipe.drop_learning_rate or 1.0
+                )
         self.weights.zero_grad()
         self.drops.zero_grad()
         self.loss_sum += loss.detach() * len(inputs)
@@ -271,7 +274,7 @@ class _Run:
             price=self.steering.price if self.steering else 0.0,
             mean_drop=float(per_gate.mean()),
             settled=float(((per_gate < 0.05) | (per_gate > 0.95)).float().mean()),
-            drift=100 * float(moved) / self.full_rate_steps if self.full_rate_steps else 0.0,
+            drift=min(1.0, 100 * float(moved) / (self.full_rate_steps or math.inf)),
             drop_histogram=tuple(int(n) for n in torch.histc(per_gate, 10, 0, 1)),
             learning_rate=float(self.weights.param_groups[0]["lr"]),
             seconds=seconds,

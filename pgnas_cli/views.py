@@ -66,13 +66,13 @@ def show_fit(
         with closing(events):
             for event in events:
                 if isinstance(event, Started):
-                    total, target = event.steps, event.target
+                    total, target, classes = event.steps, event.target, event.classes
                     for line in started_lines(event):
                         terminal.notice(line)
                     for name in event.kept_whole if verbose else ():
                         terminal.notice(f"kept whole: {name}")
                 elif isinstance(event, FitSummary):
-                    for line in closing_notes(last, target):
+                    for line in closing_notes(last, target, classes):
                         terminal.notice(line)
                     return event
                 else:
@@ -194,21 +194,31 @@ def epoch_line(record: "EpochRecord", seconds_left: float) -> str:
     )
 
 
-def closing_notes(last: "EpochRecord | None", target: "Target | None") -> list[str]:
+def closing_notes(last: "EpochRecord | None", target: "Target | None", classes: int) -> list[str]:
     """What the last epoch should make the user think about, if anything."""
-    if last is None or last.mean_drop < 1e-6:
+    if last is None:
         return []
+    found = []
+    if last.hard_error > 0.9 * (1 - 1 / classes):
+        found.append(
+            f"warning: the mean candidate errs on {percent(last.hard_error)} of the held-out"
+            f" images, nearly as guessing does among {classes} classes; more --epochs, a larger"
+            " size, or larger images (--img-size) may help"
+        )
+    if last.mean_drop < 1e-6:
+        return found
     if target is not None:
         share = last.expected_share if target.kind == "params" else last.expected_macs_share
-        if abs(share - target.share) <= 0.02 * target.share:
-            return []
-        return [
-            f"warning: the mean candidate has {percent(share)} of the size, not"
-            f" {percent(target.share)}; lengthen the fit with --epochs"
-        ]
-    if last.expected_share > 0.95:
-        return ["note: hardly anything is dropped; name a size with --target-params, or raise --l2"]
-    return []
+        if abs(share - target.share) > 0.02 * target.share:
+            found.append(
+                f"warning: the mean candidate has {percent(share)} of the size, not"
+                f" {percent(target.share)}; lengthen the fit with --epochs"
+            )
+    elif last.expected_share > 0.95:
+        found.append(
+            "note: hardly anything is dropped; name a size with --target-params, or raise --l2"
+        )
+    return found
 
 
 def fit_summary_lines(summary: "FitSummary") -> list[str]:

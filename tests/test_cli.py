@@ -181,9 +181,14 @@ def test_a_fit_that_drops_nothing_says_how_to_shrink(capsys: pytest.CaptureFixtu
 def test_a_missed_target_is_said() -> None:
     record = EpochRecord(1, 1, 1.0, 0.1, 0.5, 0.5, 0.5, 700.0, 60.0, 0.7, 0.6, 0.0, 0.3, 0.5, 0.0,
                          (0,) * 10, 0.1, 1.0, 1.0)  # fmt: skip
-    assert closing_notes(record, Target("macs", 0.6)) == []
-    (line,) = closing_notes(record, Target("params", 0.6))
+    assert closing_notes(record, Target("macs", 0.6), 10) == []
+    (line,) = closing_notes(record, Target("params", 0.6), 10)
     assert "has 70.0 % of the size, not 60.0 %" in line
+
+
+def test_a_fit_that_ends_at_guessing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = said(capsys, "fit", *QUICK, "--lr", "0", "--run", "r")
+    assert "nearly as guessing does among 10 classes; more --epochs" in err
 
 
 def test_long_epochs_are_not_silent_without_a_terminal(
@@ -481,6 +486,10 @@ MISTAKES = [
     (["fit", "--target-params", "50%", "--fixed-drop", "0.1"], "--fixed-drop sets the size; leave"),
     (["fit", "--preset", "papers"], "no preset 'papers'; possible: paper"),
     (["fit", "--freeze", "2"], "--freeze 2 is out of range; possible: 0.01 to 1"),
+    (
+        ["fit", "--target-params", "50%", "--size-ramp", "0.6", "--freeze", "0.2"],
+        "--freeze 0.2 comes before the size is met, --size-ramp 0.6; possible: 0.6 or more",
+    ),
     (["fit", "--gates", "some"], "gates 'some' are not known; possible: all, hidden"),
     (["fit", "--groups", "0"], "groups '0' are not known; possible: layer, channel"),
     (["fit", "--opt", "adamm"], "no optimizer 'adamm'; near: adam"),

@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pgnas_cli.budget import Target
 from pgnas_cli.candidates import count, parameter_count
 from pgnas_cli.cli import main
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.export import load
 from pgnas_cli.registry import load_backbone
 from pgnas_cli.slimming import slim
+from pgnas_cli.steering import Phases, phases
 from pgnas_cli.supernet import create_supernet, gates, layer_gates, make_concrete_, masked
 from pgnas_cli.wiring import wire
 
@@ -315,3 +317,11 @@ def test_a_pretrained_network_has_a_new_head_where_the_classes_are_others(
         found = load_backbone("timm/resnet18", classes=classes, size=64, pretrained=pretrained)
         assert found.heads == ("fc",)
         assert found.new_heads == (new if pretrained else ())
+
+
+def test_timm_networks_decide_p_early_and_start_from_a_probe() -> None:
+    """What docs/choosing.md says of them: 15 and 22 % of a fit; chosen in docs/log.md."""
+    recipe = load_backbone("timm/resnet18", classes=10, size=64).recipe
+    assert phases(recipe, 1000, 100, Target("params", 0.5)) == Phases(50, 150, 220)
+    assert recipe.probe
+    assert recipe.learning_rate == 0.001

@@ -211,6 +211,29 @@ def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> Non
         assert not torch.equal(weight, changed)
 
 
+def test_gates_are_hard_and_of_each_image_once_p_is_frozen(digits: ImageData) -> None:
+    network, recipe = prepared(digits, freeze=0.5, epochs=2, warmup_epochs=0.0, sharpen=1.0)
+    first = next(iter(gates(network).spans))
+    layer: Any = network.get_submodule(first)
+    seen = []
+    layer.register_forward_pre_hook(
+        lambda module, _: seen.append(module.keep.clone()) if module.training else None
+    )
+    list(fit(network, digits, recipe, seed=0, target=Target("params", 0.5)))
+    half = len(seen) // 2
+    assert not all(((k == 0) | (k == 1)).all() for k in seen[:half])
+    assert all(((k == 0) | (k == 1)).all() for k in seen[half:])
+    assert any((k != k[:1]).any() for k in seen[half:])
+
+
+def test_what_moves_p_is_counted_however_it_moves(digits: ImageData) -> None:
+    """The mean change of a probability is never above 1, and steps to the size count as well."""
+    for rate in (0.0, 0.05):
+        options: dict[str, object] = {"target": Target("params", 0.5)}
+        _, records = fitted(digits, options, epochs=1, drop_learning_rate=rate)
+        assert 0 < records[0].drift <= 1
+
+
 def test_a_stronger_prior_gives_a_smaller_network(digits: ImageData) -> None:
     """The direction of Table 4."""
     weak, strong = (
