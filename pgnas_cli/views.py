@@ -80,7 +80,7 @@ def show_fit(
                     done = event.epoch * total // event.epochs
                     first, began = marks[0] if marks else (0, time.monotonic())
                     rate = (time.monotonic() - began) / max(1, done - first)
-                    terminal.notice(epoch_line(event, rate * (total - done)))
+                    terminal.notice(epoch_line(event, rate * (total - done), target))
                     told = time.monotonic()
     raise AssertionError("a fit ends with its summary")
 
@@ -184,12 +184,18 @@ def recipe_lines(recipe: "Recipe") -> list[str]:
     ]
 
 
-def epoch_line(record: "EpochRecord", seconds_left: float) -> str:
-    """One line per epoch, within 80 columns."""
+def expected_share(record: "EpochRecord", target: "Target | None") -> float:
+    """Of the whole network's size, in the target's unit; without one, of the parameters."""
+    macs = target is not None and target.kind == "macs"
+    return record.expected_macs_share if macs else record.expected_share
+
+
+def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | None") -> str:
+    """One line per epoch, within 80 columns; the size is the one that the fit aims at."""
     return (
         f"{record.epoch:>4}/{record.epochs} loss {record.loss:.3f} held-out"
         f" {100 * record.hard_error:.1f} % (soft {100 * record.soft_error:.1f}) size"
-        f" {100 * record.expected_share:.0f} % p moves {record.drift:.3f}"
+        f" {100 * expected_share(record, target):.0f} % p moves {record.drift:.3f}"
         f" left {clock(seconds_left)}"
     )
 
@@ -208,11 +214,11 @@ def closing_notes(last: "EpochRecord | None", target: "Target | None", classes: 
     if last.mean_drop < 1e-6:
         return found
     if target is not None:
-        share = last.expected_share if target.kind == "params" else last.expected_macs_share
+        share = expected_share(last, target)
         if abs(share - target.share) > 0.02 * target.share:
             found.append(
                 f"warning: the mean candidate has {percent(share)} of the size, not"
-                f" {percent(target.share)}; lengthen the fit with --epochs"
+                f" {percent(target.share)}; lengthen the fit with --epochs, or aim at a larger size"
             )
     elif last.expected_share > 0.95:
         found.append(

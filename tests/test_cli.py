@@ -22,7 +22,7 @@ from pgnas_cli.budget import Target
 from pgnas_cli.files import read_posterior
 from pgnas_cli.metrics import SCALARS
 from pgnas_cli.training import EpochRecord
-from pgnas_cli.views import closing_notes
+from pgnas_cli.views import closing_notes, epoch_line
 
 from .conftest import run
 
@@ -184,6 +184,8 @@ def test_a_missed_target_is_said() -> None:
     assert closing_notes(record, Target("macs", 0.6), 10) == []
     (line,) = closing_notes(record, Target("params", 0.6), 10)
     assert "has 70.0 % of the size, not 60.0 %" in line
+    assert "size 60 %" in epoch_line(record, 0.0, Target("macs", 0.6))
+    assert "size 70 %" in epoch_line(record, 0.0, None)
 
 
 def test_a_fit_that_ends_at_guessing_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,6 +225,9 @@ def test_gates_are_hard_and_of_each_image_once_p_is_frozen(digits: ImageData) ->
     assert not all(((k == 0) | (k == 1)).all() for k in seen[:half])
     assert all(((k == 0) | (k == 1)).all() for k in seen[half:])
     assert any((k != k[:1]).any() for k in seen[half:])
+    for part in (seen[:half], seen[half:]):  # drawn anew in each step, relaxed or hard
+        moved = [(a[:50] != b[:50]).any() for a, b in pairwise(part)]
+        assert sum(moved) > len(moved) / 2
 
 
 def test_what_moves_p_is_counted_however_it_moves(digits: ImageData) -> None:
