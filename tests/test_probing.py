@@ -75,17 +75,16 @@ def coloured(images: int) -> ImageData:
     return ImageData("colours", ("r", "g", "b"), part, part, None, preprocessing)
 
 
-def probed(network: nn.Module, images: int = 150) -> str:
-    return probe_(network, "head", coloured(images), device=CPU, seed=0, workers=0, track=untracked)
+def probed(network: nn.Module, data: ImageData | None = None) -> str:
+    data = data or coloured(150)
+    return probe_(network, "head", data, device=CPU, seed=0, workers=0, track=untracked)
 
 
 def test_the_probe_learns_from_the_images_of_the_fit_alone() -> None:
     """With other labels on the held-out images it errs on all of them."""
     data = coloured(150)
     turned = dataclasses.replace(data.held_out, labels=(data.held_out.labels + 1) % 3)
-    data = dataclasses.replace(data, held_out=turned)
-    said = probe_(Small(nn.Linear(3, 3)), "head", data, device=CPU, seed=0, workers=0,
-                  track=untracked)  # fmt: skip
+    said = probed(Small(nn.Linear(3, 3)), dataclasses.replace(data, held_out=turned))
     assert "it errs on 100.0 % of the held-out images" in said
 
 
