@@ -71,5 +71,5 @@ print(sum(p.numel() for p in smaller.parameters()), "of", parameter_count(networ
 
 # %%
 found = score(smaller, data.test, data.preprocessing, device=CPU, workers=0)
-low, high = found.interval
+low, high = interval(found.errors, found.images)
 print(f"test error {100 * found.error:.1f} % ({100 * low:.1f}-{100 * high:.1f})")

@@ -193,7 +193,7 @@ def evaluation_json(evaluations: "Sequence[Evaluation]") -> dict[str, Any]:
     rows = [
         {
             "file": str(row.path), "errors": row.score.errors, "images": row.score.images,
-            "error": row.score.error, "interval": row.score.interval, "params": row.about.params,
+            "error": row.score.error, "interval": interval(row.score.errors, row.score.images), "params": row.about.params,
             "macs": row.about.macs, "latency_ms": row.one.slim,
             **{
                 name: {"batch": t.batch, "ms": t.slim, "whole_ms": t.whole, "layout": t.layout}
@@ -229,7 +229,7 @@ def evaluation_table(evaluations: "Sequence[Evaluation]") -> Table:
     for name, row in zip(
         network_names([row.path for row in evaluations]), evaluations, strict=True
     ):
-        low, high = row.score.interval
+        low, high = interval(row.score.errors, row.score.images)
         table.add_row(
             Text(name), percent(row.score.error),
             f"{100 * low:.1f}-{100 * high:.1f}", large(row.about.params), large(row.about.macs),

@@ -84,12 +84,6 @@ def _parameters_of(module: object) -> Iterator[nn.Parameter]:
     return module.parameters() if isinstance(module, nn.Module) else iter(())
 
 
-def expected_paper_params(network: nn.Module, drop_probability: Tensor) -> float:
-    """Mean of the paper's count over the posterior with these probabilities, (groups,)."""
-    per_gate = drop_probability.double().cpu()[gates(network).group.cpu()]
-    return parameter_count(network) - float((per_gate * slice_sizes(network)).sum())
-
-
 def count(network: nn.Module, keep: Tensor, *, rows: int = 256, round_to: int = 1) -> Sizes:
     """Sizes of the candidates `keep`, bool (candidates, gates), `rows` at a time."""
     parts = [_count(network, wire(network, block, round_to=round_to)) for block in keep.split(rows)]

@@ -126,13 +126,14 @@ def _learns(name: str, size: int | None, state: dict[str, object]) -> str:
     ):
         outputs = network(images)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    n = objective_images(recipe, BATCH * PER_EPOCH)
+    n = objective_images(recipe.kl_images, BATCH * PER_EPOCH)
     loss = sum((o.square().sum() for o in outputs), start=torch.zeros(()))
     loss.backward()
     for key, parameter in network.named_parameters():
         if parameter.requires_grad and not key.startswith("gates."):
             _demand(parameter.grad is not None, f"{key} has no gradient")
-    kl(network, l2=auto_l2(recipe, n), images=n).backward()
+    l2 = auto_l2(recipe.weight_decay, recipe.initial_drop, n)
+    kl(network, l2=l2, images=n).backward()
     found = gates(network).drop_logit.grad
     _demand(found is not None and bool((found != 0).all()), "a drop probability has no gradient")
     network.zero_grad()

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .confidence import interval
 from .data import FOLDER, Part, Preprocessing, Source, Track, untracked
 from .deployment import OnnxNetwork, in_onnx, read_onnx
 from .errors import PgnasError
@@ -37,11 +36,6 @@ class Score:
     def error(self) -> float:
         """Share of the images that are wrong."""
         return self.errors / self.images
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the error (Wilson's score interval)."""
-        return interval(self.errors, self.images)
 
 
 def score(

@@ -154,7 +154,8 @@ def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:
 
 # --- posterior and checkpoint ----------------------------------------------------------------
 
-POSTERIOR, CHECKPOINT = "pgnas.posterior/1", "pgnas.checkpoint/1"
+POSTERIOR = "pgnas.posterior/1"
+CHECKPOINT = "pgnas.checkpoint/1"
 
 
 def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> None:

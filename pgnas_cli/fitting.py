@@ -143,8 +143,9 @@ def fit_stage(
                    track=track)
             for head in backbone.new_heads
         ]  # fmt: skip
-    kl_images = objective_images(recipe, len(data.fit))
-    l2 = auto_l2(recipe, kl_images) if recipe.l2 is None else recipe.l2
+    kl_images = objective_images(recipe.kl_images, len(data.fit))
+    auto = auto_l2(recipe.weight_decay, recipe.initial_drop, kl_images)
+    l2 = auto if recipe.l2 is None else recipe.l2
     posterior = Posterior(
         Subject(
             backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,

@@ -70,13 +70,13 @@ def remember(run: Run, line: str) -> None:
         return
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     entry = Command(
-        line=line, at=_now(), pgnas=__version__, python=platform.python_version(), **versions
+        line=line, at=now(), pgnas=__version__, python=platform.python_version(), **versions
     )
     there = _text_of(run.commands)
     write_text(run.commands, f"{there}{json.dumps(to_json(entry))}\n")
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -110,7 +110,7 @@ def evaluated(evaluation: Evaluation, name: str, device: torch.device) -> Evalua
     }
     data = Path(evaluation.data).name if Path(evaluation.data).is_dir() else evaluation.data
     return Evaluated(
-        name=name, at=_now(), data=data, errors=score.errors, images=score.images,
+        name=name, at=now(), data=data, errors=score.errors, images=score.images,
         wrong=score.wrong, batch=many.batch,
         one_ms=one.slim, one_whole_ms=one.whole, many_ms=many.slim, many_whole_ms=many.whole,
         device=str(device), **kept,

@@ -182,11 +182,11 @@ def _chosen(
     assert ranking is not None, "checked by the caller"
     winner = drawn.boards()[board][1].start + int(ranking.order[0])
     if candidate == "twin":
-        return _twin(network, int(drawn.sizes.params[winner]), posterior.seed), "twin"
+        return random_twin(network, int(drawn.sizes.params[winner]), posterior.seed), "twin"
     return drawn.keep[winner], str(winner)
 
 
-def _twin(network: nn.Module, params: int, seed: int) -> Tensor:
+def random_twin(network: nn.Module, params: int, seed: int) -> Tensor:
     """A random candidate of `params` parameters: the learned probabilities dealt out by chance.
 
     Of 100 draws the one nearest in size; errors are not looked at.

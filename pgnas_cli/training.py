@@ -129,8 +129,9 @@ class _Run:
         self.steps = recipe.epochs * self.per_epoch
         self.phases = phases(recipe, self.steps, self.per_epoch, target)
         self.step = 0
-        self.kl_images = objective_images(recipe, len(data.fit))
-        self.l2 = auto_l2(recipe, self.kl_images) if recipe.l2 is None else recipe.l2
+        self.kl_images = objective_images(recipe.kl_images, len(data.fit))
+        auto = auto_l2(recipe.weight_decay, recipe.initial_drop, self.kl_images)
+        self.l2 = auto if recipe.l2 is None else recipe.l2
         self.drop_logit = gates(network).drop_logit
         self.drop_logit.requires_grad_(fixed_drop is None)
         self.weights = create_optimizer_v2(
