@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pgnas_backbones.multibranch import Downsample, stem
 from torch import Tensor, nn
 
-from pgnas_cli.operation import OperationGate
+from pgnas_cli.graph import OperationGate
 from pgnas_cli.registry import Backbone, Recipe
 
 # Four numbers a node: input, operation, input, operation.

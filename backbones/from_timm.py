@@ -7,7 +7,8 @@ import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.registry import Backbone, Normalisation, Recipe
+from pgnas_cli.registry import Backbone, Recipe
+from pgnas_cli.registry.backbone import Normalisation
 
 
 def build(

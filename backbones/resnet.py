@@ -4,8 +4,7 @@ import dataclasses
 
 from pgnas_backbones import from_timm
 
-from pgnas_cli.inflation import Inflation
-from pgnas_cli.registry import Backbone
+from pgnas_cli.registry import Backbone, Inflation
 
 # Supplement of the paper: 90 epochs, a tenth of the rate every 30; N = 1.2 M images.
 PUBLISHED = {

@@ -13,11 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from bench.opened import CPU, opened
-from pgnas_cli.budget import ExpectedSize, Target
-from pgnas_cli.candidates import Sizes, count, draw_candidates, parameter_count, whole_macs
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.tilting import draw_within
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sampling.budget import draw_within
+from pgnas_cli.sizes import ExpectedSize, Sizes, Target, count, parameter_count, whole_macs
 
 
 def main() -> None:

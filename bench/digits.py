@@ -17,17 +17,18 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from pgnas_cli.candidates import baseline_probabilities, count, draw_candidates, mean_params
-from pgnas_cli.data import ImageData
-from pgnas_cli.evaluation import score as score_on_test
-from pgnas_cli.machine import tune_for_cpu
-from pgnas_cli.randomness import generator
+from pgnas_cli.cli.machine import tune_for_cpu
+from pgnas_cli.data import ImageData, open_data
+from pgnas_cli.gates import drop_probabilities, gates, make_concrete_
 from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.registry import load_backbone
+from pgnas_cli.registry.lookup import load_backbone
+from pgnas_cli.sampling import baseline_probabilities, draw_candidates
+from pgnas_cli.sampling.baselines import mean_params
+from pgnas_cli.seeds import generator
+from pgnas_cli.sizes import count
 from pgnas_cli.slimming import slim
-from pgnas_cli.sources import open_data
-from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_
 from pgnas_cli.training import fit
+from pgnas_cli.training import score as score_on_test
 
 CPU = torch.device("cpu")
 

@@ -18,12 +18,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pgnas_cli.candidates import count, parameter_count
+from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.evaluation import latencies
-from pgnas_cli.machine import tune_for_cpu
+from pgnas_cli.gates import draw, gates, masked
+from pgnas_cli.registry.build import create_supernet
+from pgnas_cli.sizes import count, parameter_count
 from pgnas_cli.slimming import Layout, slim, ungated_copy
-from pgnas_cli.supernet import create_supernet, draw, gates, masked
 from tests.randomised import randomised
 
 FAMILIES = """

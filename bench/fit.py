@@ -27,26 +27,21 @@ from torch import Tensor, nn
 
 from bench import rivals
 from bench.tasks import CPU, remember_batches, task_of
-from pgnas_cli import training
-from pgnas_cli.budget import Target
-from pgnas_cli.candidates import (
-    count,
-    draw_candidates,
-    parameter_count,
-    shifted_to_size,
-    whole_macs,
-)
-from pgnas_cli.data import ImageData
-from pgnas_cli.evaluation import score as score_on_test
-from pgnas_cli.loading import held_out_decoded, placed, steps_per_epoch
-from pgnas_cli.machine import tune_for_cpu
-from pgnas_cli.randomness import generator
-from pgnas_cli.ranking import BATCH, Batches, Ranking, held_out_judge, rank
+from pgnas_cli.cli.machine import tune_for_cpu
+from pgnas_cli.data import ImageData, held_out_decoded, placed, steps_per_epoch
+from pgnas_cli.gates import drop_probabilities, gates, make_concrete_, masked
+from pgnas_cli.ranking import Ranking, held_out_judge, rank
 from pgnas_cli.registry import Recipe
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sampling.baselines import shifted_to_size
+from pgnas_cli.seeds import generator
+from pgnas_cli.sizes import Target, count, parameter_count, whole_macs
 from pgnas_cli.slimming import slim
-from pgnas_cli.steering import DECIDED
 from pgnas_cli.storage import to_json
-from pgnas_cli.supernet import drop_probabilities, gates, make_concrete_, masked
+from pgnas_cli.training import BATCH, Batches
+from pgnas_cli.training import loop as training
+from pgnas_cli.training import score as score_on_test
+from pgnas_cli.training.size_control import DECIDED
 
 RIVALS = ("magnitude", "group-norm", "oto")
 SIDES = ("whole", "pgnas", "fixed", "random", "narrow", *RIVALS)

@@ -12,11 +12,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.families import candidate
-from pgnas_cli.candidates import count, parameter_count, whole_macs
+from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.evaluation import latencies
-from pgnas_cli.machine import tune_for_cpu
+from pgnas_cli.registry.build import create_supernet
+from pgnas_cli.sizes import count, parameter_count, whole_macs
 from pgnas_cli.slimming import slim, ungated_copy
-from pgnas_cli.supernet import create_supernet
 from tests.randomised import randomised
 
 CPU = torch.device("cpu")

@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.data import ImageData
-from pgnas_cli.drawing import held_out_of, posterior_of
-from pgnas_cli.evaluation import score as score_on_test
-from pgnas_cli.files import Posterior, Run
-from pgnas_cli.machine import tune_for_cpu
-from pgnas_cli.settings import read_settings
+from pgnas_cli.gates import drop_probabilities
+from pgnas_cli.run import Run, read_settings
+from pgnas_cli.run.posterior import Posterior, held_out_of, posterior_of
 from pgnas_cli.slimming import slim
-from pgnas_cli.supernet import drop_probabilities
+from pgnas_cli.training import score as score_on_test
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.opened import CPU, opened
-from pgnas_cli.candidates import count, draw_candidates
+from pgnas_cli.gates import gates
 from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.supernet import gates
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sizes import count
 
 
 def plain_loop(

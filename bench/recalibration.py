@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 from bench.opened import CPU, opened
-from pgnas_cli.candidates import count, draw_candidates, parameter_count
 from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.recalibration import recalibration_images
+from pgnas_cli.ranking.recalibration import recalibration_images
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sizes import count, parameter_count
 
 
 def main() -> None:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from bench.opened import CPU, opened
-from pgnas_cli.candidates import count, draw_candidates, parameter_count
-from pgnas_cli.randomness import generator
-from pgnas_cli.ranking import Judge, rank
-from pgnas_cli.supernet import gates
+from pgnas_cli.gates import gates
+from pgnas_cli.ranking import rank
+from pgnas_cli.ranking.evaluator import Judge
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.seeds import generator
+from pgnas_cli.sizes import count, parameter_count
 
 
 def main() -> None:

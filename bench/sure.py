@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from bench.opened import CPU, opened
-from pgnas_cli.candidates import count, draw_candidates
-from pgnas_cli.confidence import confidence, expected_error, interval
-from pgnas_cli.race import PILOTS, places
-from pgnas_cli.randomness import generator, numpy_generator
-from pgnas_cli.ranking import held_out_judge, rank
+from pgnas_cli.ranking import held_out_judge, interval, rank
+from pgnas_cli.ranking.race import PILOTS, places
+from pgnas_cli.ranking.statistics import confidence, expected_error
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.seeds import generator, numpy_generator
+from pgnas_cli.sizes import count
 
 
 def main() -> None:

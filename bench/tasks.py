@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pgnas_cli import training
-from pgnas_cli.data import ImageData, Preprocessing, cut_data, untracked
-from pgnas_cli.loading import held_out_decoded
-from pgnas_cli.probing import probe_
-from pgnas_cli.randomness import derived_seed, generator, seeded_globals
-from pgnas_cli.registry import Backbone, load_backbone
-from pgnas_cli.sources import find_data
+from pgnas_cli.data import ImageData, Preprocessing, cut_data, find_data, held_out_decoded
+from pgnas_cli.progress import untracked
+from pgnas_cli.registry import Backbone
+from pgnas_cli.registry.lookup import load_backbone
+from pgnas_cli.seeds import derived_seed, generator, seeded_globals
 from pgnas_cli.storage import to_json
+from pgnas_cli.training import loop as training
+from pgnas_cli.training.probe import probe_
 
 CPU = torch.device("cpu")
 PRETRAINED = ("t1", "t1c")

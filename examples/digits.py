@@ -7,14 +7,13 @@
 import torch
 
 import pgnas_cli
-from pgnas_cli.budget import Target
-from pgnas_cli.candidates import count, draw_candidates, parameter_count
-from pgnas_cli.evaluation import score
-from pgnas_cli.ranking import held_out_judge, rank
-from pgnas_cli.registry import load_backbone
-from pgnas_cli.sources import open_data
-from pgnas_cli.supernet import make_concrete_
-from pgnas_cli.training import fit
+from pgnas_cli.data import open_data
+from pgnas_cli.gates import make_concrete_
+from pgnas_cli.ranking import held_out_judge, interval, rank
+from pgnas_cli.registry.lookup import load_backbone
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sizes import Target, count, parameter_count
+from pgnas_cli.training import fit, score
 
 SEED, CPU = 0, torch.device("cpu")
 torch.set_num_threads(1)

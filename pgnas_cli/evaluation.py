@@ -4,61 +4,25 @@ The only reader of the test split.
 """
 
 import copy
+import dataclasses
+import json
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .data import FOLDER, Part, Preprocessing, Source, Track, untracked
-from .deployment import OnnxNetwork, in_onnx, read_onnx
+from .data import FOLDER, Part, Source, find_data, placed
 from .errors import PgnasError
-from .export import Slim, read_network
-from .loading import evaluation_images, placed
-from .ranking import BATCH, Batches, predictions
+from .formats import OnnxNetwork, Slim, in_onnx, read_network, read_onnx
+from .progress import Track
+from .run import Run, now
 from .slimming import arranged, ungated_copy
-from .sources import find_data
-
-
-@dataclass(frozen=True)
-class Score:
-    """Errors on a set of images."""
-
-    errors: int
-    images: int
-    wrong: tuple[int, ...] = ()  # which of them, by position
-
-    @property
-    def error(self) -> float:
-        """Share of the images that are wrong."""
-        return self.errors / self.images
-
-
-def score(
-    network: nn.Module,
-    part: Part,
-    preprocessing: Preprocessing,
-    *,
-    device: torch.device,
-    workers: int,
-    track: Track = untracked,
-) -> Score:
-    """Errors of `network` on a part of the data."""
-    placed(network, device).eval()
-    images = evaluation_images(part, preprocessing, batch=BATCH, workers=workers)
-    labels = part.labels.split(BATCH)
-    wrong: list[int] = []
-    with closing(images):
-        for place in track(range(len(labels)), "evaluating"):
-            pixels = next(images)
-            logits = predictions(network, Batches(pixels, preprocessing, device), len(pixels))
-            missed = (logits.argmax(1) != labels[place]).nonzero().flatten()
-            wrong += (missed + place * BATCH).tolist()
-    return Score(len(wrong), len(part), tuple(wrong))
+from .storage import from_json, to_json, write_text
+from .training import Score, score
 
 
 @torch.inference_mode()
@@ -222,3 +186,109 @@ def _timings(
         layout = min(place, key=lambda name: times[place[name]])
         rows.append(Latency(batch, times[place[layout]], whole, layout))
     return rows
+
+
+EVALUATION = "pgnas.evaluation/1"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An exported network as `evaluate` found it, on the machine and day of then."""
+
+    name: str
+    at: str  # UTC
+    data: str  # name of the data set whose test split it was, of a folder the last part
+    candidate: str  # id, "whole" or "twin"
+    chosen: str  # as what it was exported: "best", "smallest", "twin", "whole", "id"
+    fixed_drop: float | None  # the rate that its fit held all gates at
+    made_from: str  # digest of its posterior
+    errors: int  # on the test split
+    images: int
+    wrong: tuple[int, ...]  # which images of the test split, by position
+    held_out_errors: int
+    held_out_images: int
+    params: int
+    macs: int
+    whole_params: int
+    whole_macs: int
+    batch: int  # of the second pair of times
+    one_ms: float  # median milliseconds, one image
+    one_whole_ms: float  # of the whole network, at the same time
+    many_ms: float
+    many_whole_ms: float
+    device: str
+    finetuned_epochs: int = 0
+
+
+def evaluated(evaluation: Evaluation, name: str, device: torch.device) -> Evaluated:
+    """What is kept of an evaluation."""
+    about, score, one, many = (
+        evaluation.about, evaluation.score, evaluation.one, evaluation.many,
+    )  # fmt: skip
+    kept = {
+        f.name: getattr(about, f.name)
+        for f in dataclasses.fields(Evaluated)
+        if hasattr(about, f.name)
+    }
+    data = Path(evaluation.data).name if Path(evaluation.data).is_dir() else evaluation.data
+    return Evaluated(
+        name=name, at=now(), data=data, errors=score.errors, images=score.images,
+        wrong=score.wrong, batch=many.batch,
+        one_ms=one.slim, one_whole_ms=one.whole, many_ms=many.slim, many_whole_ms=many.whole,
+        device=str(device), **kept,
+    )  # fmt: skip
+
+
+def write_evaluations(run: Run, rows: Sequence[Evaluated]) -> None:
+    """Add rows to the evaluations of a run; a row replaces an earlier one of its name."""
+    merged = {row.name: row for row in [*evaluations_of(run), *rows]}
+    content = {"schema": EVALUATION, "networks": [to_json(row) for row in merged.values()]}
+    write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
+
+
+def evaluations_of(run: Run) -> list[Evaluated]:
+    """The evaluations of a run.
+
+    Raises PgnasError where the file is damaged.
+    """
+    if not run.evaluation.exists():
+        return []
+    damaged = PgnasError(
+        f"'{run.evaluation}' is damaged; remove it, and evaluate again with pgnas evaluate"
+    )
+    try:
+        content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        if content["schema"] != EVALUATION:
+            raise damaged
+        rows = [from_json(Evaluated, row, run.evaluation) for row in content["networks"]]
+        for row in rows:
+            row.name.encode()
+            if not _sane(row):
+                raise damaged
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, PgnasError):
+        raise damaged from None
+    return rows
+
+
+def _sane(row: Evaluated) -> bool:
+    """Whether a row holds counts and times that can be."""
+    counts = (row.images, row.held_out_images, row.params, row.macs, row.batch)
+    times = (row.one_ms, row.one_whole_ms, row.many_ms, row.many_whole_ms)
+    return (
+        all(0 < count < 2**53 for count in counts)
+        and row.params <= row.whole_params < 2**53
+        and 0 < row.whole_macs < 2**53
+        and 0 <= row.errors <= row.images
+        and 0 <= row.held_out_errors <= row.held_out_images
+        and len(set(row.wrong)) == len(row.wrong) == row.errors
+        and all(0 <= image < row.images for image in row.wrong)
+        and all(1e-9 < time < 1e9 for time in times)
+    )
+
+
+def network_names(paths: Sequence[Path]) -> list[str]:
+    """What to call each file: its name, or its path where two have one name."""
+    names = [path.name.removesuffix(".safetensors") for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [str(path) for path in paths]

@@ -67,9 +67,6 @@ def _umask() -> int:
     return now
 
 
-# --- reading ---------------------------------------------------------------------------------
-
-
 def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that must be of `schema`, "pgnas.<kind>/<version>".
 

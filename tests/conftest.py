@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pgnas_cli.cli import main
-from pgnas_cli.supernet import create_supernet, draw, gates
+from pgnas_cli.gates import draw, gates
+from pgnas_cli.registry.build import create_supernet
 
 from .randomised import randomised
 

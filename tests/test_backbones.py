@@ -18,16 +18,16 @@ from pgnas_backbones.enas import DROP_PATH, DropPath, Enas
 from pgnas_backbones.multibranch import Block, shaken
 from safetensors.torch import save_file
 
-from pgnas_cli.budget import ExpectedSize
-from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
-from pgnas_cli.contract import checks
-from pgnas_cli.inflation import build_backbone
-from pgnas_cli.operation import OperationGate
-from pgnas_cli.randomness import derived_seed, seeded_globals
+from pgnas_cli.backbone_check import checks
+from pgnas_cli.gates import drop_probabilities, gates, kl, make_concrete_
+from pgnas_cli.graph import OperationGate
 from pgnas_cli.registry import backbone_names, preset
-from pgnas_cli.settings import FitSettings
+from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.run import FitSettings
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.seeds import derived_seed, seeded_globals
+from pgnas_cli.sizes import ExpectedSize, count, parameter_count, whole_macs
 from pgnas_cli.slimming import slim
-from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_
 
 from .conftest import run as command
 from .randomised import randomised
@@ -124,8 +124,8 @@ def test_drop_path_reaches_its_rate_in_the_last_cell_at_the_last_step() -> None:
 
 
 def test_a_fit_tells_the_network_how_far_it_is(tmp_path: Path) -> None:
+    from pgnas_cli.data import open_data
     from pgnas_cli.registry import Recipe
-    from pgnas_cli.sources import open_data
     from pgnas_cli.training import fit
 
     network = make_concrete_(Enas(2, (1, 8, 8), 10), (1, 8, 8))
@@ -219,7 +219,7 @@ PLUGIN = """
 def test_a_function_of_ones_own_is_built_from_the_command_line_and_from_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pgnas_cli import registry
+    from pgnas_cli.registry import lookup as registry
 
     (tmp_path / "ownnet.py").write_text(textwrap.dedent(PLUGIN))
     monkeypatch.chdir(tmp_path)
@@ -316,8 +316,8 @@ def test_milestones_divide_the_rate_by_ten() -> None:
 
 def learning_rates(**fields: object) -> list[float]:
     """The rate after each epoch, of three steps."""
+    from pgnas_cli.data import open_data
     from pgnas_cli.registry import Recipe
-    from pgnas_cli.sources import open_data
     from pgnas_cli.training import fit
 
     backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
@@ -328,8 +328,8 @@ def learning_rates(**fields: object) -> list[float]:
 
 def test_every_published_preset_starts() -> None:
     """20 steps of each are in bench/presets.py; here are their schedules, in full length."""
-    from pgnas_cli.sources import open_data
-    from pgnas_cli.training import _Run
+    from pgnas_cli.data import open_data
+    from pgnas_cli.training.loop import _Run
 
     data = open_data("digits", seed=0)
     for name in ("multibranch-m", "multibranch-mi", "enas-e", "resnet50", "densenet121"):

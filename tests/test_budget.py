@@ -6,10 +6,11 @@ import torch
 from scipy.optimize import brentq, minimize
 from torch import nn
 
-from pgnas_cli.budget import ExpectedSize, price_of_size, step_to_size, target_of
-from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.supernet import gates, make_concrete_
+from pgnas_cli.gates import gates, make_concrete_
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sizes import ExpectedSize, count, parameter_count, target_of, whole_macs
+from pgnas_cli.training.size_control import price_of_size, step_to_size
 
 from .conftest import tiny
 

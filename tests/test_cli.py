@@ -18,11 +18,11 @@ import torch
 from pgnas_backbones import multibranch
 from safetensors.torch import load_file
 
-from pgnas_cli.budget import Target
-from pgnas_cli.files import read_posterior
-from pgnas_cli.metrics import SCALARS
+from pgnas_cli.cli.fit import closing_notes, epoch_line
+from pgnas_cli.cli.tensorboard import SCALARS
+from pgnas_cli.run.posterior import read_posterior
+from pgnas_cli.sizes import Target
 from pgnas_cli.training import EpochRecord
-from pgnas_cli.views import closing_notes, epoch_line
 
 from .conftest import run
 
@@ -196,7 +196,7 @@ def test_a_fit_that_ends_at_guessing_says_so(capsys: pytest.CaptureFixture[str])
 def test_long_epochs_are_not_silent_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pgnas_cli import views
+    from pgnas_cli.cli import fit as views
 
     monkeypatch.setattr(views, "SILENCE", 0.0)
     _, _, err = said(capsys, "fit", "--epochs", "1", "--batch-size", "300", "--run", "slow")
@@ -254,7 +254,7 @@ def test_two_fits_that_begin_in_the_same_second_have_folders_of_their_own(
         def now(cls, tz: tzinfo | None = None) -> "Stopped":
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("pgnas_cli.settings.datetime", Stopped)
+    monkeypatch.setattr("pgnas_cli.run.settings.datetime", Stopped)
     for _ in range(2):
         assert run("fit", "--epochs", "1", "--batch-size", "512", "-q") == 0
     name = "multibranch-tiny-20260102-030405"
@@ -307,7 +307,7 @@ def test_an_unfinished_fit_goes_on_by_its_own_recipe_when_the_backbone_has_anoth
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as stopped:
-        stopped.setattr("pgnas_cli.fitting.StopRequest", Asked)
+        stopped.setattr("pgnas_cli.training.fitting.StopRequest", Asked)
         assert run("fit", *QUICK, "--run", "r", "-q") == 130
     started = multibranch.MEMBERS["tiny"]
     changed = dataclasses.replace(started.recipe, learning_rate=0.01, initial_drop=0.2)
@@ -358,7 +358,7 @@ def test_a_crash_ends_the_process_though_workers_live(
         assert run("export", "b.safetensors", "--run", "r", "-q") == 0
         arguments = ["evaluate", "b.safetensors", *data]
     code = (
-        "import pgnas_cli.training as t, pgnas_cli.evaluation as e\n"
+        "import pgnas_cli.training.loop as t, pgnas_cli.training.scoring as e\n"
         "from pgnas_cli.cli import main\n"
         "def crash(*a, **k): raise MemoryError('out')\n"
         "t.F.cross_entropy = e.predictions = crash\n"

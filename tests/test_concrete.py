@@ -7,15 +7,9 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
-from pgnas_cli.concrete import (
-    bernoulli_entropy,
-    gated_class,
-    hard_keep,
-    kl_divergence,
-    logistic_noise,
-    relaxed_keep,
-    weight_cost,
-)
+from pgnas_cli.gates import hard_keep, logistic_noise, relaxed_keep
+from pgnas_cli.gates.layers import gated_class
+from pgnas_cli.gates.prior import bernoulli_entropy, kl_divergence, weight_cost
 
 
 def logit(p: float) -> float:

@@ -8,14 +8,8 @@ import torch
 from scipy.stats import binomtest, dirichlet_multinomial
 from torch import Tensor
 
-from pgnas_cli.confidence import (
-    LEVEL,
-    confidence,
-    expected_error,
-    interval,
-    most_errors_within_noise,
-    paired_p,
-)
+from pgnas_cli.ranking import interval, paired_p
+from pgnas_cli.ranking.statistics import LEVEL, confidence, expected_error, most_errors_within_noise
 
 
 def bits(text: str) -> Tensor:

@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnas_cli.data import Part, digest
-from pgnas_cli.errors import PgnasError
-from pgnas_cli.loading import (
-    augmented,
+from pgnas_cli.data import (
+    Part,
+    digest,
     evaluation_images,
-    order,
+    open_data,
     steps_per_epoch,
     training_batches,
 )
-from pgnas_cli.randomness import derived_seed, generator, seeded_globals
-from pgnas_cli.sources import open_data
+from pgnas_cli.data.batches import augmented, order
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.seeds import derived_seed, generator, seeded_globals
 
 Folder = Callable[..., Path]
 
@@ -40,7 +40,7 @@ def test_the_cut_is_stratified() -> None:
 
 def test_no_more_is_held_out_than_ranking_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fifth of ImageNet would not fit into memory."""
-    monkeypatch.setattr("pgnas_cli.data.HELD_OUT_MOST", 100)
+    monkeypatch.setattr("pgnas_cli.data.dataset.HELD_OUT_MOST", 100)
     data = open_data("digits", seed=0)
     assert abs(len(data.held_out) - 100) <= len(data.classes) / 2
     assert len(data.fit) + len(data.held_out) == 1438

@@ -13,23 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pgnas_cli import storage
-from pgnas_cli.candidates import count, parameter_count, whole_macs
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.export import (
-    Slim,
-    checked_slim,
-    largest_difference,
-    load,
-    read_network,
-    slim_record,
-    write_network,
-)
-from pgnas_cli.files import Cutting, Objective, Posterior, Subject, read_posterior, write_posterior
+from pgnas_cli.formats import Slim, checked_slim, read_network, slim_record, write_network
+from pgnas_cli.formats.network import largest_difference, load
+from pgnas_cli.gates import gates, masked
 from pgnas_cli.registry import Recipe
+from pgnas_cli.run.posterior import (
+    Cutting,
+    Objective,
+    Posterior,
+    Subject,
+    read_posterior,
+    write_posterior,
+)
+from pgnas_cli.sizes import count, parameter_count, whole_macs
 from pgnas_cli.slimming import slim
 from pgnas_cli.storage import from_json, read_tensors, to_json, write_tensors
-from pgnas_cli.supernet import gates, masked
 
 from .conftest import random_keep, tiny
 
@@ -248,7 +248,7 @@ def test_a_posterior_of_another_backbone_version_is_refused(tmp_path: Path) -> N
 def test_a_slim_network_that_differs_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pgnas_cli.export as export
+    from pgnas_cli.formats import network as export
 
     def broken(*arguments: Any, **options: Any) -> Any:
         smaller = real(*arguments, **options)

@@ -12,15 +12,13 @@ import pytest
 import torch
 
 import pgnas_cli
-from pgnas_cli import finetuning
-from pgnas_cli.drawing import posterior_of
-from pgnas_cli.export import read_network
-from pgnas_cli.files import Run
-from pgnas_cli.finetuning import soft_loss, unfinished_path
-from pgnas_cli.loading import training_batches
-from pgnas_cli.randomness import derived_seed
-from pgnas_cli.records import commands_of
-from pgnas_cli.sources import open_data
+from pgnas_cli.data import open_data, training_batches
+from pgnas_cli.formats import read_network
+from pgnas_cli.run import Run, commands_of
+from pgnas_cli.run.posterior import posterior_of
+from pgnas_cli.seeds import derived_seed
+from pgnas_cli.training import finetuning
+from pgnas_cli.training.finetuning import soft_loss, unfinished_path
 
 from .conftest import run as command
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.inflation import Inflation, Parallel, build_backbone, grid_of, inflate_
-from pgnas_cli.supernet import gates, make_concrete_
+from pgnas_cli.gates import gates, make_concrete_
+from pgnas_cli.registry import Inflation
+from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.registry.inflate import Parallel, grid_of, inflate_
 
 from .conftest import run as command
 from .randomised import randomised

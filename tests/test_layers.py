@@ -14,16 +14,29 @@ import pytest
 import pgnas_cli
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = sorted([*(ROOT / "pgnas_cli").glob("*.py"), *(ROOT / "backbones").glob("*.py")])
+PACKAGE = ROOT / "pgnas_cli"
+PRODUCT = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "backbones").glob("*.py")])
+# Their faces hold only files that import no torch; what builds networks is named by its file.
+LIGHT_FACES = ("registry", "run", "cli")
 
 
-def reading_order() -> list[str]:
-    """Module names as listed in the package's docstring."""
+def rooms() -> list[str]:
+    """Names of the rooms in reading order, as the package's docstring lists them."""
     return re.findall(r"^    (\w+)  ", pgnas_cli.__doc__ or "", re.MULTILINE)
 
 
-def imported(source: str) -> set[str]:
-    """Modules of this package that a source imports, outside of `if TYPE_CHECKING`."""
+def files_of(room: str) -> list[Path]:
+    """The files of a room: one, or all of a folder."""
+    single = PACKAGE / f"{room}.py"
+    return [single] if single.exists() else sorted((PACKAGE / room).glob("*.py"))
+
+
+def imported(source: str, depth: int) -> set[tuple[str, ...]]:
+    """What a source imports of this package, outside of `if TYPE_CHECKING`.
+
+    `depth` is that of the file below the package: 1 for errors.py, 2 for graph/nodes.py. Parts of
+    the dotted path from the package on: ("graph", "nodes").
+    """
     tree = ast.parse(source)
     skipped = {
         id(inner)
@@ -33,32 +46,61 @@ def imported(source: str) -> set[str]:
     }
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.level:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
-    return {name for name in found if name and not name.startswith("__")}
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.level == depth:
+            for alias in node.names:
+                path = tuple(node.module.split(".")) if node.module else (alias.name,)
+                found.add(path)
+    return {path for path in found if not path[0].startswith("__")}
 
 
-def test_the_reading_order_lists_every_module() -> None:
-    files = {p.stem for p in (ROOT / "pgnas_cli").glob("*.py")} - {"__init__", "__main__"}
-    assert set(reading_order()) == files
+def beside(source: str) -> set[str]:
+    """The files of its own room that a source imports."""
+    return {path[0] for path in imported(source, 1)}
 
 
-@pytest.mark.parametrize("module", reading_order())
-def test_no_module_imports_a_later_one(module: str) -> None:
-    order = reading_order()
-    source = (ROOT / "pgnas_cli" / f"{module}.py").read_text()
-    later = {n for n in imported(source) if n in order and order.index(n) >= order.index(module)}
-    assert not later
+def test_the_reading_order_lists_every_room() -> None:
+    files = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    folders = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert set(rooms()) == files | folders
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_no_room_imports_a_later_one(room: str) -> None:
+    order = rooms()
+    for path in files_of(room):
+        for wanted in imported(path.read_text(), 1 if path.parent == PACKAGE else 2):
+            assert order.index(wanted[0]) < order.index(room), (path.name, wanted)
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_rooms_take_names_from_each_others_faces(room: str) -> None:
+    for path in files_of(room):
+        for wanted in imported(path.read_text(), 1 if path.parent == PACKAGE else 2):
+            assert len(wanted) == 1 or wanted[0] in LIGHT_FACES, (path.name, wanted)
+
+
+@pytest.mark.parametrize("room", [r for r in rooms() if (PACKAGE / r).is_dir()])
+def test_files_of_a_room_import_each_other_in_one_direction(room: str) -> None:
+    needed = {p.stem: beside(p.read_text()) - {p.stem} for p in files_of(room)}
+    needed = {name: found & set(needed) for name, found in needed.items() if name != "__init__"}
+    while needed:
+        free = [name for name, found in needed.items() if not found]
+        assert free, f"these import each other: {sorted(needed)}"
+        needed = {name: found - set(free) for name, found in needed.items() if name not in free}
+
+
+@pytest.mark.parametrize("room", [r for r in rooms() if (PACKAGE / r).is_dir()])
+def test_a_face_lists_at_most_30_names(room: str) -> None:
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names]
+    assert len(names) <= 30
 
 
 def test_the_layer_test_can_fail() -> None:
-    assert imported("from .cli import main\nfrom . import files") == {"cli", "files"}
-    assert imported("if TYPE_CHECKING:\n    from .cli import main") == set()
-
-
-@pytest.mark.parametrize("path", PRODUCT, ids=lambda p: p.stem)
-def test_modules_stay_below_400_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    source = "from ..cli import main\nfrom .. import units\nfrom .nodes import Graph"
+    assert imported(source, 2) == {("cli",), ("units",)}
+    assert beside(source) == {"nodes"}
+    assert imported("if TYPE_CHECKING:\n    from ..cli import main", 2) == set()
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda p: p.stem)
@@ -112,7 +154,7 @@ def test_help_costs_little_more_than_typer_itself(tmp_path: Path) -> None:
 def test_a_process_on_the_cpu_keeps_its_large_blocks_and_flushes_denormal_numbers() -> None:
     """Page faults of ten products of 38 MB, before and after the device was named."""
     work = (
-        "import resource, torch\nfrom pgnas_cli.machine import device_of\n"
+        "import resource, torch\nfrom pgnas_cli.cli.machine import device_of\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    for _ in range(10): images * 2\n"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pgnas_cli.drawing import posterior_of, read_candidates
 from pgnas_cli.errors import Interrupted, PgnasError
-from pgnas_cli.files import Run
-from pgnas_cli.leaderboard import rank_stage, read_ranking
-from pgnas_cli.ranking import Progress, Ranking
+from pgnas_cli.ranking import Progress, Ranking, rank_stage, read_ranking
+from pgnas_cli.run import Run
+from pgnas_cli.run.posterior import posterior_of
+from pgnas_cli.sampling import read_candidates
 
 from .conftest import run as command
 

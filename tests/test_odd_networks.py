@@ -12,10 +12,11 @@ from timm.layers import BatchNormAct2d, ScaledStdConv2d
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
-from pgnas_cli.candidates import count
 from pgnas_cli.errors import PgnasError
+from pgnas_cli.gates import draw, gates, make_concrete_, masked
+from pgnas_cli.registry.build import create_supernet
+from pgnas_cli.sizes import count
 from pgnas_cli.slimming import slim
-from pgnas_cli.supernet import create_supernet, draw, gates, make_concrete_, masked
 
 from .conftest import random_keep, tiny
 from .randomised import randomised

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pgnas_cli.data import ImageData, Part, Preprocessing, untracked
-from pgnas_cli.files import read_posterior
-from pgnas_cli.inflation import build_backbone
-from pgnas_cli.probing import PENALTY, _some, logistic_regression, probe_
+from pgnas_cli.data import ImageData, Part, Preprocessing
+from pgnas_cli.progress import untracked
+from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.run.posterior import read_posterior
+from pgnas_cli.training.probe import PENALTY, _some, logistic_regression, probe_
 
 from .conftest import run
 
@@ -166,7 +167,7 @@ def test_images_in_the_order_of_their_classes_do_not_speak_against_a_probe() -> 
 
 
 def test_every_class_is_among_the_images_that_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgnas_cli.probing.MOST", 5)
+    monkeypatch.setattr("pgnas_cli.training.probe.MOST", 5)
     labels = torch.tensor([0] * 50 + [1] * 50 + [2])
     part = Part(labels, tuple(map(str, range(101))), torch.zeros(101, 3, 2, 2))
     for seed in range(5):
@@ -174,7 +175,7 @@ def test_every_class_is_among_the_images_that_are_fitted(monkeypatch: pytest.Mon
 
 
 def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgnas_cli.probing.MOST", 20)
+    monkeypatch.setattr("pgnas_cli.training.probe.MOST", 20)
     network = Small(nn.Linear(3, 3))
     seen: list[int] = []
     network.norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
@@ -205,7 +206,9 @@ def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
     monkeypatch.chdir(tmp_path)
     # These weights are random, and their batch-norm statistics not those of the photos.
     falling = itertools.count(0, -1)
-    monkeypatch.setattr("pgnas_cli.probing._loss_in_training", lambda *_: float(next(falling)))
+    monkeypatch.setattr(
+        "pgnas_cli.training.probe._loss_in_training", lambda *_: float(next(falling))
+    )
     folder = photo_folder()
     for classes in (7, 3):
         torch.manual_seed(0)

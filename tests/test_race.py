@@ -5,11 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pgnas_cli.candidates import count, draw_candidates
-from pgnas_cli.confidence import LEVEL, most_errors_within_noise, paired_p
-from pgnas_cli.race import PILOTS, Race, begun, places, run, smallest_passing
-from pgnas_cli.ranking import Judge, Progress, Ranking, rank
-from pgnas_cli.sources import open_data
+from pgnas_cli.data import open_data
+from pgnas_cli.ranking import Progress, Ranking, paired_p, rank
+from pgnas_cli.ranking.evaluator import Judge
+from pgnas_cli.ranking.race import PILOTS, Race, begun, places, run, smallest_passing
+from pgnas_cli.ranking.statistics import LEVEL, most_errors_within_noise
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sizes import count
 
 from .conftest import tiny
 

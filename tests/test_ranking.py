@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from pgnas_cli.candidates import Sizes, count, draw_candidates
-from pgnas_cli.data import Preprocessing
-from pgnas_cli.evaluation import Score, latencies
-from pgnas_cli.evaluation import score as score_on_test
-from pgnas_cli.race import Race, places
-from pgnas_cli.ranking import BATCH, Batches, Judge, predictions, rank
+from pgnas_cli.data import Preprocessing, open_data
+from pgnas_cli.evaluation import latencies
+from pgnas_cli.gates import masked
+from pgnas_cli.ranking import rank
+from pgnas_cli.ranking.evaluator import Judge
+from pgnas_cli.ranking.race import Race, places
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sizes import Sizes, count
 from pgnas_cli.slimming import slim
-from pgnas_cli.sources import open_data
-from pgnas_cli.supernet import masked
+from pgnas_cli.training import BATCH, Batches, Score
+from pgnas_cli.training import score as score_on_test
+from pgnas_cli.training.scoring import predictions
 
 from .conftest import random_keep, tiny
 
@@ -87,7 +90,7 @@ def test_many_images_are_normalised_each_time_with_the_same_outcome(
 ) -> None:
     pixels, _ = some_images(BATCH + 3)
     once = Batches(pixels, PLAIN, CPU)
-    monkeypatch.setattr("pgnas_cli.ranking.RESIDENT", 0)
+    monkeypatch.setattr("pgnas_cli.training.scoring.RESIDENT", 0)
     again = Batches(pixels, PLAIN, CPU)
     assert (once.ready is None, again.ready is None) == (False, True)
     for _ in range(2):

@@ -9,13 +9,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pgnas_cli.candidates import draw_candidates
-from pgnas_cli.data import ImageData
+from pgnas_cli.data import ImageData, open_data
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.ranking import Judge
-from pgnas_cli.recalibration import Recalibration, norms, recalibration_images
-from pgnas_cli.sources import open_data
-from pgnas_cli.supernet import gates, make_concrete_, masked
+from pgnas_cli.gates import gates, make_concrete_, masked
+from pgnas_cli.ranking import Recalibration
+from pgnas_cli.ranking.evaluator import Judge
+from pgnas_cli.ranking.recalibration import norms, recalibration_images
+from pgnas_cli.sampling import draw_candidates
 
 from .conftest import run as command
 from .conftest import tiny

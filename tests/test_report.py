@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgnas_cli.canvas import STYLE, VARIABLES, themed
-from pgnas_cli.drawing import posterior_of, read_candidates
-from pgnas_cli.figures import expected_errors
-from pgnas_cli.files import Run
-from pgnas_cli.findings import findings_of, front
-from pgnas_cli.page import page_of
-from pgnas_cli.race import begun
+from pgnas_cli.evaluation import evaluations_of
+from pgnas_cli.gates import gates
 from pgnas_cli.ranking import Ranking
-from pgnas_cli.records import commands_of, evaluations_of
-from pgnas_cli.supernet import gates
+from pgnas_cli.ranking.race import begun
+from pgnas_cli.report.content import findings_of, front
+from pgnas_cli.report.page import page_of
+from pgnas_cli.report.plots import expected_errors
+from pgnas_cli.report.svg import STYLE, VARIABLES, themed
+from pgnas_cli.run import Run, commands_of
+from pgnas_cli.run.posterior import posterior_of
+from pgnas_cli.sampling import read_candidates
 
 from .conftest import run as command
 
@@ -473,7 +474,7 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
     from scipy.stats import binomtest
 
     import pgnas_cli
-    from pgnas_cli.sources import open_data
+    from pgnas_cli.data import open_data
 
     data = open_data("digits", seed=0)
     assert data.test is not None

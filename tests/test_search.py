@@ -66,7 +66,7 @@ def test_a_named_run_is_not_taken_for_one_of_other_options(
 def test_a_search_that_was_stopped_goes_on_with_the_same_line(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pgnas_cli import views
+    from pgnas_cli.cli import fit as views
 
     show = views.show_fit
     calls = 0

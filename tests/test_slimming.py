@@ -7,21 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgnas_cli.candidates import (
-    baseline_probabilities,
-    count,
-    draw_candidates,
-    pack,
-    parameter_count,
-    slice_sizes,
-    unpack,
-    whole_macs,
-)
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.reshaping import Constant, picked
-from pgnas_cli.slimming import slim
-from pgnas_cli.supernet import drop_probabilities, gates, layer_gates, make_concrete_, masked
-from pgnas_cli.wiring import wire
+from pgnas_cli.gates import drop_probabilities, gates, layer_gates, make_concrete_, masked
+from pgnas_cli.sampling import baseline_probabilities, draw_candidates
+from pgnas_cli.sampling.draw import pack, unpack
+from pgnas_cli.sizes import count, parameter_count, whole_macs
+from pgnas_cli.sizes.exact import slice_sizes
+from pgnas_cli.slimming import slim, wire
+from pgnas_cli.slimming.layers import Constant, picked
 
 from .conftest import random_keep, tiny
 from .randomised import randomised

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.supernet import (
-    create_supernet,
+from pgnas_cli.gates import (
     draw,
     drop_probabilities,
     gates,
@@ -16,8 +15,9 @@ from pgnas_cli.supernet import (
     masked,
     opened,
     relaxed,
-    squared_norms,
 )
+from pgnas_cli.gates.prior import squared_norms
+from pgnas_cli.registry.build import create_supernet
 
 from .conftest import random_keep, tiny
 

@@ -9,11 +9,11 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from pgnas_cli.budget import ExpectedSize, Target
-from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.supernet import gates
-from pgnas_cli.tilting import Tilt, check_reach, draw_within
+from pgnas_cli.gates import gates
+from pgnas_cli.sampling import Tilt, draw_candidates
+from pgnas_cli.sampling.budget import check_reach, draw_within
+from pgnas_cli.sizes import ExpectedSize, Target, count, parameter_count, whole_macs
 
 from .conftest import run as command
 from .conftest import tiny

@@ -12,16 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pgnas_cli.budget import Target
-from pgnas_cli.candidates import count, parameter_count
 from pgnas_cli.cli import main
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.export import load
-from pgnas_cli.registry import load_backbone
-from pgnas_cli.slimming import slim
-from pgnas_cli.steering import Phases, phases
-from pgnas_cli.supernet import create_supernet, gates, layer_gates, make_concrete_, masked
-from pgnas_cli.wiring import wire
+from pgnas_cli.formats.network import load
+from pgnas_cli.gates import gates, layer_gates, make_concrete_, masked
+from pgnas_cli.registry.build import create_supernet
+from pgnas_cli.registry.lookup import load_backbone
+from pgnas_cli.sizes import Target, count, parameter_count
+from pgnas_cli.slimming import slim, wire
+from pgnas_cli.training.size_control import Phases, phases
 
 from .conftest import random_keep
 from .randomised import randomised

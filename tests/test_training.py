@@ -11,18 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgnas_cli.budget import Target
-from pgnas_cli.candidates import count, draw_candidates, parameter_count, whole_macs
-from pgnas_cli.data import ImageData
+from pgnas_cli.data import ImageData, open_data
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.files import read_checkpoint, write_checkpoint
-from pgnas_cli.objective import auto_l2, objective_images
-from pgnas_cli.registry import Recipe, load_backbone
-from pgnas_cli.sources import open_data
-from pgnas_cli.states import State
-from pgnas_cli.steering import Phases, Steering
-from pgnas_cli.supernet import drop_probabilities, gates, kl, make_concrete_, squared_norms
+from pgnas_cli.gates import auto_l2, drop_probabilities, gates, kl, make_concrete_, objective_images
+from pgnas_cli.gates.prior import squared_norms
+from pgnas_cli.registry import Recipe
+from pgnas_cli.registry.lookup import load_backbone
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.sizes import Target, count, parameter_count, whole_macs
 from pgnas_cli.training import EpochRecord, fit
+from pgnas_cli.training.checkpoint import State, read_checkpoint, write_checkpoint
+from pgnas_cli.training.size_control import Phases, Steering
 
 from .test_files import POSTERIOR
 
@@ -85,9 +84,9 @@ def test_n_is_ten_times_the_images_but_never_below_the_papers_smallest() -> None
 
 def test_one_step_equals_the_objective_written_out(digits: ImageData) -> None:
     """SGD without momentum moves each weight by minus rate times the gradient of Eq. 14-15."""
-    from pgnas_cli.concrete import logistic_noise
-    from pgnas_cli.loading import training_batches
-    from pgnas_cli.randomness import generator
+    from pgnas_cli.data import training_batches
+    from pgnas_cli.gates import logistic_noise
+    from pgnas_cli.seeds import generator
 
     changes = {"epochs": 1, "batch_size": len(digits.fit), "momentum": 0.0, "optimizer": "momentum",
                "schedule": "none", "warmup_epochs": 0.0, "l2": 70.0}  # fmt: skip

@@ -1,0 +1,12 @@
+"""Images: data sets found and split, batches for training and evaluation."""
+
+from .batches import (
+    decoded,
+    evaluation_images,
+    held_out_decoded,
+    placed,
+    steps_per_epoch,
+    training_batches,
+)
+from .dataset import FOLDER, ImageData, Part, Preprocessing, Source, cut_data, digest
+from .sources import find_data, open_data

@@ -1,0 +1,245 @@
+"""Batches of images, for fitting and for judging.
+
+Small images that live in memory are augmented as one tensor. Photos are decoded in workers and
+augmented by timm's transforms. In both, what happens to an image is a function of (seed, epoch,
+index of the image): the number of workers changes nothing.
+"""
+
+import dataclasses
+import itertools
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import PgnasError
+from ..progress import Track, untracked
+from ..seeds import derived_seed, generator, seeded_globals
+from .dataset import ImageData, Part, Preprocessing
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """`network` on `device`, its kernels in the memory layout of the images; changed in place."""
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+def augmented(
+    images: Tensor,  # uint8 (batch, channels, height, width)
+    draws: Tensor,  # float (batch, 3) in [0, 1): down, right, mirrored
+    *,
+    pad: int,  # pixels
+    mirror: bool,
+) -> Tensor:
+    """Crop out of the padded image and mirror, image by image, as one gather."""
+    size = images.shape[-1]
+    padded = F.pad(images, (pad,) * 4)
+    shift = (draws[:, :2] * (2 * pad + 1)).long()
+    rows = shift[:, :1] + torch.arange(size)
+    columns = shift[:, 1:2] + torch.arange(size)
+    if mirror:
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    picture = torch.arange(len(images))[:, None, None]
+    return padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def cut_out(
+    images: Tensor,  # uint8 (batch, channels, height, width)
+    centres: Tensor,  # float (batch, 2) in [0, 1): down, right
+    size: int,  # pixels of the square, which may stick out
+    level: Sequence[float],  # what it is filled with, per channel, in [0, 1]
+) -> Tensor:
+    """Blank a square out of each image (DeVries and Taylor, 2017)."""
+    middle = (centres * torch.tensor(images.shape[-2:])).long()
+    inside = []
+    for axis, length in enumerate(images.shape[-2:]):
+        from_start = torch.arange(length) - middle[:, axis, None] + size // 2
+        inside.append((from_start >= 0) & (from_start < size))
+    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    blank = (torch.tensor(level) * 255).round().to(images.dtype).view(1, -1, 1, 1)
+    return torch.where(square, blank, images)
+
+
+def order(images: int, batch: int, seed: int, epoch: int) -> list[Tensor]:
+    """The batches of one epoch as image indices; an incomplete last one is left out."""
+    shuffled = torch.randperm(images, generator=generator(seed, "order", epoch))
+    whole = [part for part in shuffled.split(batch) if len(part) == batch]
+    return whole or [shuffled]
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    """Number of batches that `order` gives."""
+    return max(1, images // batch)
+
+
+def training_batches(
+    data: ImageData,
+    *,
+    batch: int,
+    seed: int,
+    first_step: int,
+    steps: int,
+    workers: int,
+    cutout: int = 0,  # pixels; small images only
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
+    part = data.fit
+    per_epoch = steps_per_epoch(len(part), batch)
+    schedule = _schedule(len(part), batch, seed, first_step, steps, per_epoch)
+    if part.pixels is not None:
+        pad = max(1, part.pixels.shape[-1] // 8)
+        draws_of: tuple[int, Tensor] = (-1, torch.empty(0))
+        for step, (epoch, indices) in enumerate(schedule, first_step):
+            if draws_of[0] != epoch:
+                draws = torch.rand(len(part), 3, generator=generator(seed, "augment", epoch))
+                draws_of = (epoch, draws)
+            images = augmented(
+                part.pixels[indices], draws_of[1][indices], pad=pad, mirror=data.mirror
+            )
+            if cutout:
+                centres = torch.rand(len(images), 2, generator=generator(seed, "cutout", step))
+                images = cut_out(images, centres, cutout, data.preprocessing.mean)
+            yield images, part.labels[indices]
+        return
+    transform = create_transform(
+        data.preprocessing.input_shape,
+        is_training=True,
+        scale=(0.35, 1.0),  # milder than ImageNet's 0.08: fits here are short
+        color_jitter=0.0,
+        interpolation=data.preprocessing.interpolation,
+        use_prefetcher=True,  # bytes out; normalised on the device
+    )
+    plan = ([(epoch, int(i)) for i in indices] for epoch, indices in schedule)
+    yield from _loaded(_Photos(part, transform, seed, data.preprocessing.channels), plan, workers)
+
+
+def _schedule(
+    images: int, batch: int, seed: int, first_step: int, steps: int, per_epoch: int
+) -> Iterator[tuple[int, Tensor]]:
+    for epoch in itertools.count(first_step // per_epoch):
+        for place, indices in enumerate(order(images, batch, seed, epoch)):
+            step = epoch * per_epoch + place
+            if step >= steps:
+                return
+            if step >= first_step:
+                yield epoch, indices
+
+
+def evaluation_images(
+    part: Part, preprocessing: Preprocessing, *, batch: int = 256, workers: int = 0
+) -> Generator[Tensor, None, None]:
+    """The images as the network is judged on them, uint8, in order, `batch` at a time."""
+    if part.pixels is not None and part.pixels.shape[1:] == preprocessing.input_shape:
+        yield from part.pixels.split(batch)
+        return
+    transform = create_transform(
+        preprocessing.input_shape,
+        is_training=False,
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.crop,
+        use_prefetcher=True,
+    )
+    source = part if part.open is not None else _with_opener(part)
+    plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(part)).split(batch)]
+    for images, _ in _loaded(_Photos(source, transform, 0, preprocessing.channels), plan, workers):
+        yield images
+
+
+def _with_opener(part: Part) -> Part:
+    """Images held in memory, opened as pictures again, for a network of another input size."""
+    assert part.pixels is not None
+    return Part(part.labels, part.keys, open=partial(_open_pixels, part.pixels))
+
+
+def _open_pixels(pixels: Tensor, index: int) -> Image.Image:
+    array = pixels[index].permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
+
+
+class _Photos(Dataset[Any]):
+    """(epoch, index) -> bytes and label; an error travels as a value, named, not as a traceback."""
+
+    def __init__(
+        self, part: Part, transform: Callable[[Image.Image], Any], seed: int, channels: int
+    ) -> None:
+        self.part, self.transform, self.seed = part, transform, seed
+        self.mode = "L" if channels == 1 else "RGB"
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | PgnasError:
+        epoch, index = place
+        assert self.part.open is not None
+        try:
+            image = self.part.open(index).convert(self.mode)
+        except PgnasError as error:
+            return error
+        with seeded_globals(derived_seed(self.seed, "augment", epoch, index)):
+            pixels = self.transform(image)
+        return torch.as_tensor(pixels), int(self.part.labels[index])
+
+
+def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | PgnasError:
+    for item in items:
+        if isinstance(item, PgnasError):
+            return item
+    return torch.stack([i for i, _ in items]), torch.tensor([label for _, label in items])
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to the whole process group: the fit must live to save its state first.
+
+    Whoever reads batches closes the generator, which ends the workers: an ending parent that
+    terminated and joined them instead would wait for ever.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _loaded(
+    source: _Photos, plan: Iterable[list[tuple[int, int]]], workers: int
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    loader: Iterable[Any] = DataLoader(
+        source,
+        batch_sampler=plan,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_parent,
+        pin_memory=torch.cuda.is_available(),
+        generator=generator(0, "loader"),
+    )
+    batches = iter(loader)
+    try:
+        for item in batches:
+            if isinstance(item, PgnasError):
+                raise item
+            yield item
+    finally:
+        del batches  # ends the workers, also when a traceback keeps this frame
+
+
+def decoded(
+    part: Part, preprocessing: Preprocessing, workers: int, track: Track = untracked
+) -> Part:
+    """The part with its images in memory, resized as the network wants them."""
+    if part.pixels is not None:
+        return part
+    batch = 256
+    images = evaluation_images(part, preprocessing, batch=batch, workers=workers)
+    with closing(images):
+        pieces = range(-(-len(part) // batch))
+        pixels = torch.cat([next(images) for _ in track(pieces, "decoding held-out images")])
+    return dataclasses.replace(part, pixels=pixels)
+
+
+def held_out_decoded(data: ImageData, workers: int, track: Track = untracked) -> ImageData:
+    """Held-out images are read every epoch and by every candidate: decode them once."""
+    held_out = decoded(data.held_out, data.preprocessing, workers, track)
+    return dataclasses.replace(data, held_out=held_out)

@@ -1,0 +1,229 @@
+"""A slim network on disk, verified, and loaded again from the file alone.
+
+The file holds the slim tensors, how each layer was cut, and a fingerprint: the logits of one fixed
+input, compared on loading, since a newer version of a backbone's package may compute something
+else from the same tensors.
+"""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PgnasError
+from ..gates import masked
+from ..run import Run, newest_run
+from ..run.posterior import Subject
+from ..seeds import generator
+from ..sizes import Sizes
+from ..slimming import Cut, Layout, arranged, plan, reshape_, slim, ungated_copy, wire
+from ..storage import (
+    checked,
+    file_digest,
+    from_json,
+    read_tensors,
+    to_json,
+    versioned,
+    write_tensors,
+)
+
+NETWORK = "pgnas.network/1"
+
+TOLERANCE = 1e-4  # of the largest logit: masked and slim network must agree to this
+
+FINGERPRINT_TOLERANCE = 1e-3  # of the largest logit: other machines round otherwise
+
+
+@dataclass(frozen=True)
+class Slim:
+    """What an exported file says about its network."""
+
+    subject: Subject
+    cuts: dict[str, Cut]
+    candidate: str  # id of the candidate, "whole" or "twin"
+    layout: Layout  # of an ONNX file; a safetensors file is "small" and takes either on loading
+    params: int
+    paper_params: int
+    macs: int
+    whole_params: int
+    whole_macs: int
+    held_out_errors: int
+    held_out_images: int
+    made_from: str  # sha256 of the posterior's file
+    finetuned_epochs: int = 0  # after it was cut out
+    chosen: str = ""  # "best", "smallest", "twin", "whole", or "id"
+    fixed_drop: float | None = None  # the rate that the fit held all gates at; 0: no gates
+    held_out_digest: str = ""  # of the images that were held out
+
+
+def fixed_input(input_shape: tuple[int, int, int]) -> Tensor:
+    """The input of the fingerprint, float (1, channels, height, width)."""
+    return torch.randn(1, *input_shape, generator=generator(0, "fingerprint"))
+
+
+@torch.no_grad()
+def largest_difference(
+    network: nn.Module, keep: Tensor, smaller: nn.Module, batches: list[Tensor]
+) -> float:
+    """Largest difference of masked and slim logits as a share of the largest; infinite for NaN."""
+    network.eval()
+    worst = 0.0
+    for batch in batches:
+        with masked(network, keep):
+            expected = network(batch)
+        found = smaller(batch)
+        if not torch.isfinite(found).all() or not torch.isfinite(expected).all():
+            return math.inf
+        scale = float(expected.abs().max()) or 1.0
+        worst = max(worst, float((found - expected).abs().max()) / scale)
+    return worst
+
+
+def checked_slim(
+    path: Path,
+    network: nn.Module,
+    keep: Tensor,
+    batches: list[Tensor],
+    layout: Layout = "small",
+    *,
+    round_to: int = 1,
+) -> nn.Module:
+    """The candidate `keep` as a slim network that has the masked one's logits on `batches`.
+
+    Raises PgnasError, naming the `path` that is not written, where it has not.
+    """
+    smaller = slim(network, keep, layout, round_to=round_to)
+    difference = largest_difference(network, keep, smaller, batches)
+    if not difference <= TOLERANCE:
+        raise PgnasError(
+            f"the slim network differs from the masked one by {difference:.1e} of the largest logit"
+            f" (allowed {TOLERANCE:.0e}); '{path}' was not written, please report this"
+        )
+    return smaller
+
+
+def write_network(path: Path, smaller: nn.Module, about: Slim) -> None:
+    """Store a slim network in layout "small"."""
+    smaller = smaller.cpu()
+    with torch.no_grad():
+        fingerprint = smaller(fixed_input(about.subject.preprocessing.input_shape))
+    tensors = {f"network.{k}": v for k, v in smaller.state_dict().items()}
+    write_tensors(path, NETWORK, {**tensors, "fingerprint": fingerprint}, to_json(about))
+
+
+def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Slim]:
+    """Rebuild an exported network from its file alone.
+
+    Raises PgnasError where the file is damaged or computes something else than when written.
+    """
+    tensors, content = read_tensors(path, NETWORK)
+    fields = {k: v for k, v in content.items() if k not in versioned(NETWORK)}
+    about = from_json(Slim, fields, path)
+    fingerprint = tensors.pop("fingerprint", None)
+    state = {k.removeprefix("network."): v for k, v in tensors.items()}
+    network = reshape_(ungated_copy(about.subject.network()), _sane(about.cuts, state, path))
+    checked(state, network.state_dict(), path)
+    _check_positions(network, state, path)
+    network.load_state_dict(state)
+    network.eval()
+    with torch.no_grad():
+        logits = network(fixed_input(about.subject.preprocessing.input_shape))
+    if fingerprint is None or fingerprint.shape != logits.shape:
+        raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
+    scale = float(fingerprint.abs().max()) or 1.0
+    difference = float((logits - fingerprint).abs().max()) / scale
+    if not difference <= FINGERPRINT_TOLERANCE:
+        raise PgnasError(
+            f"'{path}' computes other logits than when it was written (by {difference:.1e} of the"
+            " largest): a package of its backbone has changed, install the version of then"
+        )
+    return arranged(network, layout), about
+
+
+def _sane(cuts: dict[str, Cut], state: dict[str, Tensor], path: Path) -> dict[str, Cut]:
+    """Refuse sizes that no tensor of the file bears out, before memory is set aside for them."""
+    largest = max((max(t.shape, default=0) for t in state.values()), default=0)
+    for layer, cut in cuts.items():
+        if not (0 < cut.outputs <= largest and 0 <= cut.inputs <= largest and cut.picks >= 0):
+            if cut.kind == "idle" and 0 < cut.outputs <= 1_000_000:
+                continue
+            raise PgnasError(f"'{path}' is damaged: layer {layer} has impossible sizes")
+    return cuts
+
+
+def _check_positions(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    for name, module in network.named_modules():
+        read = state.get(f"{name}.read")
+        picks = getattr(module, "picks", 0)
+        if read is not None and len(read) and not 0 <= int(read.min()) <= int(read.max()) < picks:
+            raise PgnasError(f"'{path}' is damaged: layer {name} reads channels that are not there")
+
+
+def load(path: str | Path, layout: Layout = "small") -> nn.Module:
+    """The exported network in `path`, in evaluation mode; needs neither run nor data.
+
+    Layout "small" multiplies only what is kept, "fast" has zero weights where picking channels out
+    of a shared tensor would cost more time than it saves. Same outputs.
+    """
+    return read_network(Path(path), layout)[0]
+
+
+def slim_record(
+    subject: Subject,
+    network: nn.Module,
+    keep: Tensor,
+    candidate: str,
+    sizes: Sizes,  # of this one candidate
+    whole: tuple[int, int],  # parameters and multiply-adds of the whole network
+    held_out: tuple[int, int],  # errors, images
+    made_from: str,
+    *,
+    layout: Layout = "small",
+    round_to: int = 1,
+    chosen: str = "id",
+    fixed_drop: float | None = None,
+    held_out_digest: str = "",
+) -> Slim:
+    """What the file will say about the candidate `keep`."""
+    return Slim(
+        subject=subject,
+        cuts=plan(network, wire(network, keep[None], round_to=round_to)),
+        candidate=candidate,
+        layout=layout,
+        params=int(sizes.params[0]),
+        paper_params=int(sizes.paper_params[0]),
+        macs=int(sizes.macs[0]),
+        whole_params=whole[0],
+        whole_macs=whole[1],
+        held_out_errors=held_out[0],
+        held_out_images=held_out[1],
+        made_from=made_from,
+        chosen=chosen,
+        fixed_drop=fixed_drop,
+        held_out_digest=held_out_digest,
+    )
+
+
+def origin(networks: Sequence[tuple[Path, Slim]], named: Path | None) -> Run | None:
+    """The run that one of these files came from: the named one, one beside them, or the newest.
+
+    Raises PgnasError where a run is named and is not it.
+    """
+    sources = {about.made_from for _, about in networks}
+    folders = [named] if named else [path.parent for path, _ in networks]
+    if named is None:
+        with contextlib.suppress(PgnasError):
+            folders.append(newest_run(fitted=True).folder)
+    for folder in dict.fromkeys(folders):
+        run = Run(folder)
+        if run.posterior.exists() and file_digest(run.posterior) in sources:
+            return run
+    if named is not None:
+        raise PgnasError(
+            f"'{named}' is not the run that these networks came from; leave --run out, or name it"
+        )
+    return None

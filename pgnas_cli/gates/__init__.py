@@ -1,0 +1,17 @@
+"""Gates on input channels: layers that carry them, where they can sit, posterior and prior."""
+
+from .layers import Gated, hard_keep, logistic_noise, relaxed_keep
+from .placement import followers, gateable, segments
+from .prior import auto_l2, kl, objective_images
+from .supernet import (
+    LayerGates,
+    draw,
+    drop_probabilities,
+    gates,
+    layer_gates,
+    make_concrete_,
+    masked,
+    one_candidate,
+    opened,
+    relaxed,
+)

@@ -1,0 +1,80 @@
+"""TODO gates/layers"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def logistic_noise(shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
+    """Standard logistic numbers: the difference of two Gumbel variables in Eq. 16."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float32)
+    # rand() is in [0, 1) on a grid of 2^-24: the clamp keeps the ends finite.
+    return uniform.clamp_(2.0**-25, 1 - 2.0**-24).logit_()
+
+
+def relaxed_keep(
+    drop_logit: Tensor,  # (gates,), log-odds of being dropped
+    noise: Tensor,  # (batch, gates), standard logistic
+    *,
+    temperature: float,  # > 0; towards 0 the draw becomes hard
+) -> Tensor:  # (batch, gates), in (0, 1): the share that is kept
+    """Eq. 16, differentiable in `drop_logit`; 1 - z written without the subtraction."""
+    return torch.sigmoid(-(drop_logit + noise) / temperature)
+
+
+def hard_keep(
+    drop_probability: Tensor,  # (gates,), in [0, 1]
+    *,
+    generator: torch.Generator,
+    rows: tuple[int, ...] = (),
+) -> Tensor:  # bool (*rows, gates), True stays
+    """Bernoulli draws of whole channels; probability 0 always keeps and 1 always drops."""
+    uniform = torch.rand(*rows, *drop_probability.shape, generator=generator)
+    return uniform.to(drop_probability.device) >= drop_probability
+
+
+class Gated:
+    """Mixed into a layer's own class: multiplies the layer's input before its own forward.
+
+    `keep` says how the gates act, and nothing else does (not `training`): None is open, a vector
+    (channels,) is one mask for every image, a matrix (batch, channels) has a row per image.
+    """
+
+    keep: Tensor | None = None
+    ungated: type[nn.Module]  # the layer's own class
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (self.ungated,), self.__dict__.copy()
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.keep is not None:
+            input = input * _shaped_like(self.keep, input, last=isinstance(self, nn.Linear))
+        return super().forward(input)  # type: ignore[misc,no-any-return]
+
+
+def _shaped_like(keep: Tensor, features: Tensor, *, last: bool) -> Tensor:
+    """`keep` with singleton axes, ready to multiply (batch, channels, ...) or (..., channels)."""
+    shape = [1] * features.dim()
+    shape[-1 if last else 1] = keep.shape[-1]
+    if keep.dim() == 2:
+        shape[0] = keep.shape[0]
+    return keep.view(shape).to(features.dtype)
+
+
+@cache
+def gated_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """`layer_class` with gates, named Concrete + its name; one class for each layer class.
+
+    The layer keeps its own forward (timm's Conv2dSame pads, ScaledStdConv2d standardises), its
+    state-dict keys and its hooks, because the object stays and only its class changes.
+    """
+    name = f"Concrete{layer_class.__name__}"
+    return type(name, (Gated, layer_class), {"__module__": __name__, "ungated": layer_class})
+
+
+def _blank(layer_class: type[nn.Module]) -> nn.Module:
+    """A gated layer without content, for copies to fill."""
+    kind = gated_class(layer_class)  # type: ignore[arg-type]
+    return kind.__new__(kind)

@@ -1,0 +1,242 @@
+"""TODO gates/supernet"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PgnasError
+from ..graph import Graph, OperationGate, trace
+from .layers import Gated, gated_class, hard_keep, logistic_noise, relaxed_keep
+from .placement import followers, gateable, reads_hidden_channels, segments
+
+
+@dataclass(frozen=True)
+class GateGroup:
+    """Gates with a common drop probability: input channels [start, stop) of one layer."""
+
+    layer: str
+    start: int
+    stop: int
+
+
+class Gates(nn.Module):
+    """All gates of a network, layer after layer, and the drop logit of each group."""
+
+    drop_logit: nn.Parameter  # (groups,), log-odds of being dropped
+    group: Tensor  # int64 (gates,), the group of each gate
+
+    def __init__(self, groups: Iterable[GateGroup], graph: Graph, initial_drop: float) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        self.graph = graph
+        sizes = torch.tensor([group.stop - group.start for group in self.groups])
+        self.register_buffer("channels", sizes.float(), persistent=False)
+        self.register_buffer(
+            "group", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False
+        )
+        start = torch.full((len(sizes),), initial_drop).logit()
+        self.drop_logit = nn.Parameter(start)
+        spans: dict[str, tuple[int, int]] = {}
+        at = 0
+        for group, size in zip(self.groups, sizes.tolist(), strict=True):
+            spans[group.layer] = (spans.get(group.layer, (at, at))[0], at + size)
+            at += size
+        self.spans = spans  # layer -> its gates [first, last); a squeeze has those of another
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input: where the network is an nn.Sequential, its gates are called last."""
+        return input
+
+    @property
+    def count(self) -> int:
+        """Number of gates."""
+        return self.group.numel()
+
+
+def gates(network: nn.Module) -> Gates:
+    """The gates of a super-network."""
+    bank = getattr(network, "gates", None)
+    if not isinstance(bank, Gates):
+        raise PgnasError(
+            f"{type(network).__name__} has no gates; make a super-network of it first: see"
+            " create_supernet"
+        )
+    return bank
+
+
+def one_candidate(network: nn.Module, keep: Any) -> Tensor:
+    """`keep`, if it is bool (gates,) of this network; else raises PgnasError."""
+    count = gates(network).count
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != (count,):
+        found = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep)
+        raise PgnasError(f"a candidate is a bool tensor ({count},), this is {found}")
+    return keep
+
+
+def make_concrete_(
+    network: nn.Module,
+    input_shape: tuple[int, int, int],  # channels, height, width
+    *,
+    layers: str = "all",  # "all", or "hidden": only channels that die with their one reader;
+    # with "+operations" also the marked operations without weights
+    groups: str = "layer",  # "layer", "channel", or a number of consecutive channels
+    initial_drop: float = 0.1,
+    operation_cost: float = 0.0,  # of keeping such an operation, in squared weights
+    ungated: Iterable[str] = (),
+) -> nn.Module:
+    """Put gates on the inputs of convolutions and linear layers; changes and returns `network`.
+
+    A group is one concatenated segment of a layer's input (the whole input as a rule), or pieces of
+    it where `groups` says so. Weights are shared, not copied; state-dict keys stay.
+    """
+    inputs, _, operations = layers.partition("+")
+    if inputs not in ("all", "hidden") or operations not in ("", "operations"):
+        raise PgnasError(
+            f"gates '{layers}' are not known; possible: all, hidden, all+operations,"
+            " hidden+operations"
+        )
+    size = _group_size(groups)
+    if hasattr(network, "gates"):
+        raise PgnasError(
+            f"{type(network).__name__} already has an attribute 'gates'; a network is gated once"
+        )
+    graph = trace(network, input_shape)
+    modules = dict(network.named_modules())
+
+    def wanted(name: str) -> bool:
+        if isinstance(modules[name], OperationGate):
+            return bool(operations)
+        return inputs == "all" or reads_hidden_channels(graph, name)
+
+    possible = [name for name, reason in gateable(network, graph).items() if not reason]
+    chosen = [name for name in possible if name not in set(ungated) and wanted(name)]
+    if not chosen:
+        raise PgnasError(
+            f"{type(network).__name__} has no layer that can carry a gate; gates go on the inputs"
+            " of convolutions and linear layers behind the first one"
+        )
+    found = []
+    for name in chosen:
+        modules[name].__class__ = gated_class(type(modules[name]))  # type: ignore[arg-type]
+        if isinstance(modules[name], OperationGate):
+            modules[name].cost = operation_cost
+            found.append(GateGroup(name, 0, 1))
+            continue
+        start = 0
+        for piece in segments(graph, name):
+            step = size or piece
+            bounds = [*range(start, start + piece, step), start + piece]
+            found += [GateGroup(name, a, b) for a, b in pairwise(bounds)]
+            start += piece
+    bank = Gates(found, graph, initial_drop)
+    for squeeze, main in followers(graph).items():
+        if main in bank.spans:
+            modules[squeeze].__class__ = gated_class(type(modules[squeeze]))  # type: ignore[arg-type]
+            bank.spans[squeeze] = bank.spans[main]
+    network.gates = bank
+    return network
+
+
+def _group_size(groups: str) -> int:
+    """Channels in a group; 0 for a whole segment."""
+    names = {"layer": 0, "channel": 1}
+    if groups in names:
+        return names[groups]
+    if groups.isdecimal() and int(groups) > 0:
+        return int(groups)
+    raise PgnasError(f"groups '{groups}' are not known; possible: layer, channel, or a number")
+
+
+@dataclass(frozen=True)
+class LayerGates:
+    """A convolution or linear layer of a super-network and the gates on its input."""
+
+    layer: str
+    inputs: int  # channels
+    gates: int  # 0: none
+    groups: int  # of its own
+    remark: str  # why it has none, or whose it shares
+
+
+def layer_gates(network: nn.Module) -> list[LayerGates]:
+    """Every convolution and linear layer, in order of execution."""
+    bank = gates(network)
+    modules = dict(network.named_modules())
+    rows = []
+    for name, reason in gateable(network, bank.graph).items():
+        first, last = bank.spans.get(name, (0, 0))
+        own = sum(group.layer == name for group in bank.groups)
+        remark = reason or ("" if last else "left open by the options")
+        if isinstance(modules[name], OperationGate):
+            calls = bank.graph.calls().get(name, [])
+            width = bank.graph.nodes[calls[0]].channels if calls else 0
+            rows.append(LayerGates(name, width, last - first, own, remark))
+            continue
+        weight = cast(Tensor, modules[name].weight)
+        grouped = int(getattr(modules[name], "groups", 1))
+        rows.append(LayerGates(name, weight.shape[1] * grouped, last - first, own, remark))
+    return rows
+
+
+@contextmanager
+def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
+    """Hand each gated layer its part of `keep` (..., gates); restore the former state after."""
+    modules = dict(network.named_modules())
+    layers = {name: cast(Gated, modules[name]) for name in gates(network).spans}
+    before = {name: layer.keep for name, layer in layers.items()}
+    for name, (first, last) in gates(network).spans.items():
+        layers[name].keep = None if keep is None else keep[..., first:last]
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.keep = before[name]
+
+
+def opened(network: nn.Module) -> Any:
+    """Context: all gates open, the whole network."""
+    return _kept(network, None)
+
+
+def masked(network: nn.Module, keep: Tensor) -> Any:
+    """Context: hard gates; `keep` is bool (gates,), or (batch, gates) with a row per image."""
+    for row in [keep] if not isinstance(keep, Tensor) or keep.dim() != 2 else keep[:1]:
+        one_candidate(network, row)
+    return _kept(network, keep.to(gates(network).group.device))
+
+
+def relaxed(
+    network: nn.Module, *, batch: int, generator: torch.Generator, temperature: float
+) -> Any:
+    """Context: relaxed gates, one draw per image and gate (Eq. 16), differentiable in p."""
+    bank = gates(network)
+    noise = logistic_noise((batch, bank.count), generator=generator)
+    noise = noise.to(bank.drop_logit.device, non_blocking=True)
+    logits = bank.drop_logit[bank.group]
+    return _kept(network, relaxed_keep(logits, noise, temperature=temperature))
+
+
+def drop_probabilities(network: nn.Module) -> Tensor:
+    """Learned drop probability of each group, float (groups,)."""
+    return torch.sigmoid(gates(network).drop_logit.detach())
+
+
+def draw(
+    network: nn.Module,
+    *,
+    generator: torch.Generator,
+    drop_probability: Tensor | None = None,  # (groups,); None: the learned ones
+) -> Tensor:  # bool (gates,), True stays
+    """One candidate of the posterior."""
+    if drop_probability is None:
+        drop_probability = drop_probabilities(network)
+    groups = len(gates(network).groups)
+    sane = isinstance(drop_probability, Tensor) and drop_probability.shape == (groups,)
+    if not sane or not bool(((drop_probability >= 0) & (drop_probability <= 1)).all()):
+        raise PgnasError(f"drop_probability is a tensor ({groups},) of numbers from 0 to 1")
+    return hard_keep(drop_probability.cpu()[gates(network).group.cpu()], generator=generator)

@@ -1,0 +1,6 @@
+"""What a network computes: its forward traced, each step as a fact about channels."""
+
+from .convolutions import plain_shell, plain_twin, window_of
+from .nodes import Graph, Node
+from .operations import OperationGate
+from .tracing import trace

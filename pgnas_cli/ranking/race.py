@@ -1,0 +1,229 @@
+"""Which (candidate, image) pairs must be looked at to know the best candidates for certain.
+
+Errors only add up. A candidate whose errors so far, with its size and id to break ties, already
+come after those of the K-th best finished candidate cannot enter the first K any more: it is out,
+and nothing is lost. All candidates walk the images in one order, hardest first, so that losers are
+out soon. No order and no guess below can make the result wrong, only the way there longer.
+
+A candidate that lacks g errors to be out must be shown g more images in any proof. It gets just
+that many at a time; only where a forward would not be filled does it get more.
+
+Everything here is arithmetic on counts; evaluating a pair is the caller's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PILOTS = 16  # candidates that see every image first: they say which images are hard
+
+ROUNDS_AHEAD = 4  # rounds in which the likeliest candidates are finished early
+
+
+@dataclass
+class Race:
+    """How far every candidate has come. Tensors int64 on the CPU."""
+
+    order: Tensor  # (images,): the common order, hardest first
+    place: Tensor  # (candidates,): rank by (parameters, id), which breaks ties
+    top: int  # how many of the best are wanted
+    seen: Tensor  # (candidates,): images walked
+    errors: Tensor  # (candidates,): among them
+    hardness: Tensor  # float64 (images + 1,): the pilots' share of errors in each prefix
+    margins: Tensor  # float (pilots, images): score of the label less the best other one
+    mistakes: list[Tensor]  # parts of one (errors,): candidate x images + image of every error
+
+    @property
+    def finished(self) -> Tensor:
+        """Candidates that have seen every image, bool (candidates,)."""
+        return self.seen == len(self.order)
+
+    @property
+    def key(self) -> Tensor:
+        """(errors so far, parameters, id) as one number each: smaller is better."""
+        return self.errors * len(self.place) + self.place
+
+    def bar(self) -> int | None:
+        """Key of the K-th best finished candidate, or None where fewer have finished."""
+        done = self.key[self.finished]
+        if len(done) < min(self.top, len(self.place)):
+            return None
+        return int(done.kthvalue(min(self.top, len(self.place))).values)
+
+    def walking(self) -> Tensor:
+        """Ids of the candidates that may still enter the first K and have images to see."""
+        bar = self.bar()
+        may = ~self.finished
+        if bar is not None:
+            may &= self.key < bar
+        return may.nonzero().flatten()
+
+    def best(self) -> Tensor:
+        """Ids of the finished candidates that cannot be displaced by fewer errors, best first."""
+        ids = self.finished.nonzero().flatten()
+        return ids[self.key[ids].argsort()][: self.top]
+
+    def row(self, candidate: int) -> Tensor:
+        """Which images a finished candidate gets wrong, bool (images,)."""
+        images = len(self.order)
+        own = self.all_mistakes()
+        own = own[own.div(images, rounding_mode="floor") == candidate] % images
+        return torch.zeros(images, dtype=torch.bool).index_fill_(0, own, True)
+
+    def all_mistakes(self) -> Tensor:
+        """Every error met so far, int64 (errors,): candidate x images + image."""
+        self.mistakes = [torch.cat(self.mistakes)]
+        return self.mistakes[0]
+
+    def predicted(self, ids: Tensor) -> Tensor:
+        """Errors that each is headed for, if it goes on as the pilots did, float64 (ids,)."""
+        share = self.hardness[self.seen[ids]]
+        return self.errors[ids] / share.clamp(min=1e-9)
+
+    def pairs_left(self) -> int:
+        """About how many pairs are still to come: until each would be out at the pilots' pace."""
+        ids, bar = self.walking(), self.bar()
+        n = len(self.order)
+        if bar is None or not len(ids):
+            return int((n - self.seen[ids]).sum())
+        pilots = self.hardness * float(bar // len(self.place) + 1)
+        pace = self.predicted(ids).clamp(min=1) / max(1.0, float(pilots[-1]))
+        until = torch.searchsorted(self.hardness, (1 / pace).clamp(max=1.0))
+        return int((torch.minimum(until, torch.tensor(n)) - self.seen[ids]).clamp(min=1).sum())
+
+
+def begun(
+    params: Tensor,  # int64 (candidates,)
+    top: int,
+    wrong: Tensor,  # bool (pilots, images): of the first candidates
+    margin: Tensor,  # float (pilots, images): score of the label less the best other one
+) -> Race:
+    """A race whose first candidates, the pilots, have seen every image."""
+    images, candidates = wrong.shape[1], len(params)
+    order = margin.double().mean(0).argsort(stable=True)
+    seen = torch.zeros(candidates, dtype=torch.int64)
+    errors = torch.zeros(candidates, dtype=torch.int64)
+    seen[: len(wrong)] = images
+    errors[: len(wrong)] = wrong.sum(1)
+    mistakes = wrong.flatten().nonzero().flatten()
+    walked = wrong[:, order].double().mean(0).cumsum(0)
+    share = walked / walked[-1] if walked[-1] else torch.arange(1, images + 1) / images
+    hardness = torch.cat([torch.zeros(1, dtype=torch.float64), share.double()])
+    return Race(order, places(params), top, seen, errors, hardness, margin, [mistakes])
+
+
+def places(params: Tensor) -> Tensor:
+    """Rank of each candidate by (parameters, id), int64 (candidates,)."""
+    place = torch.empty(len(params), dtype=torch.int64)
+    place[params.argsort(stable=True)] = torch.arange(len(params))
+    return place
+
+
+def next_walks(race: Race, turn: int, fill: int) -> tuple[Tensor, Tensor]:
+    """Who walks on, and how many images each, int64 (walkers,); none when the race is over.
+
+    `turn` counts the rounds; `fill` is the number of pairs that costs no more than one pair.
+    """
+    ids, bar, images = race.walking(), race.bar(), len(race.order)
+    left = images - race.seen[ids]
+    if bar is None:  # too few have finished to leave anyone behind
+        wanted = min(race.top, len(race.place)) - int(race.finished.sum())
+        first = _likeliest(race, ids)[:wanted]
+        return ids[first], left[first]
+    beaten_at, tie = divmod(bar, len(race.place))
+    # Out is key > bar: at as many errors as the bar if larger, else with one more.
+    gap = beaten_at - race.errors[ids] + (race.place[ids] < tie)
+    steps = torch.minimum(gap.clamp(min=1), left)
+    if turn and turn <= ROUNDS_AHEAD:  # a lower bar saves everyone else's steps
+        first = _likeliest(race, ids)[: race.top]
+        first = first[race.predicted(ids[first]) <= beaten_at]
+        steps[first] = left[first]
+    spare = fill - int(steps.sum())
+    if spare > 0 and len(ids):
+        steps = torch.minimum(steps + spare // len(ids), left)
+    return ids, steps
+
+
+def smallest_passing(
+    race: Race,
+    judge: Callable[[Tensor, Tensor], Tensor],  # (candidates, images) -> wrong, bool (pairs,)
+    passes: Callable[[int], bool],  # of a finished candidate
+    most: int,  # errors; with more of them no candidate passes
+    *,
+    fill: int = 1,
+    told: Callable[[int], None] = lambda _: None,  # number of pairs, after each forward
+) -> int:
+    """The candidate first by (parameters, id) that passes; the best one of the race must.
+
+    Exact: every smaller one has been seen to fail, or to err more than `most` times.
+    """
+    known: dict[int, bool] = {}
+    by_size = race.place.argsort()
+    while True:
+        may: list[int] = by_size[race.errors[by_size] <= most].tolist()
+        finished = race.finished.tolist()
+        waiting: list[int] = []
+        for candidate in may:
+            if not finished[candidate]:
+                waiting.append(candidate)
+                if len(waiting) == fill:
+                    break
+                continue
+            if candidate not in known:
+                known[candidate] = passes(candidate)
+            if known[candidate]:
+                break
+        else:
+            assert waiting, "the best of a race passes"
+        if not waiting:
+            return candidate
+        ids = torch.tensor(waiting)
+        left = len(race.order) - race.seen[ids]
+        steps = torch.minimum(most + 1 - race.errors[ids], left)
+        candidates, images = pairs_of(race, ids, steps)
+        for some, shown in zip(candidates.split(fill), images.split(fill), strict=True):
+            advance(race, some, shown, judge(some, shown))
+            told(len(some))
+
+
+def _likeliest(race: Race, ids: Tensor) -> Tensor:
+    """Positions in `ids` by what they are headed for, (errors, parameters, id), best first."""
+    by_place = race.place[ids].argsort()
+    return by_place[race.predicted(ids)[by_place].argsort(stable=True)]
+
+
+def pairs_of(race: Race, ids: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs of such walks in order, candidate by candidate: (candidates, images)."""
+    candidates = ids.repeat_interleave(steps)
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), steps.cumsum(0)[:-1]])
+    within = torch.arange(len(candidates)) - first.repeat_interleave(steps)
+    return candidates, race.order[race.seen[candidates] + within]
+
+
+def advance(race: Race, candidates: Tensor, images: Tensor, wrong: Tensor) -> None:
+    """Enter what pairs, in the order of `pairs_of`, came to; a part of them will do."""
+    race.seen.index_add_(0, candidates, torch.ones_like(candidates))
+    race.errors.index_add_(0, candidates, wrong.long())
+    race.mistakes.append((candidates * len(race.order) + images)[wrong])
+
+
+def run(
+    race: Race,
+    judge: Callable[[Tensor, Tensor], Tensor],  # (candidates, images) -> wrong, bool (pairs,)
+    *,
+    fill: int = 1,
+    chunk: int = 4096,
+) -> Iterator[int]:
+    """Walk until the first K are known; yields the number of pairs after each chunk."""
+    turn = 0
+    while True:
+        ids, steps = next_walks(race, turn, fill)
+        if not len(ids):
+            return
+        candidates, images = pairs_of(race, ids, steps)
+        for some, shown in zip(candidates.split(chunk), images.split(chunk), strict=True):
+            advance(race, some, shown, judge(some, shown))
+            yield len(some)
+        turn += 1

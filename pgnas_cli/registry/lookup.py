@@ -1,0 +1,165 @@
+"""Find super-networks by name.
+
+A backbone is one function, named by an entry point of the group `pgnas.backbones`, that returns a
+`Backbone` record. Those of this package come through the same door as anybody else's. Listing them
+imports none of them.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from ..errors import PgnasError
+from .backbone import Backbone, Builder
+
+GROUP = "pgnas.backbones"
+
+
+def backbone_names() -> dict[str, str]:
+    """Registered names and the packages that they come from, without importing any."""
+    return {
+        name: " and ".join(_package(entry) for entry in found)
+        for name, found in sorted(_entries().items())
+    }
+
+
+def admit(name: str) -> str:
+    """Let "module:function", named on the command line, be built; other names pass through.
+
+    Files that name one are built only where it has been admitted: nothing that a file says is
+    imported. The module is looked for in the working directory as well.
+    """
+    if ":" not in name:
+        return name
+    if not _FUNCTION.fullmatch(name):
+        raise PgnasError(f"'{name}' names no function; possible: module:function")
+    _ADMITTED.add(name)
+    return name
+
+
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+_ADMITTED: set[str] = set()  # by the user of this process
+
+
+def load_backbone(
+    name: str,
+    *,
+    classes: int,
+    channels: int = 3,
+    size: int | None = None,  # pixels; None: the backbone's own
+    options: dict[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: Path | None = None,  # a plain state dict, safetensors
+    seed: int = 0,
+) -> Backbone:
+    """Build the backbone called `name`; "timm/NAME" goes to the entry point "timm".
+
+    The initial weights are a function of `seed`, or come from `pretrained` or `weights`.
+    Inflation, where the backbone asks for it, is still to be done (inflation.py).
+    Raises PgnasError for an unknown name (with the nearest known one), for a backbone whose package
+    does not import, and for weights that do not fit.
+    """
+    entries = {**_entries(), **{own: [EntryPoint(own, own, GROUP)] for own in _ADMITTED}}
+    entry_name, _, model = name.partition("/")
+    if _FUNCTION.fullmatch(name) and name not in _ADMITTED:
+        raise PgnasError(
+            f"backbone '{name}' is a function that is not installed; if it is yours, name it again"
+            f" on the command line: --backbone {name}"
+        )
+    if entry_name not in entries or (bool(model) != (entry_name == "timm")):
+        near = difflib.get_close_matches(name, entries, n=1)
+        listed = ", ".join("timm/NAME" if n == "timm" else n for n in sorted(entries))
+        hint = f"did you mean {near[0]}?" if near and near[0] != "timm" else f"known: {listed}"
+        raise PgnasError(f"no backbone named '{name}'; {hint}")
+    if size is not None and size < 1:
+        raise PgnasError(f"--img-size {size} is out of range; possible: 1 or more")
+    entry, *others = entries[entry_name]
+    if others:
+        raise PgnasError(
+            f"two packages offer a backbone named '{entry_name}': {_package(entry)} and"
+            f" {_package(others[0])}; remove one of them"
+        )
+    sought = sys.path
+    try:
+        if name in _ADMITTED:
+            sys.path = [str(Path.cwd()), *sought]
+        build: Builder = entry.load()
+    except (Exception, SystemExit) as error:  # a stranger's module may fail in any way
+        advice = "mend it" if name in _ADMITTED else "reinstall or remove that package"
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}, {entry.value}) does not load:"
+            f" {type(error).__name__}: {error}; {advice}"
+        ) from None
+    finally:
+        sys.path = sought
+    if not callable(build):
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}): {entry.value} is no function that builds"
+            " one"
+        )
+    from ..seeds import derived_seed, seeded_globals  # imports torch, as `build` just did
+    from .weights import load_weights_
+
+    for option in set(options or {}) & {"pretrained", "classes", "channels", "size", "model"}:
+        raise PgnasError(f"a backbone has no option '{option}' of its own")
+    extra: dict[str, Any] = {"model": model} if model else {}
+    if pretrained:
+        if weights is not None:
+            raise PgnasError("--pretrained and --weights both name a start; give one")
+        if "pretrained" not in inspect.signature(build).parameters:
+            raise PgnasError(f"'{name}' has no pretrained weights to fetch; give a file: --weights")
+        extra["pretrained"] = True
+    try:
+        with seeded_globals(derived_seed(seed, "initial weights")):
+            backbone = build(
+                classes=classes, channels=channels, size=size, **extra, **(options or {})
+            )
+    except PgnasError:
+        raise
+    except Exception as error:  # as above
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}) cannot be built:"
+            f" {type(error).__name__}: {error}"
+        ) from None
+    if not isinstance(backbone, Backbone):
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}) gives a {type(backbone).__name__}; a"
+            " pgnas_cli.registry.Backbone is wanted"
+        )
+    if weights is not None:
+        backbone = with_replaced(backbone, load_weights_(backbone.network, weights, backbone.heads))
+    layers = dict(backbone.network.named_modules())
+    unknown = [head for head in backbone.new_heads if head not in layers]
+    if unknown:
+        raise PgnasError(
+            f"backbone '{name}' (from {_package(entry)}) has no layer '{unknown[0]}', one of its"
+            " new_heads"
+        )
+    return dataclasses.replace(backbone, name=name)
+
+
+def with_replaced(backbone: Backbone, heads: dict[str, str]) -> Backbone:
+    """The same record of a network in which `heads` were replaced, with a remark on each."""
+    return dataclasses.replace(
+        backbone, remarks=(*backbone.remarks, *heads.values()), new_heads=tuple(heads)
+    )
+
+
+def _entries() -> dict[str, list[EntryPoint]]:
+    """Entry points by name; several where packages offer the same name."""
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+        found.setdefault(entry.name, {})[_package(entry), entry.value] = entry
+    return {name: list(same.values()) for name, same in found.items()}
+
+
+def _package(entry: EntryPoint) -> str:
+    if entry.name in _ADMITTED:
+        return "the command line"
+    return entry.dist.name if entry.dist is not None else "an unknown package"

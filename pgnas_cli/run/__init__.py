@@ -1,0 +1,16 @@
+"""A run directory: its files, the options it was started with, its history.
+
+This face imports no torch; the fitted super-network is imported from `run.posterior`."""
+
+from .directory import Run, newest_run
+from .history import Command, commands_of, now, remember
+from .settings import (
+    FitSettings,
+    check_recipe,
+    l2_of,
+    milestones_of,
+    placed_paths,
+    read_settings,
+    run_name,
+    run_to_fit,
+)

@@ -1,0 +1,63 @@
+"""The command lines that wrote into a run."""
+
+import contextlib
+import json
+import platform
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import timm
+import torch
+
+from .. import __version__
+from ..errors import PgnasError
+from ..storage import from_json, to_json, write_text
+from .directory import Run
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command that wrote into a run, and what it ran on."""
+
+    line: str
+    at: str  # UTC
+    pgnas: str
+    torch: str
+    timm: str
+    python: str
+
+
+def remember(run: Run, line: str) -> None:
+    """Add a command line to what was done with a run; one that goes on is not added twice."""
+    earlier = commands_of(run)
+    if earlier and earlier[-1].line == line:
+        return
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    entry = Command(
+        line=line, at=now(), pgnas=__version__, python=platform.python_version(), **versions
+    )
+    there = _text_of(run.commands)
+    write_text(run.commands, f"{there}{json.dumps(to_json(entry))}\n")
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _text_of(path: Path) -> str:
+    """What a text file of ours holds, each line ended; nothing where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text if not text or text.endswith("\n") else f"{text}\n"
+
+
+def commands_of(run: Run) -> list[Command]:
+    """The command lines of a run, oldest first; lines that are not ours are left out."""
+    found = []
+    for text in _text_of(run.commands).splitlines():
+        with contextlib.suppress(ValueError, RecursionError, PgnasError):
+            found.append(from_json(Command, json.loads(text), run.commands))
+    return found

@@ -1,0 +1,161 @@
+"""The fitted super-network of a run on disk, and the data it was fitted on."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import ImageData, Preprocessing, held_out_decoded, open_data
+from ..data import digest as data_digest
+from ..errors import PgnasError
+from ..gates import gates
+from ..progress import Track
+from ..registry import Recipe
+from ..registry.build import create_supernet
+from ..sizes import Target
+from ..storage import checked, from_json, read_tensors, to_json, write_tensors
+from .directory import Run
+from .settings import FitSettings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What rebuilds a super-network, and what its images and classes are."""
+
+    backbone: str
+    options: dict[str, Any]
+    layers: str  # which layers carry gates: "all" or "hidden"
+    groups: str  # "layer", "channel", or a number of channels
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    data: str  # name of the data set
+
+    def network(self) -> nn.Module:
+        """The super-network with gates in place; weights are to be loaded."""
+        if self.backbone.endswith(".safetensors"):  # a file may not send us to another one
+            raise PgnasError(
+                f"it names a file as its backbone, '{self.backbone}'; that is not read"
+            )
+        return create_supernet(
+            self.backbone,
+            len(self.classes),
+            input_shape=self.preprocessing.input_shape,
+            layers=self.layers,
+            groups=self.groups,
+            options=self.options,
+        )
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How the data were cut for a fit; enough to cut them the same way again."""
+
+    seed: int
+    held_out: float  # share
+    fit_images: int
+    held_out_images: int
+    digest: str  # of the held-out images' names and labels
+    fit_digest: str  # of those that are fitted
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a fit minimised."""
+
+    l2: float
+    kl_images: float
+    fixed_drop: float | None
+    constant_l2: bool
+    target: Target | None = None
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A fitted super-network and where it comes from."""
+
+    subject: Subject
+    cutting: Cutting
+    objective: Objective
+    recipe: Recipe
+    seed: int
+
+
+POSTERIOR = "pgnas.posterior/1"
+
+
+def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> None:
+    """Store a fitted super-network."""
+    state = network.state_dict()
+    tensors = {f"network.{k}": v for k, v in state.items() if not k.startswith("gates.")}
+    tensors["drop_logit"] = gates(network).drop_logit
+    groups = [to_json(group) for group in gates(network).groups]
+    write_tensors(path, POSTERIOR, tensors, {**to_json(posterior), "groups": groups})
+
+
+def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
+    """The fitted super-network, gates open, in evaluation mode, and its record."""
+    tensors, content = read_tensors(path, POSTERIOR)
+    fields = {f.name for f in dataclasses.fields(Posterior)}
+    posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
+    network = posterior.subject.network()
+    if content.get("groups") != [to_json(group) for group in gates(network).groups]:
+        raise PgnasError(
+            f"'{path}' has other gate groups than the backbone gives now; it was written by another"
+            " version of the backbone"
+        )
+    state = {
+        ("gates.drop_logit" if k == "drop_logit" else k.removeprefix("network.")): v
+        for k, v in tensors.items()
+    }
+    checked(state, network.state_dict(), path)
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise PgnasError(f"'{path}' holds numbers that are not finite; fit again with a lower --lr")
+    network.load_state_dict(state)
+    return network.eval(), posterior
+
+
+def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
+    """The fitted super-network of a run."""
+    if not run.posterior.exists():
+        if run.checkpoint.exists():
+            raise PgnasError(
+                f"the fit in '{run.folder}' is not finished; go on with pgnas fit --resume --run"
+                f" {run.folder}"
+            )
+        raise PgnasError(f"no posterior in '{run.folder}'; fit one with pgnas fit")
+    return read_posterior(run.posterior)
+
+
+def held_out_of(
+    run: Run,
+    posterior: Posterior,
+    settings: FitSettings,
+    workers: int,
+    track: Track,
+    *,
+    fitting: bool = False,  # the fitted images are wanted as well
+) -> ImageData:
+    """The data of a run with its held-out part decoded, cut as for the fit."""
+    data = open_data(
+        settings.data,
+        seed=posterior.cutting.seed,
+        held_out=posterior.cutting.held_out,
+        root=Path(settings.data_root),
+        skip_corrupt=settings.skip_corrupt,
+        preprocessing=posterior.subject.preprocessing,
+        fitting=fitting,
+        track=track,
+    )
+    if data_digest(data.held_out) != posterior.cutting.digest:
+        raise PgnasError(
+            f"the images of '{settings.data}' are not those of the fit: the held-out part has"
+            f" changed; bring back the data or fit again"
+        )
+    if fitting and data_digest(data.fit) != posterior.cutting.fit_digest:
+        raise PgnasError(
+            f"the images of '{settings.data}' are not those of the fit: bring back the data"
+        )
+    return held_out_decoded(data, workers, track)

@@ -1,0 +1,68 @@
+"""Baselines: candidates as large as those of the posterior that owe it nothing but their size."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PgnasError
+from ..gates import drop_probabilities, gates
+from ..seeds import generator
+from ..sizes import count
+
+
+def baseline_probabilities(
+    network: nn.Module, drop_probability: Tensor, baseline: str, *, generator: torch.Generator
+) -> Tensor:  # (groups,)
+    """What to draw from to see what the posterior is worth, at the mean size of its own draws.
+
+    "permuted" deals the learned probabilities out among groups by chance: if its candidates do as
+    well, the posterior taught nothing but how much to drop. "fixed" gives every group one rate.
+    The drop logits are shifted together until the mean candidate is as large (the file's count).
+    """
+    learned = drop_probability.cpu()
+    noise = torch.rand(64, gates(network).count, generator=generator)
+    target = mean_params(network, learned, noise)
+    if baseline == "permuted":
+        start = learned[torch.randperm(len(learned), generator=generator)]
+    elif baseline == "fixed":
+        start = torch.full_like(learned, 0.5)
+    else:
+        raise PgnasError(f"no baseline '{baseline}'; possible: permuted, fixed")
+    return shifted_to_size(network, start, target, noise)
+
+
+def shifted_to_size(
+    network: nn.Module,
+    drop_probability: Tensor,  # (groups,)
+    params: float,  # wanted mean of the file's count
+    noise: Tensor,  # uniform (candidates, gates); the mean is over these draws
+) -> Tensor:  # (groups,)
+    """Add one number to all drop logits so that the mean candidate has `params` parameters."""
+    logits = drop_probability.double().cpu().clamp(1e-9, 1 - 1e-9).logit()
+    low, high = -40.0, 40.0
+    for _ in range(24):  # bisection; a larger shift drops more
+        middle = (low + high) / 2
+        if mean_params(network, torch.sigmoid(logits + middle), noise) > params:
+            low = middle
+        else:
+            high = middle
+    return torch.sigmoid(logits + (low + high) / 2).float()
+
+
+def mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> float:
+    """Mean of the file's count over the draws that `noise`, uniform (candidates, gates), makes."""
+    keep = noise >= drop_probability[gates(network).group.cpu()]
+    return float(count(network, keep).params.double().mean())
+
+
+def random_twin(network: nn.Module, params: int, seed: int) -> Tensor:
+    """A random candidate of `params` parameters: the learned probabilities dealt out by chance.
+
+    Of 100 draws the one nearest in size; errors are not looked at.
+    """
+    randomness = generator(seed, "twin")
+    learned = drop_probabilities(network).cpu()
+    noise = torch.rand(100, gates(network).count, generator=randomness)
+    dealt = learned[torch.randperm(len(learned), generator=randomness)]
+    probability = shifted_to_size(network, dealt, params, noise)
+    keep = noise >= probability[gates(network).group.cpu()]
+    return keep[(count(network, keep).params - params).abs().argmin()]

@@ -1,0 +1,166 @@
+"""Candidates within a size that is named after the fit.
+
+The learned posterior p is tilted by what each group costs:
+
+    logit q_g = logit p_g + price x cost_g,    cost_g = -d size / d p_g, per gate of the group
+
+with the price at which the expected size is the wanted one. Among all posteriors that drop as much,
+weighed by these costs, q is the one nearest to p (least Kullback-Leibler divergence). The costs are
+those at p: taken anew at q they fall on whatever layer is about to close, and close it.
+
+Draws are counted exactly; those above the budget are left out, and where it binds also those that
+use less than 97 % of it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PgnasError
+from ..gates import gates, hard_keep
+from ..seeds import generator
+from ..sizes import ExpectedSize, Sizes, Target, count, joined, parameter_count, whole_macs
+
+USED = 0.97  # least share of a budget that binds
+
+TRIAL = 256  # draws by which the tilt is set
+
+BLOCK = 64  # draws that are counted at a time
+
+DEAREST = 1e12  # price beyond which nothing changes any more
+
+FUTILE = 200  # draws for one candidate within the budget, after which none is looked for
+
+
+class Tilt:
+    """The learned posterior of a network, tilted by what its groups cost in one unit."""
+
+    def __init__(self, network: nn.Module, drop_probability: Tensor, kind: str, seed: int) -> None:
+        bank = gates(network)
+        self.network, self.kind = network, kind
+        self.size = ExpectedSize(network)
+        learned = drop_probability.detach().double().cpu().clamp(1e-9, 1 - 1e-9).requires_grad_()
+        share = self.size.shares(learned)[kind]
+        (slope,) = torch.autograd.grad(share, learned)
+        self.logits = learned.detach().logit()
+        self.costs = -slope / cast(Tensor, bank.channels).double().cpu()
+        self.group = bank.group.cpu()
+        self.whole = parameter_count(network) if kind == "params" else whole_macs(network)
+        self.noise = torch.rand(TRIAL, bank.count, generator=generator(seed, "tilt"))
+
+    def at(self, price: float) -> Tensor:
+        """Drop probabilities at a price, (groups,), float64."""
+        return torch.sigmoid(self.logits + price * self.costs)
+
+    def counted(self, price: float) -> Tensor:
+        """Shares of the whole network's size of `TRIAL` draws at a price, float64 (draws,)."""
+        keep = self.noise >= self.at(price).float()[self.group]
+        return getattr(count(self.network, keep), self.kind).double() / self.whole  # type: ignore[no-any-return]
+
+    def expected(self, price: float) -> float:
+        """The expected share of the whole network's size at a price."""
+        with torch.no_grad():
+            return float(self.size.shares(self.at(price))[self.kind])
+
+    def to(self, share: float, mean: Callable[[float], float]) -> float:
+        """The price, 0 or more, at which `mean` of the price, falling, comes down to `share`."""
+        if mean(0.0) <= share:
+            return 0.0
+        high = 1.0
+        while mean(high) > share and high < DEAREST:
+            high *= 2
+        low = 0.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean(middle) > share else (low, middle)
+        return high
+
+    def reach(self) -> float:
+        """About the smallest share that draws have before layers close for all of them.
+
+        Where a whole layer closes, everything before it is gone as well: sizes jump to nothing.
+        """
+        none = torch.zeros(1, len(self.group), dtype=torch.bool)
+        dead = 1.2 * float(getattr(count(self.network, none), self.kind)) / self.whole
+        least, price = float(self.counted(0.0).quantile(0.05)), 1.0
+        while price < DEAREST:
+            found = self.counted(price)
+            alive = found[found > dead]
+            if len(alive) < 0.9 * len(found):
+                break
+            least, price = min(least, float(alive.quantile(0.05))), 1.3 * price
+        return least
+
+
+@dataclass(frozen=True)
+class Within:
+    """Candidates within one budget."""
+
+    keep: Tensor  # bool (candidates, gates)
+    sizes: Sizes
+    drawn: int  # draws that it took
+
+
+def draw_within(
+    network: nn.Module, drop_probability: Tensor, budget: Target, candidates: int, seed: int
+) -> Within:
+    """Draw `candidates` that have at most the budget, from the posterior tilted towards it.
+
+    The i-th is the same for every number of candidates. Raises PgnasError for a budget that hardly
+    any draw meets.
+    """
+    tilt = Tilt(network, drop_probability, budget.kind, seed)
+    most = int(budget.share * tilt.whole + 1e-6)
+    wanted = most / tilt.whole
+    binds = float(tilt.counted(0.0).mean()) > wanted
+    price = 0.0
+    if binds:
+        price = tilt.to((1 + USED) / 2 * wanted, lambda p: float(tilt.counted(p).median()))
+    probability = tilt.at(price)
+    lowest = USED * most if binds else 0
+    per_gate = probability.float()[gates(network).group.cpu()]
+    kept, parts = [], []
+    found, drawn = 0, 0
+    while found < candidates:
+        rows = torch.stack([
+            hard_keep(per_gate, generator=generator(seed, f"within {budget}", drawn + row))
+            for row in range(BLOCK)
+        ])  # fmt: skip
+        drawn += BLOCK
+        counted = count(network, rows)
+        cost = getattr(counted, budget.kind)
+        within = (lowest <= cost) & (cost <= most)
+        kept.append(rows[within])
+        parts.append(counted.part(within))
+        found += int(within.sum())
+        if drawn > FUTILE * max(BLOCK, found):
+            sizes = tilt.counted(price)
+            raise PgnasError(
+                f"no candidates of {named(budget)}: the draws nearest to it have"
+                f" {100 * float(sizes.min()):.3g} to {100 * float(sizes.max()):.3g} %; name another"
+                " budget, or fit with a target of that size"
+            )
+    return Within(torch.cat(kept)[:candidates], joined(parts).part(slice(candidates)), drawn)
+
+
+def named(budget: Target) -> str:
+    """The option that names a budget."""
+    return f"--max-{budget.kind} {100 * budget.share:.4g}%"
+
+
+def check_reach(
+    network: nn.Module, drop_probability: Tensor, budgets: Sequence[Target], seed: int
+) -> None:
+    """Raises PgnasError for budgets below what draws can have."""
+    if not budgets:
+        return
+    least = Tilt(network, drop_probability, budgets[0].kind, seed).reach()
+    for budget in budgets:
+        if budget.share < 0.9 * least:
+            raise PgnasError(
+                f"{named(budget)} is out of reach; draws of this posterior go down to about"
+                f" {100 * least:.3g} %; fit with a target of that size"
+            )

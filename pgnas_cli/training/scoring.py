@@ -1,0 +1,79 @@
+"""Errors of a network on a set of images."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Part, Preprocessing, evaluation_images, placed
+from ..progress import Track, untracked
+
+BATCH = 64  # images in each forward of one network
+
+RESIDENT = 2**28  # numbers that are kept as float32: 1 GiB
+
+
+class Batches:
+    """Images in batches of exactly `BATCH`, the last one padded; they can be read many times.
+
+    They are normalised once where that takes little memory, else each time.
+    """
+
+    def __init__(self, pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> None:
+        self.pixels = pixels.to(device)  # uint8 (images, channels, height, width)
+        self.preprocessing = preprocessing
+        self.ready = list(self._made()) if pixels.numel() < RESIDENT else None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._made() if self.ready is None else iter(self.ready)
+
+    def _made(self) -> Iterator[Tensor]:
+        for part in self.pixels.split(BATCH):
+            padding = part[:1].expand(BATCH - len(part), -1, -1, -1)
+            yield self.preprocessing.normalised(torch.cat([part, padding]))
+
+
+@torch.inference_mode()
+def predictions(network: nn.Module, batches: Iterable[Tensor], images: int) -> Tensor:
+    """Logits of the first `images` images in `batches`, float (images, classes)."""
+    assert not network.training
+    return torch.cat([network(batch).float().cpu() for batch in batches])[:images]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors on a set of images."""
+
+    errors: int
+    images: int
+    wrong: tuple[int, ...] = ()  # which of them, by position
+
+    @property
+    def error(self) -> float:
+        """Share of the images that are wrong."""
+        return self.errors / self.images
+
+
+def score(
+    network: nn.Module,
+    part: Part,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    workers: int,
+    track: Track = untracked,
+) -> Score:
+    """Errors of `network` on a part of the data."""
+    placed(network, device).eval()
+    images = evaluation_images(part, preprocessing, batch=BATCH, workers=workers)
+    labels = part.labels.split(BATCH)
+    wrong: list[int] = []
+    with closing(images):
+        for place in track(range(len(labels)), "evaluating"):
+            pixels = next(images)
+            logits = predictions(network, Batches(pixels, preprocessing, device), len(pixels))
+            missed = (logits.argmax(1) != labels[place]).nonzero().flatten()
+            wrong += (missed + place * BATCH).tolist()
+    return Score(len(wrong), len(part), tuple(wrong))

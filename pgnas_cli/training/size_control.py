@@ -1,0 +1,121 @@
+"""Bring the drop probabilities to a target size, early enough for the weights to live with it.
+
+With a target a fit has four phases: the weights warm up; the aimed size falls from the whole
+network to the target; the drop logits are sharpened at that size, until nearly every p is close to
+0 or 1; p is frozen, and the weights go on learning under hard masks drawn from it. Without a target
+p learns from the warm-up to the end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..registry import Recipe
+from ..sizes import ExpectedSize, Target
+
+DECIDED = 12.0  # drop logit beyond which sharpening makes no difference: p is below 1e-5
+
+TOLERANCE = 0.005  # of the whole network's size, at the freeze
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Steps at which the phases end."""
+
+    warmup: int
+    ramp: int
+    freeze: int
+
+
+def phases(recipe: Recipe, steps: int, per_epoch: int, target: Target | None) -> Phases:
+    """The phases of a fit of `steps` steps.
+
+    With a target the warm-up leaves at least two fifths of the ramp to the drop probabilities,
+    however few epochs there are.
+    """
+    warmup = round(recipe.warmup_epochs * per_epoch)
+    if target is None:
+        return Phases(warmup, steps, steps)
+    warmup = min(warmup, int(0.6 * recipe.size_ramp * steps))
+    ramp = max(warmup + 1, round(recipe.size_ramp * steps))
+    return Phases(warmup, ramp, min(steps, max(ramp + 1, round(recipe.freeze * steps))))
+
+
+class Steering:
+    """Corrects the drop logits after each step of their optimizer, between warm-up and freeze."""
+
+    def __init__(self, size: ExpectedSize, target: Target, phases: Phases, recipe: Recipe) -> None:
+        self.size, self.target, self.phases = size, target, phases
+        self.sharpen = recipe.sharpen
+        # However short the fit, a logit can cross the range in which p is undecided.
+        travel = 16 / max(1, phases.freeze - phases.warmup)
+        self.limit = max(4 * recipe.drop_learning_rate, travel)
+        self.price = 0.0
+
+    def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Adam, step: int) -> Tensor:
+        """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size."""
+        slots, betas = optimizer.state[drop_logit], optimizer.param_groups[0]["betas"]
+        progress = (step + 1 - self.phases.warmup) / (self.phases.ramp - self.phases.warmup)
+        aim = 1 - (1 - self.target.share) * min(1.0, progress)
+        logits = drop_logit.detach().cpu().double()
+        if self.phases.ramp <= step:
+            span = max(1, self.phases.freeze - self.phases.ramp)
+            logits = (logits * self.sharpen ** (1 / span)).clamp(-DECIDED, DECIDED)
+        # The mean squared gradient is, up to a factor, the Fisher information: the step to the size
+        # is the one that changes the predictions least, and spares channels that much hangs on.
+        information = slots["exp_avg_sq"].cpu().double()
+        metric = information + 1e-3 * information.mean() + 1e-30
+        closer = partial(step_to_size, self.share, metric=metric, aim=aim, limit=self.limit)
+        logits, slope = closer(logits)
+        if step < self.phases.ramp:  # sharpening is no term of the loss: it has no price
+            gradient = slots["exp_avg"].cpu().double() / (1 - betas[0] ** float(slots["step"]))
+            self.price = price_of_size(gradient, slope, metric)
+        if step + 1 == self.phases.freeze:
+            for _ in range(100):  # what is left of the way, since nothing moves p afterwards
+                if abs(float(self.share(torch.sigmoid(logits))) - aim) < TOLERANCE:
+                    break
+                logits, _ = closer(logits)
+        return logits
+
+    def share(self, drop_probability: Tensor) -> Tensor:
+        """Expected share of the whole network's size, in the target's unit."""
+        return self.size.shares(drop_probability)[self.target.kind]
+
+
+def step_to_size(
+    size: Callable[[Tensor], Tensor],
+    drop_logit: Tensor,  # float64 (groups,), on the CPU
+    metric: Tensor,  # (groups,), positive: what moving each logit costs
+    aim: float,
+    *,
+    limit: float,  # no logit moves further than this
+) -> tuple[Tensor, Tensor]:
+    """The shortest step of the drop logits that brings the expected size to `aim`, to first order.
+
+    `size` maps drop probabilities to the expected size, (). Lengths are sum(metric x step^2), so
+    the step is slope / metric, times the multiplier of the constraint. Taken after each step of a
+    gradient descent that divides by the same `metric`, it ends at the constrained optimum.
+    Returns the logits after the step, and the slope of the size before it.
+    """
+    logits = drop_logit.clone().requires_grad_()
+    now = size(torch.sigmoid(logits))
+    (slope,) = torch.autograd.grad(now, logits)
+    direction = slope / metric
+    steepness = float(slope @ direction)
+    if steepness <= 0:
+        return drop_logit, slope
+    step = direction * ((aim - float(now.detach())) / steepness)
+    return drop_logit + step.clamp(-limit, limit), slope
+
+
+def price_of_size(gradient: Tensor, slope: Tensor, metric: Tensor) -> float:
+    """The price at which a prior exp(-price x size) holds the drop logits where they are.
+
+    `gradient` is that of all other terms of the loss, in nats per image; each (groups,). The usual
+    estimate of a multiplier: least squares in `metric`. Nats per image for the whole network.
+    """
+    steepness = float(slope @ (slope / metric))
+    return -float(gradient @ (slope / metric)) / steepness if steepness > 0 else 0.0
