@@ -9,10 +9,11 @@ from pgnas_cli.registry import Backbone
 
 # Supplement of the paper: 180 epochs, a tenth of the rate at 90, 140, 160; N = 1.2 M images.
 PUBLISHED = {
-    "optimizer": "nesterov", "learning_rate": 0.1, "schedule": "multistep",
-    "milestones": (90, 140, 160), "epochs": 180, "batch_size": 300, "kl_images": 1.2e6, "l2": 100.0,
+    "opt": "nesterov", "lr": 0.1, "sched": "multistep",
+    "decay_milestones": (90, 140, 160), "epochs": 180, "batch_size": 300, "kl_images": 1.2e6,
+    "l2": 100.0,
     "initial_drop": 0.1, "temperature": 0.2, "gates": "all", "groups": "layer",
-    "drop_learning_rate": 0.05,
+    "drop_lr": 0.05,
 }  # fmt: skip
 
 

@@ -195,12 +195,12 @@ class Enas(nn.Module):
 
 # Supplement of the paper; 630 epochs are the cycles 10, 20, ..., 320.
 _PUBLISHED = {
-    "optimizer": "nesterov", "learning_rate": 0.05, "min_learning_rate": 1e-4,
-    "schedule": "cosine", "cycle_epochs": 10, "cycle_factor": 2.0, "epochs": 630,
+    "opt": "nesterov", "lr": 0.05, "min_lr": 1e-4,
+    "sched": "cosine", "cycle_epochs": 10, "lr_cycle_mul": 2.0, "epochs": 630,
     "batch_size": 144, "cutout": 16, "kl_images": 5e5, "l2": 0.1, "initial_drop": 0.1,
     "temperature": 0.2, "gates": "all", "groups": "layer",
 }  # fmt: skip
-_RECIPE = Recipe(epochs=70, batch_size=72, learning_rate=0.05, initial_drop=0.03, cutout=16)
+_RECIPE = Recipe(epochs=70, batch_size=72, lr=0.05, initial_drop=0.03, cutout=16)
 
 
 def _built(filters: int, classes: int, channels: int, size: int | None) -> Backbone:

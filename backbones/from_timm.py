@@ -6,9 +6,9 @@ import logging
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
+from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import Backbone, Recipe
-from pgnas_cli.registry.backbone import Normalisation
 
 
 def build(
@@ -42,7 +42,7 @@ def build(
         cause = " ".join(str(error).split())[:200]
         raise PgnasError(
             f"timm cannot fetch the pretrained weights of '{model}' ({cause}); download them where"
-            " there is a network and give the file with --weights"
+            " there is a network and give the file with `weights`"
         ) from None
     finally:
         loud.setLevel(level)
@@ -58,11 +58,13 @@ def build(
         (channels, pixels, pixels),
         # Chosen on held-out photos (docs/log.md), for weights that were trained before.
         Recipe(
-            epochs=10, batch_size=40, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4,
-            initial_drop=0.02, drop_learning_rate=0.15, gates="hidden", groups="channel",
-            warmup_epochs=0.5, size_ramp=0.15, freeze=0.22, probe=True,
+            epochs=10, batch_size=40, opt="adamw", lr=1e-3, weight_decay=1e-4,
+            initial_drop=0.02, drop_lr=0.15, gates="hidden", groups="channel",
+            drop_delay_epochs=0.5, size_ramp=0.15, freeze=0.22, probe=True,
         ),
-        images=Normalisation(tuple(mean), tuple(std), config.interpolation, config.crop_pct),
+        images=Preprocessing(
+            channels, pixels, tuple(mean), tuple(std), config.interpolation, config.crop_pct
+        ),
         heads=heads,
         new_heads=heads if pretrained and classes != config.num_classes else (),
     )  # fmt: skip

@@ -138,17 +138,17 @@ class Member:
 
 # Supplement of the paper: SGD with Nesterov 0.9, cosine to 0, 1,800 epochs, N = 500,000.
 _PUBLISHED = {
-    "optimizer": "nesterov", "learning_rate": 0.01, "schedule": "cosine", "epochs": 1800,
+    "opt": "nesterov", "lr": 0.01, "sched": "cosine", "epochs": 1800,
     "batch_size": 128, "cutout": 16, "kl_images": 5e5, "initial_drop": 0.1, "temperature": 0.2,
     "gates": "all", "groups": "layer",
 }  # fmt: skip
-_WIDE_RECIPE = Recipe(epochs=60, batch_size=64, learning_rate=0.05, initial_drop=0.03, cutout=16)
+_WIDE_RECIPE = Recipe(epochs=60, batch_size=64, lr=0.05, initial_drop=0.03, cutout=16)
 
 MEMBERS = {
     # About 0.15 M parameters, for a first look; recipe chosen on held-out digits (docs/log.md).
     "tiny": Member(
         (16, 32, 64), 1, 64, False,
-        Recipe(epochs=30, batch_size=32, learning_rate=0.1, weight_decay=1e-3, initial_drop=0.03),
+        Recipe(epochs=30, batch_size=32, lr=0.1, weight_decay=1e-3, initial_drop=0.03),
         {},
     ),
     "m": Member((96, 192, 384), 4, 32, True, _WIDE_RECIPE, {"published": {**_PUBLISHED, "l2": 50}}),

@@ -8,9 +8,9 @@ from pgnas_cli.registry import Backbone, Inflation
 
 # Supplement of the paper: 90 epochs, a tenth of the rate every 30; N = 1.2 M images.
 PUBLISHED = {
-    "optimizer": "nesterov", "learning_rate": 0.1, "schedule": "multistep", "milestones": (30, 60),
+    "opt": "nesterov", "lr": 0.1, "sched": "multistep", "decay_milestones": (30, 60),
     "epochs": 90, "batch_size": 256, "kl_images": 1.2e6, "l2": 80.0, "initial_drop": 0.1,
-    "temperature": 0.2, "gates": "all", "groups": "layer", "drop_learning_rate": 0.05,
+    "temperature": 0.2, "gates": "all", "groups": "layer", "drop_lr": 0.05,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.opened import CPU, opened
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.ranking import held_out_judge, rank
+from pgnas_cli.ranking import held_out_evaluator, rank
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sampling.budget import draw_within
 from pgnas_cli.sizes import ExpectedSize, Sizes, Target, count, parameter_count, whole_macs
@@ -35,7 +35,7 @@ def main() -> None:
     print(f"{posterior.subject.backbone}, posterior's mean {own:.1%} of the {options.kind}")
 
     def winner(keep: Tensor, sizes: Sizes) -> str:
-        found = rank(held_out_judge(network, keep, data, CPU), sizes, top=10)
+        found = rank(held_out_evaluator(network, keep, data, CPU), sizes, top=10)
         best = int(found.order[0])
         test_error = run.test_error(keep[best])
         size = int(getattr(sizes, options.kind)[best]) / whole

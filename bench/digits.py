@@ -14,13 +14,13 @@ import itertools
 import platform
 
 import torch
+from pgnas_cli.cli.machine import tune_for_cpu
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.data import ImageData, open_data
 from pgnas_cli.gates import drop_probabilities, gates, make_concrete_
-from pgnas_cli.ranking import held_out_judge, rank
+from pgnas_cli.ranking import held_out_evaluator, rank
 from pgnas_cli.registry.lookup import load_backbone
 from pgnas_cli.sampling import baseline_probabilities, draw_candidates
 from pgnas_cli.sampling.baselines import mean_params
@@ -59,7 +59,7 @@ def judged(
     """Draw, rank, and test the winner."""
     keep = draw_candidates(probability, network, candidates, seed)
     sizes = count(network, keep)
-    board = rank(held_out_judge(network, keep, data, CPU), sizes)
+    board = rank(held_out_evaluator(network, keep, data, CPU), sizes)
     winner = keep[board.order[0]]
     assert data.test is not None
     score = score_on_test(

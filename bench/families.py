@@ -16,9 +16,9 @@ import time
 
 import timm
 import torch
+from pgnas_cli.cli.machine import tune_for_cpu
 from torch import Tensor, nn
 
-from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.evaluation import latencies
 from pgnas_cli.gates import draw, gates, masked

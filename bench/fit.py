@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pgnas_cli.cli.machine import tune_for_cpu
 from torch import Tensor, nn
 
 from bench import rivals
 from bench.tasks import CPU, remember_batches, task_of
-from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.data import ImageData, held_out_decoded, placed, steps_per_epoch
 from pgnas_cli.gates import drop_probabilities, gates, make_concrete_, masked
-from pgnas_cli.ranking import Ranking, held_out_judge, rank
+from pgnas_cli.ranking import Ranking, held_out_evaluator, rank
 from pgnas_cli.registry import Recipe
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sampling.baselines import shifted_to_size
@@ -77,7 +77,7 @@ class Jury:
     def board(self, probability: Tensor) -> dict[str, Any]:
         keep = draw_candidates(probability, self.network, self.number, self.seed)
         sizes = count(self.network, keep)
-        found = rank(held_out_judge(self.network, keep, self.data, CPU), sizes)
+        found = rank(held_out_evaluator(self.network, keep, self.data, CPU), sizes)
         return self._row(found, keep)
 
     def recalibrated_board(self, probability: Tensor, images: int) -> dict[str, Any]:
@@ -95,9 +95,9 @@ class Jury:
                 sizes, **{k: v[row : row + 1] for k, v in vars(sizes).items()}
             )
             errors.append(
-                rank(held_out_judge(self.network, keep[row : row + 1], self.data, CPU), one).errors[
-                    0
-                ]
+                rank(
+                    held_out_evaluator(self.network, keep[row : row + 1], self.data, CPU), one
+                ).errors[0]
             )
         errors_ = torch.stack(errors)
         best = int(min(range(len(keep)), key=lambda i: (int(errors_[i]), int(sizes.params[i]))))
@@ -158,7 +158,7 @@ def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> 
     )
     example = torch.zeros(1, *backbone.input_shape)
     whole = {kind: rivals.size_of(network, kind, example) for kind in ("params", "macs")}
-    plan = (network, batches, steps, data.preprocessing, float(changes["learning_rate"]))
+    plan = (network, batches, steps, data.preprocessing, float(changes["lr"]))
     if side == "oto":
         found = rivals.only_trained_once(*plan, share=share, kind=kind)
     else:
@@ -212,7 +212,7 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
         if side == "fixed":
             fixed = rate
         else:  # p nearly 0 or 1 from the first step on
-            recipe = dataclasses.replace(recipe, drop_learning_rate=0.0)
+            recipe = dataclasses.replace(recipe, drop_lr=0.0)
             groups = len(gates(network).groups)
             closed = torch.rand(groups, generator=generator(seed, "mask")) < rate
             gates(network).drop_logit.data.copy_(DECIDED * (2.0 * closed - 1))

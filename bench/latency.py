@@ -9,10 +9,10 @@ import argparse
 import platform
 
 import torch
+from pgnas_cli.cli.machine import tune_for_cpu
 from torch.profiler import ProfilerActivity, profile
 
 from bench.families import candidate
-from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.evaluation import latencies
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.sizes import count, parameter_count, whole_macs

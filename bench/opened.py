@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pgnas_cli.cli.machine import tune_for_cpu
 from torch import Tensor, nn
 
-from pgnas_cli.cli.machine import tune_for_cpu
 from pgnas_cli.data import ImageData
 from pgnas_cli.gates import drop_probabilities
 from pgnas_cli.run import Run, read_settings

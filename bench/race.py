@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.opened import CPU, opened
 from pgnas_cli.gates import gates
-from pgnas_cli.ranking import held_out_judge, rank
+from pgnas_cli.ranking import held_out_evaluator, rank
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import count
 
@@ -65,7 +65,7 @@ def main() -> None:
     keep = draw_candidates(run.probability, network, options.candidates, 0)
     sizes = count(network, keep)
     inputs = data.preprocessing.normalised(pixels).contiguous(memory_format=torch.channels_last)
-    judge = held_out_judge(network, keep, data, CPU)
+    judge = held_out_evaluator(network, keep, data, CPU)
     looped = min(options.loop or options.candidates, options.candidates)
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(options.rounds):

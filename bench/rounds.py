@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.opened import CPU, opened
 from pgnas_cli.gates import gates
 from pgnas_cli.ranking import rank
-from pgnas_cli.ranking.evaluator import Judge
+from pgnas_cli.ranking.evaluator import Evaluator
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.seeds import generator
 from pgnas_cli.sizes import count, parameter_count
@@ -39,7 +39,7 @@ def main() -> None:
     half = options.candidates // 2
 
     def first(keep: Tensor, images: Tensor, top: int) -> Tensor:
-        judge = Judge(network, keep, pixels[images], labels[images], data.preprocessing, CPU)
+        judge = Evaluator(network, keep, pixels[images], labels[images], data.preprocessing, CPU)
         return rank(judge, count(network, keep), top=top).order
 
     def worth(keep: Tensor) -> tuple[float, float]:

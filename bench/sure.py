@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.opened import CPU, opened
-from pgnas_cli.ranking import held_out_judge, interval, rank
+from pgnas_cli.ranking import held_out_evaluator, interval, rank
 from pgnas_cli.ranking.race import PILOTS, places
 from pgnas_cli.ranking.statistics import confidence, expected_error
 from pgnas_cli.sampling import draw_candidates
@@ -33,7 +33,7 @@ def main() -> None:
     network, posterior, data = run.network, run.posterior, run.data
     keep = draw_candidates(run.probability, network, options.candidates, 0)
     sizes = count(network, keep)
-    judge = held_out_judge(network, keep, data, CPU)
+    judge = held_out_evaluator(network, keep, data, CPU)
     race = rank(judge, sizes).race
     wrong = torch.stack([race.row(candidate) for candidate in range(len(keep))])
     place = places(sizes.params)

@@ -16,8 +16,8 @@ import time
 
 import torch
 import torch.nn.functional as F
-
 from pgnas_cli.cli.machine import tune_for_cpu
+
 from pgnas_cli.data import placed
 from pgnas_cli.gates import draw, kl, masked, relaxed
 from pgnas_cli.registry.build import create_supernet

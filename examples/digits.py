@@ -9,7 +9,7 @@ import torch
 import pgnas_cli
 from pgnas_cli.data import open_data
 from pgnas_cli.gates import make_concrete_
-from pgnas_cli.ranking import held_out_judge, interval, rank
+from pgnas_cli.ranking import held_out_evaluator, interval, rank
 from pgnas_cli.registry.lookup import load_backbone
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import Target, count, parameter_count
@@ -50,7 +50,7 @@ for epoch in fit(network, data, backbone.recipe, seed=SEED, target=Target("param
 # %%
 network.eval()
 keep = draw_candidates(pgnas_cli.drop_probabilities(network), network, 200, SEED)
-ranking = rank(held_out_judge(network, keep, data, CPU), count(network, keep))
+ranking = rank(held_out_evaluator(network, keep, data, CPU), count(network, keep))
 best = int(ranking.order[0])
 print("best candidate:", best, "with", int(ranking.errors[best]), "errors of", ranking.images)
 

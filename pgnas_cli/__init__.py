@@ -4,10 +4,13 @@ The rooms, in the order in which data flows. Each imports only from those above 
 names from their face (`__init__.py`):
 
     errors          the exception whose text is meant for the user
+    fields          options as fields of records: default, help, range
     units           numbers as people read them
     seeds           every draw as a function of seed and purpose
-    progress        progress of long work
-    storage         atomic files, tensors with a schema, records as JSON
+    progress        progress of long work, silent unless somebody listens
+    machine         device and worker processes
+    storage         files that a crash cannot halve, records as JSON
+    tensors         safetensors with a schema
     graph           what a network computes, as channel-wise facts
     data            image data sets: found, split, read in batches
     gates           gates on input channels, their posterior and prior

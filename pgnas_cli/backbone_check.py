@@ -14,35 +14,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .data import ImageData, Part, Preprocessing
+from .data import DataName, ImageData, Part, Preprocessing
 from .errors import PgnasError
-from .formats import checked_slim, slim_record, write_network
-from .gates import (
-    auto_l2,
-    gates,
-    kl,
-    layer_gates,
-    make_concrete_,
-    objective_images,
-    relaxed,
-    segments,
-)
+from .formats import NetworkInfo, checked_slim, size_fields, write_network
+from .gates import gates, layer_gates, relaxed, segments
 from .registry import Backbone, Recipe, preset
 from .registry.build import build_backbone
 from .run import FitSettings, check_recipe
-from .run.posterior import Subject
+from .run.posterior import SupernetSpec
 from .sampling import draw_candidates
 from .seeds import derived_seed, generator, seeded_globals
-from .sizes import count, parameter_count, whole_macs
+from .sizes import count, parameter_count
 from .storage import from_json, to_json
-from .training import fit
+from .training import fit_network, gated, prior_of
 
 CLASSES = 3
-
 BATCH = 12
-
 EPOCHS, PER_EPOCH = 4, 5  # 20 steps
-
 DRAWN = 3  # candidates that are cut
 
 
@@ -59,20 +47,23 @@ class _Failed(Exception):
     pass
 
 
+REQUIREMENTS = (
+    "builds, with finite logits of one row per image",
+    "has recipes that a fit can follow",
+    "has gates, whose groups cover the inputs of their layers",
+    "gives every weight and drop probability a gradient",
+    "learns three colours in 20 steps",
+    "is cut to candidates with the same logits, counted right",
+    "is exported, and read again by another process",
+)
+
+
 def checks(name: str, *, size: int | None = None) -> Iterator[Check]:
     """Build the backbone `name` and check it, one requirement after the other."""
-    state: dict[str, object] = {}
-    for what, check in (
-        ("builds, with finite logits of one row per image", _builds),
-        ("has recipes that a fit can follow", _recipes),
-        ("has gates, whose groups cover the inputs of their layers", _covered),
-        ("gives every weight and drop probability a gradient", _learns),
-        ("learns three colours in 20 steps", _trains),
-        ("is cut to candidates with the same logits, counted right", _slims),
-        ("is exported, and read again by another process", _travels),
-    ):
+    steps = _steps(name, size)
+    for what in REQUIREMENTS:
         try:
-            yield Check(what, True, check(name, size, state))
+            yield Check(what, True, next(steps))
         except (_Failed, PgnasError) as error:
             yield Check(what, False, str(error))
             return
@@ -81,19 +72,35 @@ def checks(name: str, *, size: int | None = None) -> Iterator[Check]:
             return
 
 
-def _builds(name: str, size: int | None, state: dict[str, object]) -> str:
+def _steps(name: str, size: int | None) -> Iterator[str]:
+    """Fulfil `REQUIREMENTS` in their order; yields what was found."""
     backbone = build_backbone(name, classes=CLASSES, size=size)
+    yield _finite(backbone)
+    yield _recipes(backbone)
+    network = gated(backbone, backbone.recipe)
+    yield _covered(network)
+    yield _learns(backbone, network)
+    data = _colours(backbone)
+    yield _trains(backbone, network, data)
+    network.eval()
+    p = torch.full((len(gates(network).groups),), 0.4)
+    keep = draw_candidates(p, network, DRAWN, 0)
+    assert data.held_out.pixels is not None
+    batches = [data.preprocessing.normalised(data.held_out.pixels)]
+    yield _slims(network, keep, batches)
+    yield _travels(backbone, network, keep[0], data, batches)
+
+
+def _finite(backbone: Backbone) -> str:
     shape = backbone.input_shape
     with torch.no_grad():
         logits = backbone.network.eval()(torch.randn(2, *shape, generator=generator(0, "check")))
     _demand(isinstance(logits, Tensor) and logits.shape == (2, CLASSES), "other outputs")
     _demand(bool(torch.isfinite(logits).all()), "logits that are not finite")
-    state["backbone"] = backbone
     return f"{'x'.join(map(str, shape))}, {parameter_count(backbone.network)} parameters"
 
 
-def _recipes(name: str, size: int | None, state: dict[str, object]) -> str:
-    backbone: Backbone = state["backbone"]  # type: ignore[assignment]
+def _recipes(backbone: Backbone) -> str:
     for which in ("", *backbone.presets):
         fields = preset(backbone, which) if which else {}
         known = {f.name for f in dataclasses.fields(Recipe)}
@@ -104,13 +111,7 @@ def _recipes(name: str, size: int | None, state: dict[str, object]) -> str:
     return ", ".join(("its own", *backbone.presets))
 
 
-def _covered(name: str, size: int | None, state: dict[str, object]) -> str:
-    backbone: Backbone = state["backbone"]  # type: ignore[assignment]
-    recipe = backbone.recipe
-    network = make_concrete_(
-        backbone.network, backbone.input_shape, layers=recipe.gates, groups=recipe.groups,
-        initial_drop=recipe.initial_drop, ungated=backbone.ungated,
-    )  # fmt: skip
+def _covered(network: nn.Module) -> str:
     bank = gates(network)
     modules = dict(network.named_modules())
     listed = {row.layer: row for row in layer_gates(network)}
@@ -120,13 +121,10 @@ def _covered(name: str, size: int | None, state: dict[str, object]) -> str:
             wide = listed[layer].inputs
             _demand(last - first == wide, f"{layer} has {last - first} gates, {wide} inputs")
             _demand(sum(segments(bank.graph, layer)) == wide, f"segments of {layer} do not add up")
-    state["network"] = network
     return f"{bank.count} gates in {len(bank.groups)} groups on {len(bank.spans)} layers"
 
 
-def _learns(name: str, size: int | None, state: dict[str, object]) -> str:
-    backbone: Backbone = state["backbone"]  # type: ignore[assignment]
-    network: nn.Module = state["network"]  # type: ignore[assignment]
+def _learns(backbone: Backbone, network: nn.Module) -> str:
     recipe = backbone.recipe
     images = torch.randn(4, *backbone.input_shape, generator=generator(0, "check"))
     network.train()
@@ -137,23 +135,19 @@ def _learns(name: str, size: int | None, state: dict[str, object]) -> str:
     ):
         outputs = network(images)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    n = objective_images(recipe.kl_images, BATCH * PER_EPOCH)
-    loss = sum((o.square().sum() for o in outputs), start=torch.zeros(()))
-    loss.backward()
+    sum((o.square().sum() for o in outputs), start=torch.zeros(())).backward()
     for key, parameter in network.named_parameters():
         if parameter.requires_grad and not key.startswith("gates."):
             _demand(parameter.grad is not None, f"{key} has no gradient")
-    l2 = auto_l2(recipe.weight_decay, recipe.initial_drop, n)
-    kl(network, l2=l2, images=n).backward()
+    prior_of(recipe, BATCH * PER_EPOCH).divergence(network).backward()
     found = gates(network).drop_logit.grad
     _demand(found is not None and bool((found != 0).all()), "a drop probability has no gradient")
     network.zero_grad()
     return f"{sum(1 for _ in network.parameters())} tensors"
 
 
-def _trains(name: str, size: int | None, state: dict[str, object]) -> str:
-    backbone: Backbone = state["backbone"]  # type: ignore[assignment]
-    network: nn.Module = state["network"]  # type: ignore[assignment]
+def _colours(backbone: Backbone) -> ImageData:
+    """Images of three shades, told apart by their level."""
     channels, height, width = backbone.input_shape
     images = BATCH * PER_EPOCH
     labels = torch.arange(images) % CLASSES
@@ -162,56 +156,46 @@ def _trains(name: str, size: int | None, state: dict[str, object]) -> str:
     part = Part(labels, tuple(map(str, range(images))), (noise + level).to(torch.uint8))
     usual = Preprocessing(channels, height, (0.5,) * channels, (0.25,) * channels)
     held_out = part.subset(range(BATCH))
-    data = ImageData("colours", tuple("abc"), part, held_out, None, usual, False)
+    return ImageData(DataName("colours"), tuple("abc"), part, held_out, None, usual, False)
+
+
+def _trains(backbone: Backbone, network: nn.Module, data: ImageData) -> str:
     recipe = dataclasses.replace(
-        backbone.recipe, epochs=EPOCHS, batch_size=BATCH, warmup_epochs=1.0,
-        learning_rate=min(backbone.recipe.learning_rate, 0.01), cutout=0,
+        backbone.recipe, epochs=EPOCHS, batch_size=BATCH, drop_delay_epochs=1.0,
+        lr=min(backbone.recipe.lr, 0.01), cutout=0,
     )  # fmt: skip
-    losses = [record.loss for record in fit(network, data, recipe, seed=0)]
+    losses = [record.loss for record in fit_network(network, data, recipe)]
     first, last = losses[0], losses[-1]
     _demand(last < first, f"loss {first:.2f}, at the end {last:.2f}")
-    state["data"] = data
     return f"loss {first:.2f} -> {last:.2f}"
 
 
-def _slims(name: str, size: int | None, state: dict[str, object]) -> str:
-    network: nn.Module = state["network"]  # type: ignore[assignment]
-    data: ImageData = state["data"]  # type: ignore[assignment]
-    assert data.held_out.pixels is not None
-    batches = [data.preprocessing.normalised(data.held_out.pixels)]
-    network.eval()
-    keep = draw_candidates(torch.full((len(gates(network).groups),), 0.4), network, DRAWN, 0)
+def _slims(network: nn.Module, keep: Tensor, batches: list[Tensor]) -> str:
     sizes = count(network, keep)
     for row in range(DRAWN):
         smaller = checked_slim(Path(f"candidate {row}"), network, keep[row], batches)
         found = sum(parameter.numel() for parameter in smaller.parameters())
         wanted = int(sizes.params[row])
         _demand(found == wanted, f"{found} parameters, counted {wanted}")
-    state["keep"] = keep[0]
     share = float(sizes.params.double().mean()) / parameter_count(network)
     return f"{DRAWN} candidates of {share:.0%} of the parameters"
 
 
-def _travels(name: str, size: int | None, state: dict[str, object]) -> str:
-    backbone: Backbone = state["backbone"]  # type: ignore[assignment]
-    network: nn.Module = state["network"]  # type: ignore[assignment]
-    data: ImageData = state["data"]  # type: ignore[assignment]
-    keep: Tensor = state["keep"]  # type: ignore[assignment]
+def _travels(
+    backbone: Backbone, network: nn.Module, keep: Tensor, data: ImageData, batches: list[Tensor]
+) -> str:
     recipe = backbone.recipe
-    subject = Subject(
+    supernet = SupernetSpec(
         backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
         data.preprocessing, data.name,
     )  # fmt: skip
-    assert data.held_out.pixels is not None
-    batches = [data.preprocessing.normalised(data.held_out.pixels)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.safetensors"
-        smaller = checked_slim(path, network, keep, batches)
-        whole = parameter_count(network), whole_macs(network)
-        about = slim_record(
-            subject, network, keep, "0", count(network, keep[None]), whole, (0, 1), ""
-        )
-        write_network(path, smaller, about)
+        about = NetworkInfo(
+            supernet=supernet, candidate="0", chosen="id", held_out_errors=0, held_out_images=1,
+            made_from="", held_out_digest="", **size_fields(network, keep),
+        )  # fmt: skip
+        write_network(path, checked_slim(path, network, keep, batches), about)
         read = "import sys, pgnas_cli.registry as r, pgnas_cli; r.admit(sys.argv[2]);"
         read += " pgnas_cli.load(sys.argv[1])"
         done = subprocess.run(

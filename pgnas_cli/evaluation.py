@@ -4,7 +4,6 @@ The only reader of the test split.
 """
 
 import copy
-import dataclasses
 import json
 import statistics
 import time
@@ -15,14 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .data import FOLDER, Part, Source, find_data, placed
+from .data import Part, Source, find_data, placed
 from .errors import PgnasError
-from .formats import OnnxNetwork, Slim, in_onnx, read_network, read_onnx
-from .progress import Track
+from .fields import check_range
+from .formats import NetworkInfo, OnnxNetwork, in_onnx, read_network, read_onnx
+from .machine import Machine
 from .run import Run, now
 from .slimming import arranged, ungated_copy
 from .storage import from_json, to_json, write_text
-from .training import Score, score
+from .training import score
 
 
 @torch.inference_mode()
@@ -83,66 +83,88 @@ class Latency:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an exported network is worth on the test split and on this machine."""
+    """An exported network on the test split and on this machine; no path enters the record."""
 
-    path: Path
-    about: Slim
-    data: str  # name of the data set
-    score: Score
+    name: str
+    at: str  # UTC
+    data: str  # name of the data set whose test split it was; of a folder the last part
+    candidate: str  # id, "whole" or "twin"
+    chosen: str  # as what it was exported: "best", "id", "twin" or "whole"
+    fixed_drop: float | None  # the rate that its fit held all gates at
+    finetuned_epochs: int
+    made_from: str  # digest of its posterior
+    errors: int  # on the test split
+    images: int
+    wrong: tuple[int, ...]  # which images of the test split, by position
+    held_out_errors: int
+    held_out_images: int
+    params: int
+    macs: int
+    whole_params: int
+    whole_macs: int
     one: Latency  # a single image
     many: Latency  # a large batch
+    device: str
+
+    @property
+    def error(self) -> float:
+        """Share of the test images that are wrong."""
+        return self.errors / self.images
 
 
-def evaluate_stage(
-    paths: Sequence[Path],
-    data_name: str | None,
+_FROM_FILE = (
+    "candidate", "chosen", "fixed_drop", "finetuned_epochs", "made_from", "held_out_errors",
+    "held_out_images", "params", "macs", "whole_params", "whole_macs",
+)  # fmt: skip
+
+
+def evaluate(
+    files: Sequence[Path],
+    data: str | None = None,  # None: the data set that a file names
     *,
-    data_root: Path,
-    skip_corrupt: bool,
-    batch: int,
-    device: torch.device,
-    workers: int,
-    track: Track,
+    data_root: Path = Path("data"),  # where timm's named data sets live
+    skip_corrupt: bool = False,
+    batch_size: int = 64,  # of the second latency
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+    names: Sequence[str] | None = None,  # None: those of the files
 ) -> list[Evaluation]:
     """Test error and latency of exported networks, each beside the whole network it comes from."""
-    found = [read_onnx(p) if p.suffix == ".onnx" else read_network(p) for p in paths]
-    names = [
-        _data_of(about, path, data_name) for path, (_, about) in zip(paths, found, strict=True)
-    ]
-    scores = []
-    for (network, about), path, name in zip(found, paths, names, strict=True):
-        source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, track=track)
+    check_range("batch_size", batch_size, 1, 4096)
+    found = [read_onnx(p) if p.suffix == ".onnx" else read_network(p) for p in files]
+    scores, titles = [], []
+    for path, (network, about) in zip(files, found, strict=True):
+        name = _data_of(about, path, data)
+        source = find_data(name, root=data_root, skip_corrupt=skip_corrupt)
         test = _test_images(source, name, about, path)
-        scores.append(
-            score(
-                network, test, about.subject.preprocessing, device=device, workers=workers,
-                track=track,
-            )
-        )  # fmt: skip
-    timed = {size: _timings(found, size, device) for size in (1, batch)}
+        scores.append(score(network, test, about.supernet.preprocessing, machine=machine))
+        titles.append(source.name.name)
+    times = [_timings(found, size, machine.device) for size in (1, batch_size)]
     return [
-        Evaluation(path, about, name, score, timed[1][at], timed[batch][at])
-        for at, (path, (_, about), name, score) in enumerate(
-            zip(paths, found, names, scores, strict=True)
+        Evaluation(
+            name=name, at=now(), data=title, errors=score.errors, images=score.images,
+            wrong=score.wrong, one=one, many=many, device=str(machine.device),
+            **{field: getattr(about, field) for field in _FROM_FILE},
         )
-    ]
+        for name, title, (_, about), score, one, many in zip(
+            names or network_names(files), titles, found, scores, *times, strict=True
+        )
+    ]  # fmt: skip
 
 
-def _data_of(about: Slim, path: Path, named: str | None) -> str:
-    name = named or about.subject.data
-    if named is None and name.startswith(FOLDER):
-        folder = name.removeprefix(FOLDER)
+def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
+    known = about.supernet.data
+    if named is None and known.folder:
         raise PgnasError(
-            f"'{path}' was fitted on a folder called '{folder}'; say where it lies with --data"
+            f"'{path}' was fitted on a folder called '{known}'; say where it lies with `data`"
         )
-    return name
+    return named or known.name
 
 
-def _test_images(data: Source, name: str, about: Slim, path: Path) -> Part:
-    if data.classes != about.subject.classes:
+def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Part:
+    if data.classes != about.supernet.classes:
         raise PgnasError(
             f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was fitted on"
-            f" {', '.join(about.subject.classes[:5])}..."
+            f" {', '.join(about.supernet.classes[:5])}..."
         )
     if data.test is None:
         raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
@@ -150,7 +172,7 @@ def _test_images(data: Source, name: str, about: Slim, path: Path) -> Part:
 
 
 def _timings(
-    found: Sequence[tuple[nn.Module, Slim]], batch: int, device: torch.device
+    found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int, device: torch.device
 ) -> list[Latency]:
     """Each network in both layouts and its whole network, all taking turns."""
     networks: list[nn.Module] = []
@@ -158,12 +180,12 @@ def _timings(
     wholes: dict[str, int] = {}
     shapes: list[tuple[int, int, int]] = []
     for network, about in found:
-        shape = about.subject.preprocessing.input_shape
+        shape = about.supernet.preprocessing.input_shape
         onnx = isinstance(network, OnnxNetwork)
-        of = about.subject
+        of = about.supernet
         key = repr((of.backbone, of.options, len(of.classes), shape, onnx))
         if key not in wholes:
-            dense: nn.Module = ungated_copy(about.subject.network()).eval()
+            dense: nn.Module = ungated_copy(about.supernet.network()).eval()
             if onnx:  # runtime against the same runtime
                 dense = OnnxNetwork(in_onnx(dense, torch.randn(2, *shape)))
             wholes[key] = len(networks)
@@ -191,62 +213,14 @@ def _timings(
 EVALUATION = "pgnas.evaluation/1"
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """An exported network as `evaluate` found it, on the machine and day of then."""
-
-    name: str
-    at: str  # UTC
-    data: str  # name of the data set whose test split it was, of a folder the last part
-    candidate: str  # id, "whole" or "twin"
-    chosen: str  # as what it was exported: "best", "smallest", "twin", "whole", "id"
-    fixed_drop: float | None  # the rate that its fit held all gates at
-    made_from: str  # digest of its posterior
-    errors: int  # on the test split
-    images: int
-    wrong: tuple[int, ...]  # which images of the test split, by position
-    held_out_errors: int
-    held_out_images: int
-    params: int
-    macs: int
-    whole_params: int
-    whole_macs: int
-    batch: int  # of the second pair of times
-    one_ms: float  # median milliseconds, one image
-    one_whole_ms: float  # of the whole network, at the same time
-    many_ms: float
-    many_whole_ms: float
-    device: str
-    finetuned_epochs: int = 0
-
-
-def evaluated(evaluation: Evaluation, name: str, device: torch.device) -> Evaluated:
-    """What is kept of an evaluation."""
-    about, score, one, many = (
-        evaluation.about, evaluation.score, evaluation.one, evaluation.many,
-    )  # fmt: skip
-    kept = {
-        f.name: getattr(about, f.name)
-        for f in dataclasses.fields(Evaluated)
-        if hasattr(about, f.name)
-    }
-    data = Path(evaluation.data).name if Path(evaluation.data).is_dir() else evaluation.data
-    return Evaluated(
-        name=name, at=now(), data=data, errors=score.errors, images=score.images,
-        wrong=score.wrong, batch=many.batch,
-        one_ms=one.slim, one_whole_ms=one.whole, many_ms=many.slim, many_whole_ms=many.whole,
-        device=str(device), **kept,
-    )  # fmt: skip
-
-
-def write_evaluations(run: Run, rows: Sequence[Evaluated]) -> None:
+def write_evaluations(run: Run, rows: Sequence[Evaluation]) -> None:
     """Add rows to the evaluations of a run; a row replaces an earlier one of its name."""
     merged = {row.name: row for row in [*evaluations_of(run), *rows]}
     content = {"schema": EVALUATION, "networks": [to_json(row) for row in merged.values()]}
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
 
 
-def evaluations_of(run: Run) -> list[Evaluated]:
+def evaluations_of(run: Run) -> list[Evaluation]:
     """The evaluations of a run.
 
     Raises PgnasError where the file is damaged.
@@ -260,7 +234,7 @@ def evaluations_of(run: Run) -> list[Evaluated]:
         content = json.loads(run.evaluation.read_text(encoding="utf-8"))
         if content["schema"] != EVALUATION:
             raise damaged
-        rows = [from_json(Evaluated, row, run.evaluation) for row in content["networks"]]
+        rows = [from_json(Evaluation, row, run.evaluation) for row in content["networks"]]
         for row in rows:
             row.name.encode()
             if not _sane(row):
@@ -270,10 +244,10 @@ def evaluations_of(run: Run) -> list[Evaluated]:
     return rows
 
 
-def _sane(row: Evaluated) -> bool:
+def _sane(row: Evaluation) -> bool:
     """Whether a row holds counts and times that can be."""
-    counts = (row.images, row.held_out_images, row.params, row.macs, row.batch)
-    times = (row.one_ms, row.one_whole_ms, row.many_ms, row.many_whole_ms)
+    counts = (row.images, row.held_out_images, row.params, row.macs, row.many.batch)
+    times = (row.one.slim, row.one.whole, row.many.slim, row.many.whole)
     return (
         all(0 < count < 2**53 for count in counts)
         and row.params <= row.whole_params < 2**53

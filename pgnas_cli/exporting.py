@@ -1,191 +1,216 @@
-"""Export one candidate of a run: posterior + candidates + ranking -> one slim network.
+"""Export one candidate of a run: choose it, cut it out, verify it, write it.
 
 A file that the user named is not replaced, unless `force` says so.
 """
 
-from collections.abc import Callable
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .data import ImageData
 from .errors import PgnasError
-from .formats import OPSETS, Slim, checked_slim, slim_record, write_network, write_onnx
-from .gates import gates
-from .progress import Track
-from .ranking import (
-    Progress,
-    Ranking,
-    Recalibration,
-    held_out_judge,
-    judges_of,
-    rank,
-    rank_stage,
-    read_ranking,
-    smallest_within_noise,
+from .evaluation import latencies
+from .fields import check_range
+from .formats import (
+    OPSETS,
+    NetworkInfo,
+    OnnxNetwork,
+    checked_slim,
+    onnx_content,
+    size_fields,
+    write_network,
 )
-from .run import Run, read_settings
+from .gates import gates
+from .machine import Machine
+from .progress import note
+from .ranking import Leaderboard, finished, held_out_evaluator, rank, read_ranking
+from .run import Run
 from .run.posterior import Posterior, held_out_of, posterior_of
-from .sampling import Drawn, named, random_twin, read_candidates, sample_stage
-from .sizes import budgets_of, count, parameter_count, whole_macs
-from .slimming import known_layout
-from .storage import file_digest
+from .sampling import Candidates, random_baseline, read_candidates, sample
+from .sizes import budgets_of, count
+from .slimming import Layout
+from .storage import file_digest, write_bytes
 from .training import Batches
 
-TOP = 10  # of a ranking that export has to make first
+CANDIDATES = 1500  # that `export` draws where there are none
+VERIFIED = 256  # held-out images on which slim and masked logits are compared
+FASTER = 0.95  # of the time of layout "small", from which "fast" is preferred
+TIMED = 2.0  # seconds, for each layout
+LAYOUTS: tuple[Layout, ...] = ("small", "fast")
 
 
-def export_stage(
+@dataclass(frozen=True)
+class _Choice:
+    keep: Tensor  # bool (gates,)
+    candidate: str  # id, "whole" or "twin"
+    chosen: str  # "best", "id", "whole" or "twin"
+
+
+def export(
     run: Run,
     path: Path,
     *,
-    candidate: str,  # "" for the winner, an id, "smallest" (within noise), "whole", or "twin"
-    max_params: str | None = None,  # names the board where there are several
+    candidate: str = "",  # an id, "whole", or "twin" (random, as large); "": the winner
+    max_params: str | None = None,  # names the budget, where there are several
     max_macs: str | None = None,
-    layout: str | None,  # of an ONNX file; None: small
-    round_to: int | None,  # numbers of channels become multiples of it; None: what suits the file
-    opset: int,  # of an ONNX file
-    force: bool,
-    device: torch.device,
-    workers: int,
-    track: Track,
-    notice: Callable[[str], None],
-    watch: Callable[[Progress], None] = lambda _: None,
-) -> Slim:
-    """Store one candidate as a slim network; samples and ranks first where that is missing."""
+    round_to: int | None = None,  # channel counts become multiples; None: 8 for ONNX, else 1
+    opset: int = 18,  # of an ONNX file
+    force: bool = False,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+) -> NetworkInfo:
+    """Store one candidate as a slim network; samples and ranks first where that is missing.
+
+    Raises PgnasError, and writes nothing, where the slim network's logits differ from those of the
+    masked one.
+    """
+    onnx = path.suffix == ".onnx"
+    round_to = (8 if onnx else 1) if round_to is None else round_to
+    _check(run, path, round_to, opset, force)
+    network, posterior = posterior_of(run)
+    if candidate == "whole":
+        if max_params or max_macs:
+            raise PgnasError(
+                "the whole network is within no budget; leave out `max_params` and `max_macs`"
+            )
+        whole = torch.ones(gates(network).count, dtype=torch.bool)
+        choice = _Choice(whole, "whole", "whole")
+    else:
+        drawn = _candidates(run, network, candidate, max_params, max_macs)
+        choice = _chosen(run, network, posterior, drawn, candidate, machine)
+    data = held_out_of(run, posterior, machine.workers)
+    about = _info(run, network, posterior, data, choice, round_to, machine)
+    assert data.held_out.pixels is not None
+    some = data.held_out.pixels[:VERIFIED]
+    batches = list(Batches(some, data.preprocessing, machine.device))
+    if onnx:
+        images = torch.cat(batches)[: len(some)]
+        made = []
+        for layout in LAYOUTS:
+            smaller = checked_slim(path, network, choice.keep, batches, layout, round_to=round_to)
+            told = dataclasses.replace(about, layout=layout)
+            made.append((onnx_content(path, smaller, images, told, opset=opset), told))
+        content, about = _faster(made)
+        write_bytes(path, content)
+        return about
+    write_network(path, checked_slim(path, network, choice.keep, batches, round_to=round_to), about)
+    return about
+
+
+def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None:
     if path.suffix not in (".safetensors", ".onnx"):
         raise PgnasError(f"'{path}' has no known ending; possible: .safetensors, .onnx")
     if path.resolve() in {file.resolve() for file in run.files()}:
         raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
     if path.exists() and not force:
-        raise PgnasError(f"'{path}' exists; choose another name, or add --force")
-    if layout and path.suffix != ".onnx":
-        raise PgnasError(
-            "--layout is for .onnx files; a .safetensors file takes either when it is loaded:"
-            " pgnas_cli.load(FILE, layout='fast')"
-        )
-    arrangement = known_layout(layout or "small")
-    if round_to is None:  # ONNX Runtime's kernels want blocks of channels
-        round_to = 8 if path.suffix == ".onnx" else 1
-    if not 1 <= round_to <= 1024:
-        raise PgnasError(f"--round-to {round_to} is out of range; possible: 1 to 1024")
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise PgnasError(f"--opset {opset} is out of range; possible: {OPSETS[0]} to {OPSETS[1]}")
-    network, posterior = posterior_of(run)
-    chosen = candidate or "best"
-    chosen = "id" if chosen.isdecimal() else chosen
-    drawn = stored = None
-    board = 0
-    if candidate == "whole" and (max_params or max_macs):
-        raise PgnasError("the whole network keeps no budget; leave out --max-params, --max-macs")
-    if candidate != "whole":
-        if not run.candidates.exists():
-            notice("nothing is drawn yet: drawing 1500 candidates first")
-            sample_stage(run, 1500, max_params=max_params, max_macs=max_macs)
-        drawn = read_candidates(run, network)
-        stored = read_ranking(run, drawn)
-        if drawn.baseline:
-            notice(f"these candidates are a baseline ({drawn.baseline}), not the posterior's own")
-        board = _board(network, drawn, candidate, max_params, max_macs)
-        if stored is None and not candidate.isdecimal():
-            notice("nothing is ranked yet: ranking the candidates first")
-            rank_stage(run, top=TOP, device=device, workers=workers, track=track, watch=watch)
-            stored = read_ranking(run, drawn)
-    data = held_out_of(run, posterior, read_settings(run), workers, track)
-    keep, label = torch.ones(gates(network).count, dtype=torch.bool), candidate
-    if drawn is not None:
-        ranking = None if stored is None else stored.ranking(drawn, board)
-        if ranking is None and not candidate.isdecimal():
-            raise PgnasError(
-                f"that budget has not been ranked yet; go on with pgnas rank --run {run.folder}"
-            )
-        if ranking is not None and len(ranking.running):
-            undecided = f"{len(ranking.running)} candidates might still be better"
-            if candidate == "smallest":
-                raise PgnasError(
-                    f"the ranking is not finished, {undecided}; go on with pgnas rank --run"
-                    f" {run.folder}"
-                )
-            notice(f"the ranking is not finished: {undecided}; pgnas rank goes on")
-        recalibrate = 0 if stored is None else stored.recalibrate
-        judges = judges_of(network, drawn, data, device, workers, recalibrate)
-        if candidate == "smallest":
-            candidate = str(smallest_within_noise(run, drawn, board, judges, watch))
-            notice(f"candidate {candidate} is the smallest that cannot be told from the best")
-        keep, label = _chosen(network, drawn, board, ranking, posterior, candidate)
-        again = judges[board].recalibration
-        if again is not None:
-            own = Recalibration(network, keep[None], again.batches)
-            own.apply_(0)
-    sizes = count(network, keep[None], round_to=round_to)
-    assert data.held_out.pixels is not None
-    held_out = rank(held_out_judge(network, keep[None], data, device), sizes)
-    about = slim_record(
-        posterior.subject, network, keep, label, sizes,
-        (parameter_count(network), whole_macs(network)),
-        (int(held_out.errors[0]), held_out.images), file_digest(run.posterior),
-        layout=arrangement, round_to=round_to, chosen=chosen,
-        fixed_drop=posterior.objective.fixed_drop, held_out_digest=posterior.cutting.digest,
-    )  # fmt: skip
-    batches = list(Batches(data.held_out.pixels[:256], data.preprocessing, device))
-    smaller = checked_slim(path, network, keep, batches, arrangement, round_to=round_to)
-    if path.suffix == ".onnx":
-        images = torch.cat(batches)[: data.held_out.pixels[:256].shape[0]]
-        write_onnx(path, smaller, images, about, opset=opset)
+        raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
+    check_range("round_to", round_to, 1, 1024)
+    check_range("opset", opset, *OPSETS)
+
+
+def _candidates(
+    run: Run, network: nn.Module, candidate: str, max_params: str | None, max_macs: str | None
+) -> Candidates:
+    """The candidates that are meant, drawn first where there are none."""
+    labels = run.budgets()
+    if not labels:
+        note(f"nothing is drawn yet: drawing {CANDIDATES} candidates first")
+        sample(run, CANDIDATES, max_params=max_params, max_macs=max_macs)
+        labels = run.budgets()
+    wanted = budgets_of(network, params=max_params, macs=max_macs)
+    if not wanted and len(labels) == 1:
+        found = read_candidates(run, network, labels[0])
+    elif len(wanted) == 1 and wanted[0].label in labels:
+        found = read_candidates(run, network, wanted[0].label)
     else:
-        write_network(path, smaller, about)
-    return about
-
-
-def _board(
-    network: nn.Module,
-    drawn: Drawn,
-    candidate: str,
-    max_params: str | None,
-    max_macs: str | None,
-) -> int:
-    """Which of the boards is meant."""
-    budgets = [budget for budget, _ in drawn.boards()]
-    wanted = budgets_of(network, max_params, max_macs)
-    possible = ", ".join(named(b) for b in budgets if b)
-    of_id = None
-    if candidate.isdecimal() and int(candidate) < len(drawn.keep):
-        of_id = int(candidate) * len(budgets) // len(drawn.keep)
-    if wanted:
-        for board, budget in enumerate(budgets):
-            # As `rank` prints it: four digits.
-            if len(wanted) == 1 and budget is not None and named(budget) == named(wanted[0]):
-                if of_id not in (None, board):
-                    raise PgnasError(f"candidate {candidate} was drawn for another budget")
-                return board
+        stored = (read_candidates(run, network, label).budget for label in labels)
+        possible = ", ".join(b.option for b in stored if b) or "none was named"
+        if wanted:
+            raise PgnasError(f"no candidates were drawn for that budget; possible: {possible}")
+        raise PgnasError(f"candidates were drawn for several budgets; name one: {possible}")
+    if found.baseline:
+        note(f"these candidates are a baseline ({found.baseline}), not the posterior's own")
+    if candidate.isdecimal() and int(candidate) < len(found.keep):
+        return found
+    if candidate not in ("", "twin"):
         raise PgnasError(
-            f"no candidates were drawn for that budget; possible: {possible or 'none was named'}"
+            f"no candidate '{candidate}'; possible: 0 to {len(found.keep) - 1}, whole, or twin"
         )
-    if len(budgets) == 1:
-        return 0
-    if of_id is not None:
-        return of_id
-    raise PgnasError(f"candidates were drawn for several budgets; say which: {possible}")
+    return found
 
 
 def _chosen(
+    run: Run,
     network: nn.Module,
-    drawn: Drawn,
-    board: int,
-    ranking: Ranking | None,
     posterior: Posterior,
+    drawn: Candidates,
     candidate: str,
-) -> tuple[Tensor, str]:
-    """The gates that `candidate` keeps, and what to call it."""
-    if candidate.isdecimal() and int(candidate) < len(drawn.keep):
-        return drawn.keep[int(candidate)], str(int(candidate))
-    if candidate not in ("", "twin"):
+    machine: Machine,
+) -> _Choice:
+    """One of the candidates `drawn`, ranked first where that is needed and missing."""
+    if candidate.isdecimal():
+        return _Choice(drawn.keep[int(candidate)], str(int(candidate)), "id")
+    race = read_ranking(run, drawn)
+    if race is None:
+        note("nothing is ranked yet: ranking the candidates first")
+        boards = rank(run, machine=machine)
+        race = next((board.race for board in boards if _same(board, drawn)), None)
+    if race is None:
         raise PgnasError(
-            f"no candidate '{candidate}'; possible: 0 to {len(drawn.keep) - 1}, whole, twin, or"
-            " smallest"
+            f"that budget has not been ranked yet; continue with pgnas rank --run {run.folder}"
         )
-    assert ranking is not None, "checked by the caller"
-    winner = drawn.boards()[board][1].start + int(ranking.order[0])
+    undecided = len(race.walking())
+    if undecided:
+        note(
+            f"the ranking is not finished: {undecided} candidates might still be better; pgnas rank"
+            " resumes it"
+        )
+    winner = int(race.best()[0])
     if candidate == "twin":
-        return random_twin(network, int(drawn.sizes.params[winner]), posterior.seed), "twin"
-    return drawn.keep[winner], str(winner)
+        params = int(drawn.sizes.params[winner])
+        return _Choice(random_baseline(network, params, posterior.seed), "twin", "twin")
+    return _Choice(drawn.keep[winner], str(winner), "best")
+
+
+def _same(board: Leaderboard, drawn: Candidates) -> bool:
+    return board.candidates.label == drawn.label
+
+
+def _info(
+    run: Run,
+    network: nn.Module,
+    posterior: Posterior,
+    data: ImageData,
+    choice: _Choice,
+    round_to: int,
+    machine: Machine,
+) -> NetworkInfo:
+    """What the file will say about its network."""
+    params = count(network, choice.keep[None], round_to=round_to).params
+    evaluator = held_out_evaluator(network, choice.keep[None], data, machine.device)
+    held_out = finished(evaluator, params)
+    return NetworkInfo(
+        supernet=posterior.supernet,
+        candidate=choice.candidate,
+        chosen=choice.chosen,
+        held_out_errors=int(held_out.errors[0]),
+        held_out_images=len(held_out.order),
+        made_from=file_digest(run.posterior),
+        fixed_drop=posterior.objective.fixed_drop,
+        held_out_digest=posterior.split.digest,
+        **size_fields(network, choice.keep, round_to),
+    )
+
+
+def _faster(
+    made: list[tuple[bytes, NetworkInfo]],  # in layouts "small" and "fast"
+) -> tuple[bytes, NetworkInfo]:
+    """The file that runs faster here; within noise, the smaller one."""
+    shape = made[0][1].supernet.preprocessing.input_shape
+    networks = [OnnxNetwork(content) for content, _ in made]
+    small, fast = latencies(
+        networks, [shape, shape], batch=1, device=torch.device("cpu"), seconds=TIMED
+    )
+    return made[1] if fast < FASTER * small else made[0]

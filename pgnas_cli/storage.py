@@ -1,45 +1,29 @@
-"""Files that a crash cannot halve and a reader can trust.
+"""Files that a crash cannot halve, and frozen records as JSON whose types are checked on reading.
 
-Tensors are in safetensors, with one metadata key `pgnas` that holds JSON (one key, sorted, so that
-equal content gives equal bytes). Readers check schema, types and shapes before anything is built;
-nothing in a file is imported or evaluated. No time, path or host name enters a tensor file.
+Imports no torch: options and histories of runs are read by commands that answer at once.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import safetensors
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from . import __version__
 from .errors import PgnasError
-
-
-def versioned(schema: str) -> dict[str, str]:
-    """What every file says of itself."""
-    return {"schema": schema, "pgnas": __version__, "torch": torch.__version__}
-
-
-def write_tensors(
-    path: Path, schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
-) -> None:
-    """Write a tensor file atomically; `content` becomes the metadata beside schema and versions."""
-    text = json.dumps({**versioned(schema), **content}, sort_keys=True, allow_nan=False)
-    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_with(path, lambda part: save_file(whole, part, metadata={"pgnas": text}))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_with(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a binary file atomically."""
+    write_with(path, lambda part: part.write_bytes(content))
 
 
 def write_with(path: Path, write: Callable[[Path], Any]) -> None:
@@ -67,45 +51,16 @@ def _umask() -> int:
     return now
 
 
-def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that must be of `schema`, "pgnas.<kind>/<version>".
-
-    Raises PgnasError for a file that is missing, damaged, of another kind, or newer than this
-    version of pgnas.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            text = (handle.metadata() or {}).get("pgnas")
-            content = parsed(path, text, schema)
-            return {name: handle.get_tensor(name) for name in handle.keys()}, content  # noqa: SIM118
-    except FileNotFoundError:
-        raise PgnasError(f"no file '{path}'") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def parsed(path: Path, text: str | None, schema: str) -> dict[str, Any]:
-    """The metadata of a file that must be of `schema` or an older version of it."""
-    kind, newest = schema.split("/")
-    version = int(newest)
-    try:
-        content = json.loads(text or "")
-        found_kind, found_version = content["schema"].split("/")
-        number = int(found_version)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise PgnasError(
-            f"'{path}' was not written by pgnas: it has no readable metadata"
-        ) from None
-    if found_kind != kind:
-        raise PgnasError(f"'{path}' holds {found_kind}, wanted is {kind}")
-    if number > version:
-        raise PgnasError(
-            f"'{path}' has format {number} of {kind}, this pgnas ({__version__}) reads up to"
-            f" {version}; install a newer pgnas"
-        )
-    assert isinstance(content, dict)
-    return content
-
+# --- records ---------------------------------------------------------------------------------
 
 Record = TypeVar("Record")
 
@@ -155,28 +110,21 @@ def typed(kind: Any, value: Any, name: str, path: Path) -> Any:
     raise PgnasError(f"'{path}' is damaged: its field {name} is not what this pgnas writes")
 
 
-def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, Any], path: Path) -> None:
-    """Compare names, shapes and types with what they must be: {name: tensor or (shape, dtype)}."""
-    missing, extra = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
-    if missing or extra:
-        raise PgnasError(
-            f"'{path}' does not fit: missing {', '.join(missing[:3]) or 'none'}; unexpected"
-            f" {', '.join(extra[:3]) or 'none'}; it was written by another version of the backbone"
-        )
-    for name, like in shapes.items():
-        shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
-        found = tensors[name]
-        if tuple(found.shape) != tuple(shape) or found.dtype != dtype:
-            raise PgnasError(
-                f"'{path}' does not fit: {name} is {found.dtype} {tuple(found.shape)}, wanted"
-                f" {dtype} {tuple(shape)}"
-            )
+def differences(then: Any, now: Any) -> list[str]:
+    """The fields in which two records differ, as "epochs 3, not 5"; nested ones by dotted names."""
+    before, after = _flat(to_json(then)), _flat(to_json(now))
+    return [
+        f"{key} {before.get(key)}, not {after.get(key)}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -132,7 +132,7 @@ def test_a_fit_tells_the_network_how_far_it_is(tmp_path: Path) -> None:
     told: list[float] = []
     network.at_progress = told.append
     data = open_data("digits", seed=0)
-    recipe = Recipe(epochs=1, batch_size=288, learning_rate=0.01)
+    recipe = Recipe(epochs=1, batch_size=288, lr=0.01)
     record = next(iter(fit(network, data, recipe, seed=0)))
     assert told == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert record.loss > 0
@@ -293,16 +293,16 @@ def test_the_plug_in_of_the_documentation_is_found_and_passes(tmp_path: Path) ->
     ("fields", "expected"),
     [
         # A record has the rate of the step to come.
-        ({"epochs": 7, "cycle_epochs": 1, "min_learning_rate": 1e-4},  # cycles of 1, 2, 4 epochs
+        ({"epochs": 7, "cycle_epochs": 1, "min_lr": 1e-4},  # cycles of 1, 2, 4 epochs
          lambda e: {1: (0, 2), 2: (1, 2), 3: (0, 4), 4: (1, 4), 5: (2, 4), 6: (3, 4)}[e]),
-        ({"epochs": 4, "schedule": "cosine"}, lambda e: (e, 4)),
+        ({"epochs": 4, "sched": "cosine"}, lambda e: (e, 4)),
     ],
 )  # fmt: skip
 def test_cosines_restart_where_the_recipe_says(
     fields: dict[str, object], expected: Callable[[int], tuple[int, int]]
 ) -> None:
     rates = learning_rates(**fields)
-    low = float(fields.get("min_learning_rate", 0.0))  # type: ignore[arg-type]
+    low = float(fields.get("min_lr", 0.0))  # type: ignore[arg-type]
     for epoch in range(1, int(fields["epochs"])):  # type: ignore[call-overload]
         at, length = expected(epoch)
         wanted = low + 0.5 * (0.05 - low) * (1 + math.cos(math.pi * at / length))
@@ -310,7 +310,7 @@ def test_cosines_restart_where_the_recipe_says(
 
 
 def test_milestones_divide_the_rate_by_ten() -> None:
-    rates = learning_rates(epochs=6, schedule="multistep", milestones=(2, 4))
+    rates = learning_rates(epochs=6, sched="multistep", decay_milestones=(2, 4))
     assert rates[:5] == pytest.approx([0.05, 0.005, 0.005, 0.0005, 0.0005])
 
 
@@ -322,7 +322,7 @@ def learning_rates(**fields: object) -> list[float]:
 
     backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
     network = make_concrete_(backbone.network, (1, 8, 8))
-    recipe = dataclasses.replace(Recipe(batch_size=350, learning_rate=0.05), **fields)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(Recipe(batch_size=350, lr=0.05), **fields)  # type: ignore[arg-type]
     return [r.learning_rate for r in fit(network, open_data("digits", seed=0), recipe, seed=0)]
 
 
@@ -338,14 +338,14 @@ def test_every_published_preset_starts() -> None:
         tiny = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
         network = make_concrete_(tiny.network, (1, 8, 8))
         run = _Run(network, data, recipe, 0, None, False, None, torch.device("cpu"))
-        assert run.weights.param_groups[0]["lr"] == pytest.approx(recipe.learning_rate)
+        assert run.weights.param_groups[0]["lr"] == pytest.approx(recipe.lr)
         run.step = run.steps - 1
         run._set_rates()
-        end = recipe.min_learning_rate
-        if recipe.schedule == "multistep":
-            end = recipe.learning_rate / 10 ** len(recipe.milestones)
+        end = recipe.min_lr
+        if recipe.sched == "multistep":
+            end = recipe.lr / 10 ** len(recipe.decay_milestones)
         last = run.weights.param_groups[0]["lr"]
-        assert last == pytest.approx(end, abs=2e-3 * recipe.learning_rate)
+        assert last == pytest.approx(end, abs=2e-3 * recipe.lr)
 
 
 @pytest.mark.parametrize(
@@ -360,8 +360,8 @@ def test_options_take_precedence_over_a_preset(
     recipe = FitSettings(preset="published", recipe=given).recipe_of(backbone)
     assert (recipe.l2, recipe.weight_decay, recipe.epochs) == (l2, decay, 1800)
     other = build_backbone("densenet121", classes=10)
-    cosine = FitSettings(preset="published", recipe={"schedule": "cosine"}).recipe_of(other)
-    assert cosine.milestones == ()
+    cosine = FitSettings(preset="published", recipe={"sched": "cosine"}).recipe_of(other)
+    assert cosine.decay_milestones == ()
 
 
 def test_a_fit_prints_the_recipe_that_it_follows(

@@ -159,7 +159,7 @@ def test_the_papers_objective_is_one_flag_away(capsys: pytest.CaptureFixture[str
     assert own["gates"] < paper["gates"]
     recipe = read_posterior(Path("paper/posterior.safetensors"))[1].recipe
     assert (recipe.initial_drop, recipe.temperature, recipe.sharpen) == (0.1, 0.2, 1.0)
-    assert recipe.optimizer == "adamw"
+    assert recipe.opt == "adamw"
 
 
 def test_a_target_is_met_and_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,11 +310,11 @@ def test_an_unfinished_fit_goes_on_by_its_own_recipe_when_the_backbone_has_anoth
         stopped.setattr("pgnas_cli.training.fitting.StopRequest", Asked)
         assert run("fit", *QUICK, "--run", "r", "-q") == 130
     started = multibranch.MEMBERS["tiny"]
-    changed = dataclasses.replace(started.recipe, learning_rate=0.01, initial_drop=0.2)
+    changed = dataclasses.replace(started.recipe, lr=0.01, initial_drop=0.2)
     monkeypatch.setitem(multibranch.MEMBERS, "tiny", dataclasses.replace(started, recipe=changed))
     assert run("fit", "--resume", "--run", "r", "-q") == 0
     _, posterior = read_posterior(Path("r/posterior.safetensors"))
-    assert posterior.recipe.learning_rate == started.recipe.learning_rate
+    assert posterior.recipe.lr == started.recipe.lr
 
 
 class Asked(contextlib.nullcontext[None]):

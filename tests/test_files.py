@@ -12,28 +12,29 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pgnas_cli import storage
+from pgnas_cli import tensors as storage
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.formats import Slim, checked_slim, read_network, slim_record, write_network
+from pgnas_cli.formats import NetworkInfo, checked_slim, read_network, slim_record, write_network
 from pgnas_cli.formats.network import largest_difference, load
 from pgnas_cli.gates import gates, masked
 from pgnas_cli.registry import Recipe
 from pgnas_cli.run.posterior import (
-    Cutting,
+    DataSplit,
     Objective,
     Posterior,
-    Subject,
+    SupernetSpec,
     read_posterior,
     write_posterior,
 )
 from pgnas_cli.sizes import count, parameter_count, whole_macs
 from pgnas_cli.slimming import slim
-from pgnas_cli.storage import from_json, read_tensors, to_json, write_tensors
+from pgnas_cli.storage import from_json, to_json
+from pgnas_cli.tensors import read_tensors, write_tensors
 
 from .conftest import random_keep, tiny
 
-SUBJECT = Subject(
+SUBJECT = SupernetSpec(
     backbone="multibranch-tiny",
     options={},
     layers="all",
@@ -43,11 +44,17 @@ SUBJECT = Subject(
     data="digits",
 )
 POSTERIOR = Posterior(
-    SUBJECT, Cutting(0, 0.2, 100, 20, "abc", "def"), Objective(50.0, 5e5, None, False), Recipe(), 0
+    SUBJECT,
+    DataSplit(0, 0.2, 100, 20, "abc", "def"),
+    Objective(50.0, 5e5, None, False),
+    Recipe(),
+    0,
 )
 
 
-def exported(path: Path, drop: float = 0.3, closed: str | None = None) -> tuple[Any, Any, Slim]:
+def exported(
+    path: Path, drop: float = 0.3, closed: str | None = None
+) -> tuple[Any, Any, NetworkInfo]:
     network = tiny()
     keep = random_keep(network, drop)
     if closed:

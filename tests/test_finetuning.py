@@ -66,7 +66,7 @@ def test_its_steps_are_those_of_a_plain_loop(
     tuned(capsys, made / "best.safetensors", "-o", str(path), "--epochs", "1", "--lr", "0.02")
     _, posterior = posterior_of(Run(made))
     recipe, objective = posterior.recipe, posterior.objective
-    assert recipe.optimizer == "nesterov"
+    assert recipe.opt == "nesterov"
     data = open_data("digits", seed=0, preprocessing=posterior.subject.preprocessing)
     network = pgnas_cli.load(made / "best.safetensors").train()
     steps = len(data.fit) // recipe.batch_size

@@ -173,7 +173,7 @@ def test_a_layer_with_fewer_outputs_than_kernels_stays() -> None:
 def test_a_damaged_inflated_file_is_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    from pgnas_cli.storage import read_tensors, write_tensors
+    from pgnas_cli.tensors import read_tensors, write_tensors
 
     file = tmp_path / "wide.safetensors"
     given = ["timm/resnet18", "-o", str(file), "--kernels", "1,3", "--classes", "10"]

@@ -188,7 +188,7 @@ def test_the_smallest_within_noise_is_exported(
     "change", ["mistakes", "seen", "walk", "hardness", "images", "top", "recalibrate"]
 )
 def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
-    from pgnas_cli.storage import read_tensors, write_tensors
+    from pgnas_cli.tensors import read_tensors, write_tensors
 
     ranked(run)
     tensors, content = read_tensors(run.ranking, "pgnas.ranking/5")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgnas_cli.data import open_data
 from pgnas_cli.ranking import Progress, Ranking, paired_p, rank
-from pgnas_cli.ranking.evaluator import Judge
+from pgnas_cli.ranking.evaluator import Evaluator
 from pgnas_cli.ranking.race import PILOTS, Race, begun, places, run, smallest_passing
 from pgnas_cli.ranking.statistics import LEVEL, most_errors_within_noise
 from pgnas_cli.sampling import draw_candidates
@@ -162,12 +162,12 @@ def test_the_smallest_within_noise_is_that_of_testing_everyone(
 # --- real networks ---------------------------------------------------------------------------
 
 
-def judged(images: int = 70) -> tuple[Judge, object]:
+def judged(images: int = 70) -> tuple[Evaluator, object]:
     data = open_data("digits", seed=0)
     network = tiny()
     keep = draw_candidates(torch.full((17,), 0.3), network, 40, 0)
     assert data.held_out.pixels is not None
-    judge = Judge(network, keep, data.held_out.pixels[:images], data.held_out.labels[:images],
+    judge = Evaluator(network, keep, data.held_out.pixels[:images], data.held_out.labels[:images],
                   data.preprocessing, CPU)  # fmt: skip
     return judge, count(network, keep)
 

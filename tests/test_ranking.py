@@ -10,7 +10,7 @@ from pgnas_cli.data import Preprocessing, open_data
 from pgnas_cli.evaluation import latencies
 from pgnas_cli.gates import masked
 from pgnas_cli.ranking import rank
-from pgnas_cli.ranking.evaluator import Judge
+from pgnas_cli.ranking.evaluator import Evaluator
 from pgnas_cli.ranking.race import Race, places
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import Sizes, count
@@ -62,7 +62,7 @@ def test_errors_equal_a_plain_loop_over_single_images(images: int) -> None:
     network = tiny()
     pixels, labels = some_images(images)
     keep = draw_candidates(torch.full((17,), 0.3), network, 3, 0)
-    found = rank(Judge(network, keep, pixels, labels, PLAIN, CPU), count(network, keep))
+    found = rank(Evaluator(network, keep, pixels, labels, PLAIN, CPU), count(network, keep))
     mean, std = 0.5 * 255, 0.25 * 255
     for index in range(3):
         smaller = slim(network, keep[index])
@@ -102,7 +102,7 @@ def test_ranking_leaves_the_gates_open() -> None:
     network = tiny()
     pixels, labels = some_images(10)
     keep = draw_candidates(torch.full((17,), 0.5), network, 2, 0)
-    rank(Judge(network, keep, pixels, labels, PLAIN, CPU), count(network, keep))
+    rank(Evaluator(network, keep, pixels, labels, PLAIN, CPU), count(network, keep))
     assert network.head.keep is None
 
 

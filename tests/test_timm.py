@@ -323,4 +323,4 @@ def test_timm_networks_decide_p_early_and_start_from_a_probe() -> None:
     recipe = load_backbone("timm/resnet18", classes=10, size=64).recipe
     assert phases(recipe, 1000, 100, Target("params", 0.5)) == Phases(50, 150, 220)
     assert recipe.probe
-    assert recipe.learning_rate == 0.001
+    assert recipe.lr == 0.001

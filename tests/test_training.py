@@ -62,7 +62,7 @@ def test_one_record_per_epoch_and_the_loss_falls(digits: ImageData) -> None:
 
 
 def test_only_weights_learn_during_the_warm_up(digits: ImageData) -> None:
-    network, records = fitted(digits, warmup_epochs=2.0, epochs=3, initial_drop=0.1)
+    network, records = fitted(digits, drop_delay_epochs=2.0, epochs=3, initial_drop=0.1)
     assert [r.drift == 0 for r in records] == [True, True, False]
     assert records[1].mean_drop == pytest.approx(0.1, abs=1e-6)
     assert (drop_probabilities(network) - 0.1).abs().max() > 1e-3
@@ -88,8 +88,8 @@ def test_one_step_equals_the_objective_written_out(digits: ImageData) -> None:
     from pgnas_cli.gates import logistic_noise
     from pgnas_cli.seeds import generator
 
-    changes = {"epochs": 1, "batch_size": len(digits.fit), "momentum": 0.0, "optimizer": "momentum",
-               "schedule": "none", "warmup_epochs": 0.0, "l2": 70.0}  # fmt: skip
+    changes = {"epochs": 1, "batch_size": len(digits.fit), "momentum": 0.0, "opt": "momentum",
+               "sched": "none", "drop_delay_epochs": 0.0, "l2": 70.0}  # fmt: skip
     network, recipe = prepared(digits, **changes)
     network.train()
     images, labels = next(
@@ -107,7 +107,7 @@ def test_one_step_equals_the_objective_written_out(digits: ImageData) -> None:
     cost = (70.0 * (1 - p[bank.group]) * squared_norms(network)).sum()
     (loss + (cost - (bank.channels * entropy).sum()) / 500_000).backward()
     expected = {
-        n: q.detach() - recipe.learning_rate * q.grad
+        n: q.detach() - recipe.lr * q.grad
         for n, q in network.named_parameters()
         if n.startswith("blocks.1.branch1")
     }
@@ -120,7 +120,7 @@ def test_one_step_equals_the_objective_written_out(digits: ImageData) -> None:
 
 def test_a_fixed_rate_is_reached_over_the_warm_up_and_held(digits: ImageData) -> None:
     seen: list[float] = []
-    network, recipe = prepared(digits, warmup_epochs=1.0, epochs=2)
+    network, recipe = prepared(digits, drop_delay_epochs=1.0, epochs=2)
     steps = len(digits.fit) // recipe.batch_size
 
     def between(step: int, total: int, state: object) -> None:
@@ -152,9 +152,7 @@ def test_constant_l2_leaves_p_to_data_and_entropy(digits: ImageData) -> None:
 @pytest.mark.parametrize(("kind", "share"), [("params", 0.6), ("params", 0.3), ("macs", 0.5)])
 def test_candidates_are_as_large_as_the_target(digits: ImageData, kind: str, share: float) -> None:
     """Counted draws, not the estimate that steers the fit."""
-    network, records = fitted(
-        digits, {"target": Target(kind, share)}, epochs=12, drop_learning_rate=0.15
-    )
+    network, records = fitted(digits, {"target": Target(kind, share)}, epochs=12, drop_lr=0.15)
     keep = draw_candidates(drop_probabilities(network), network, 50, 0)
     sizes = count(network, keep)
     params = float(sizes.params.double().mean()) / parameter_count(network)
@@ -201,7 +199,7 @@ def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> Non
         seen.append((state().tensors["network.gates.drop_logit"],
                      state().tensors["network.head.weight"]))  # fmt: skip
 
-    network, recipe = prepared(digits, freeze=0.5, epochs=2, warmup_epochs=0.0)
+    network, recipe = prepared(digits, freeze=0.5, epochs=2, drop_delay_epochs=0.0)
     target = Target("params", 0.5)
     list(fit(network, digits, recipe, seed=0, target=target, between=between))
     half = len(seen) // 2
@@ -212,7 +210,7 @@ def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> Non
 
 
 def test_gates_are_hard_and_of_each_image_once_p_is_frozen(digits: ImageData) -> None:
-    network, recipe = prepared(digits, freeze=0.5, epochs=2, warmup_epochs=0.0, sharpen=1.0)
+    network, recipe = prepared(digits, freeze=0.5, epochs=2, drop_delay_epochs=0.0, sharpen=1.0)
     first = next(iter(gates(network).spans))
     layer: Any = network.get_submodule(first)
     seen = []
@@ -233,7 +231,7 @@ def test_what_moves_p_is_counted_however_it_moves(digits: ImageData) -> None:
     """The mean change of a probability is never above 1, and steps to the size count as well."""
     for rate in (0.0, 0.05):
         options: dict[str, object] = {"target": Target("params", 0.5)}
-        _, records = fitted(digits, options, epochs=1, drop_learning_rate=rate)
+        _, records = fitted(digits, options, epochs=1, drop_lr=rate)
         assert 0 < records[0].drift <= 1
 
 
@@ -248,14 +246,14 @@ def test_a_stronger_prior_gives_a_smaller_network(digits: ImageData) -> None:
 
 def test_collapse_stops_with_a_remedy(digits: ImageData) -> None:
     options = {"target": Target("params", 0.015)}
-    steep = {"drop_learning_rate": 0.5, "size_ramp": 0.8, "freeze": 1.0, "sharpen": 4.0}
+    steep = {"drop_lr": 0.5, "size_ramp": 0.8, "freeze": 1.0, "sharpen": 4.0}
     with pytest.raises(PgnasError, match=r"the fit collapsed in epoch \d+.*aim at a larger size"):
         fitted(digits, options, epochs=12, **steep)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_remedy(digits: ImageData) -> None:
     with pytest.raises(PgnasError, match=r"the loss is (nan|inf) in epoch \d+; lower --lr"):
-        fitted(digits, epochs=3, learning_rate=1000.0, l2=1e8)
+        fitted(digits, epochs=3, lr=1000.0, l2=1e8)
 
 
 @pytest.mark.parametrize("target", [None, Target("params", 0.5)], ids=["plain", "target"])
@@ -292,12 +290,12 @@ def test_a_fit_that_goes_on_from_a_state_ends_the_same(
     assert timeless[0] == timeless[1]
 
 
-@pytest.mark.parametrize("optimizer", ["adan", "adamuon", "clamb", "lion"])
+@pytest.mark.parametrize("opt", ["adan", "adamuon", "clamb", "lion"])
 def test_every_kind_of_optimizer_state_is_saved(
     digits: ImageData, optimizer: str, tmp_path: Path
 ) -> None:
     """Adan counts its steps in the parameter groups, AdaMuon keeps flags; through the file."""
-    changes = {"optimizer": optimizer, "learning_rate": 1e-3, "epochs": 1}
+    changes = {"opt": optimizer, "lr": 1e-3, "epochs": 1}
     straight, _ = fitted(digits, **changes)
     network, recipe = prepared(digits, **changes)
 
@@ -350,8 +348,8 @@ def test_drift_is_measured_per_unit_of_learning_rate(digits: ImageData) -> None:
     drifts = []
     for rate in (0.02, 0.01):
         _, records = fitted(
-            digits, epochs=2, schedule="none", drop_learning_rate=rate, learning_rate=1e-4,
-            warmup_epochs=0.0, l2=1e5, batch_size=64,
+            digits, epochs=2, sched="none", drop_lr=rate, lr=1e-4,
+            drop_delay_epochs=0.0, l2=1e5, batch_size=64,
         )  # fmt: skip
         drifts.append(records[0].drift / rate)
     assert drifts[0] == pytest.approx(drifts[1], rel=0.2)

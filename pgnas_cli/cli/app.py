@@ -1,8 +1,9 @@
 """The command line: its commands, and errors as one line."""
 
+import contextvars
 import io
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -13,7 +14,7 @@ from .export import export
 from .finetune import finetune
 from .fit import fit
 from .inflate import inflate
-from .options import typed
+from .options import flagged, typed
 from .rank import rank
 from .report import report
 from .sample import sample
@@ -23,13 +24,35 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # panels cost more than everything else that --help does
-    help="Smaller, better image networks: fit a gated super-network, draw candidates from its"
-    " posterior, rank them on held-out images, export the best as it is.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
 for command in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
     app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from .. import __version__
+
+        packages = (f"{name} {version(name)}" for name in ("torch", "timm"))
+        typer.echo(f"pgnas {__version__} ({', '.join(packages)})")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit."),
+    ] = False,
+) -> None:
+    """Turn an image data set and a CNN into a smaller network, ready to deploy.
+
+    Train a gated super-network, sample candidates from its posterior, rank them on held-out images,
+    export the best as it is.
+    """
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,9 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    typed.set(tuple(sys.argv[1:] if arguments is None else arguments))
+    context = contextvars.copy_context()  # a listening terminal ends with the command
+    context.run(typed.set, tuple(sys.argv[1:] if arguments is None else arguments))
     try:
-        app(arguments)
+        context.run(app, arguments)
     except Interrupted as error:
         _fail(str(error), 130)
     except PgnasError as error:
@@ -51,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    from .terminal import failure  # --help must not pay for rich
+    from .terminal import failure  # slow to import
 
-    failure(text)
+    failure(flagged(text))
     sys.exit(status)

@@ -1,11 +1,10 @@
-"""Test error, size and time of exported networks."""
+"""`pgnas evaluate`: test error, size and time of exported networks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import PgnasError
 from ..units import large, percent
 from . import options
 from .options import terminal_of, typed_line
@@ -13,11 +12,8 @@ from .options import terminal_of, typed_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-    from rich.table import Table
-
     from ..evaluation import Evaluation
-    from ..run import Run
+    from .terminal import Terminal
 
 
 def evaluate(
@@ -26,8 +22,10 @@ def evaluate(
         str | None, typer.Option(help="Default: the data set named in the file.")
     ] = None,
     backbone: options.Function = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Of the latency.")] = 64,
-    data_root: Annotated[Path, typer.Option(help="Where timm's data sets live.")] = Path("data"),
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", help="Batch size of the second latency.")
+    ] = 64,
+    data_root: options.DataRoot = Path("data"),
     run: Annotated[
         Path | None, typer.Option(help="The run to keep the figures in; default: found.")
     ] = None,
@@ -37,110 +35,76 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Test error, size and time of such networks."""
+    """Test error, size and time of exported networks."""
     terminal = terminal_of(quiet)
-    if not 1 <= batch_size <= 4096:
-        raise PgnasError(f"--batch-size {batch_size} is out of range; possible: 1 to 4096")
-    from ..evaluation import evaluate_stage
-    from ..registry import admit
-    from .machine import device_of, worker_count
+    from ..evaluation import evaluate as evaluated
+    from ..evaluation import write_evaluations
+    from ..formats import origin
+    from ..machine import find_machine
+    from ..run import Run, remember
 
-    admit(backbone or "")
-    where = device_of(device)
-    found = evaluate_stage(
-        files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch=batch_size,
-        device=where, workers=worker_count(workers), track=terminal.track,
+    found = evaluated(
+        files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch_size=batch_size,
+        machine=find_machine(device, workers),
     )  # fmt: skip
     if as_json:
-        terminal.json(evaluation_json(found))
+        terminal.json(evaluation_json(files, found))
     else:
-        terminal.out.print(evaluation_table(found))
+        show_evaluations(terminal, found)
         for line in latency_lines(found):
             terminal.result(line)
-    kept_in = _keep_evaluations(found, run, where)  # whatever comes of that, it has been said
-    if kept_in is not None:
-        terminal.notice(f"next: pgnas report --run {kept_in.folder}")
+    made_from = {row.made_from for row in found}
+    named = None if run is None else Run(run)
+    home = origin(files, made_from, named)  # whatever comes of it, the result is out
+    if home is not None:
+        write_evaluations(home, found)
+        remember(home, typed_line())
+        terminal.note(f"next: pgnas report --run {home.folder}")
 
 
-def _keep_evaluations(
-    found: "list[Evaluation]", named: Path | None, device: "torch.device"
-) -> "Run | None":
-    """Write what was found into the run that the networks came from, if it is near."""
-    from ..evaluation import evaluated, network_names, write_evaluations
-    from ..formats import origin
-    from ..run import remember
-
-    run = origin([(row.path, row.about) for row in found], named)
-    if run is not None:
-        names = network_names([row.path for row in found])
-        rows = [evaluated(row, name, device) for row, name in zip(found, names, strict=True)]
-        write_evaluations(run, rows)
-        remember(run, typed_line())
-    return run
-
-
-def evaluation_json(evaluations: "Sequence[Evaluation]") -> dict[str, Any]:
+def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> dict[str, Any]:
     """One network's figures, or those of several under "networks"."""
     from ..ranking import interval
 
     rows = [
         {
-            "file": str(row.path), "errors": row.score.errors, "images": row.score.images,
-            "error": row.score.error, "interval": interval(row.score.errors, row.score.images),
-            "params": row.about.params, "macs": row.about.macs, "latency_ms": row.one.slim,
+            "file": str(path), "errors": row.errors, "images": row.images, "error": row.error,
+            "interval": interval(row.errors, row.images), "params": row.params, "macs": row.macs,
+            "latency_ms": row.one.slim,
             **{
                 name: {"batch": t.batch, "ms": t.slim, "whole_ms": t.whole, "layout": t.layout}
                 for name, t in (("latency_one", row.one), ("latency_many", row.many))
             },
         }
-        for row in evaluations
+        for path, row in zip(files, found, strict=True)
     ]  # fmt: skip
     return rows[0] if len(rows) == 1 else {"networks": rows}
 
 
-def evaluation_table(evaluations: "Sequence[Evaluation]") -> "Table":
+def show_evaluations(terminal: "Terminal", found: "Sequence[Evaluation]") -> None:
     """A row per exported network."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from ..evaluation import network_names
     from ..ranking import interval
 
-    table = Table(title="test split", title_justify="left")
-    table.add_column("network", overflow="fold")
-    for heading in (
-        "error",
-        "95 %",
-        "params",
-        "MACs",
-        "ms at 1",
-        f"ms at {evaluations[0].many.batch}",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(
-        network_names([row.path for row in evaluations]), evaluations, strict=True
-    ):
-        low, high = interval(row.score.errors, row.score.images)
-        table.add_row(
-            Text(name), percent(row.score.error),
-            f"{100 * low:.1f}-{100 * high:.1f}", large(row.about.params), large(row.about.macs),
-            f"{row.one.slim:.2f}", f"{row.many.slim:.1f}",
-        )  # fmt: skip
-    return table
+    many = f"ms at {found[0].many.batch}"
+    rows = []
+    for row in found:
+        low, high = interval(row.errors, row.images)
+        rows.append([
+            row.name, percent(row.error), f"{100 * low:.1f}-{100 * high:.1f}", large(row.params),
+            large(row.macs), f"{row.one.slim:.2f}", f"{row.many.slim:.1f}",
+        ])  # fmt: skip
+    headings = ("<network", "error", "95 %", "params", "MACs", "ms at 1", many)
+    terminal.table("test split", headings, rows)
 
 
-def latency_lines(evaluations: "Sequence[Evaluation]") -> list[str]:
-    """How each network's time compares with that of the whole network, plainly."""
-    from ..evaluation import network_names
-
+def latency_lines(found: "Sequence[Evaluation]") -> list[str]:
+    """How each network's time compares with that of the whole network."""
     lines = []
-    for name, row in zip(
-        network_names([row.path for row in evaluations]), evaluations, strict=True
-    ):
-        for found in (row.one, row.many):
-            verdict = "" if found.ratio < 0.95 else ", not faster"
+    for row in found:
+        for latency in (row.one, row.many):
+            verdict = "" if latency.ratio < 0.95 else ", not faster"
             lines.append(
-                f"{name} at batch {found.batch}: {found.ratio:.2f} of the whole's time"
-                f" (layout {found.layout}){verdict}"
+                f"{row.name} at batch {latency.batch}: {latency.ratio:.2f} of the whole's time"
+                f" (layout {latency.layout}){verdict}"
             )
     return lines

@@ -1,19 +1,20 @@
-"""Train an exported network further."""
+"""`pgnas finetune`: train an exported network further."""
 
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..run import Run, remember
 from ..units import clock, percent
 from . import options
+from .export import export_lines
 from .options import terminal_of, typed_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
-    from ..formats import Slim
+    from ..formats import NetworkInfo
     from ..training import FinetunedEpoch
     from .terminal import Terminal
 
@@ -26,14 +27,10 @@ def finetune(
     run: Annotated[
         Path | None, typer.Option("--run", help="The run it came from; default: found.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the images of the fit.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images of the fit.")] = 5,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate; default: a tenth of the fit's.")
     ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="An exported network to imitate, say the whole one.")
-    ] = None,
-    teacher_weight: Annotated[float, typer.Option(help="Its share of the loss, 0 to 1.")] = 0.5,
     backbone: options.Function = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -42,32 +39,27 @@ def finetune(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train an exported network further.
+    """Train an exported network further, on the training images of its fit.
 
-    On the images of its fit; interrupted, the same line goes on.
+    An interrupted fine-tuning is resumed by the same command.
     """
     terminal = terminal_of(quiet)
     from ..formats import origin
-    from ..registry import admit
-    from ..run import remember
-    from ..training import finetune_stage
-    from .export import export_lines
-    from .machine import device_of, worker_count
+    from ..machine import find_machine
+    from ..training import finetune_events
 
-    admit(backbone or "")
     path = output or file.with_name(f"{file.stem}-finetuned.safetensors")
+    named = None if run is None else Run(run)
     about = show_finetuning(
         terminal,
-        lambda step: finetune_stage(
-            file, path, run, epochs=epochs, learning_rate=lr, teacher=teacher,
-            teacher_weight=teacher_weight, force=force, device=device_of(device),
-            workers=worker_count(workers), save_seconds=60 * save_minutes, track=terminal.track,
-            step=step,
+        finetune_events(
+            file, path, named, epochs=epochs, lr=lr, force=force, save_minutes=save_minutes,
+            machine=find_machine(device, workers),
         ),
     )  # fmt: skip
-    where = origin([(path, about), (file, about)], run)
-    assert where is not None, "the fine-tuning had one"
-    remember(where, typed_line())
+    home = origin([path, file], {about.made_from}, named)
+    assert home is not None, "the fine-tuning had one"
+    remember(home, typed_line())
     if as_json:
         terminal.json({"file": str(path), "held_out_errors": about.held_out_errors,
                        "held_out_images": about.held_out_images, "params": about.params,
@@ -75,25 +67,21 @@ def finetune(
     else:
         for line in export_lines(path, about):
             terminal.result(line)
-    terminal.notice(f"next: pgnas evaluate {path}")
+    terminal.note(f"next: pgnas evaluate {path}")
 
 
 def show_finetuning(
-    terminal: "Terminal",
-    stage: "Callable[[Callable[[int, int], None]], Generator[FinetunedEpoch, None, Slim]]",
-) -> "Slim":
-    """Draw what the fine-tuning yields, and return what its file says."""
-    with terminal.progress() as bar:
-        task = bar.add_task("fine-tuning", total=None)
-        events = stage(lambda done, steps: bar.update(task, completed=done, total=steps))
-        with closing(events):
-            while True:
-                try:
-                    record = next(events)
-                except StopIteration as end:
-                    found: Slim = end.value
-                    return found
-                terminal.notice(finetuned_line(record))
+    terminal: "Terminal", events: "Generator[FinetunedEpoch, None, NetworkInfo]"
+) -> "NetworkInfo":
+    """Show what the fine-tuning yields, and return what its file says."""
+    with closing(events):
+        while True:
+            try:
+                record = next(events)
+            except StopIteration as end:
+                found: NetworkInfo = end.value
+                return found
+            terminal.note(finetuned_line(record))
 
 
 def finetuned_line(record: "FinetunedEpoch") -> str:

@@ -1,16 +1,14 @@
-"""Show runs as a page."""
+"""`pgnas report`: a run as a page, or several side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..errors import PgnasError
+from ..run import Run
 from . import options
 from .options import run_of, terminal_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def report(
@@ -25,25 +23,21 @@ def report(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show a run as a page, or several in a row.
+    """Show a run as a page, or several side by side.
 
     Made from the files of the runs alone.
     """
     terminal = terminal_of(quiet)
-    from ..registry import admit
-    from ..report import report_stage
-    from ..run import Run
-
     if runs and run is not None:
-        raise PgnasError("name the runs with --run or without, not both")
-    admit(backbone or "")
+        raise PgnasError("name the runs with `run` or without, not both")
     where = [Run(folder) for folder in runs] if runs else [run_of(run, terminal)]
+    from ..report import write_report
+
     path = output or (where[0].report if len(where) == 1 else Path("report.html"))
-    terminal.notice(f"reading {', '.join(str(one.folder) for one in where)}")
-    report_stage(where, path)
+    terminal.note(f"reading {', '.join(str(one.folder) for one in where)}")
+    write_report(where, path)
     if as_json:
         terminal.json({"file": str(path), "runs": [str(one.folder) for one in where]})
     else:
-        terminal.result(
-            f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB); open it in a browser"
-        )
+        size = path.stat().st_size / 1024
+        terminal.result(f"wrote {path} ({size:.0f} KiB); open it in a browser")

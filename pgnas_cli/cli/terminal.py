@@ -1,20 +1,32 @@
-"""What people see: progress and messages on stderr, results on stdout, the error line.
+"""What people see: progress and notes on stderr, results on stdout, the error line.
 
-Text of ours is never parsed as markup: names and paths may hold brackets.
+The only user of rich. Text of ours is never parsed as markup: names and paths may hold brackets.
 """
 
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 from rich.text import Text
 
+from ..progress import Task
 from ..units import clock
+
+SILENCE = 10.0  # seconds without a line, where there is no bar
+PATIENCE = 60.0  # the same, once a task has taken as long
 
 
 class Terminal:
@@ -25,10 +37,11 @@ class Terminal:
         self.out = Console(soft_wrap=True, highlight=False)
         self.err = Console(stderr=True, soft_wrap=True, highlight=False)
         self.bar: Progress | None = None
-        self.started = time.monotonic()
+        self.told = time.monotonic()  # when something was last said
 
-    def notice(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """A remark on stderr."""
+        self.told = time.monotonic()
         if not self.quiet:
             (self.bar.console if self.bar else self.err).print(Text(text))
 
@@ -40,47 +53,85 @@ class Terminal:
         """The one JSON object of a `--json` command."""
         sys.stdout.write(json.dumps(value) + "\n")
 
-    def track(self, items: Sequence[int], what: str) -> Iterable[int]:
-        """Pass `items` on, showing how many are done and the time left once it takes a second."""
-        if self.quiet:
-            return items
-        return self._tracked(items, what)
-
-    def _tracked(self, items: Sequence[int], what: str) -> Iterator[int]:
-        start = last = time.monotonic()
-        if self.err.is_terminal:
-            with self.progress() as bar:
-                task = bar.add_task(what, total=len(items))
-                for item in items:
-                    yield item
-                    bar.advance(task)
+    def table(
+        self,
+        title: str,
+        headings: Sequence[str],  # "<name": a column of text, left-aligned; others are numbers
+        rows: Sequence[Sequence[str]],
+        *,
+        result: bool = True,  # on stdout; else part of the conversation
+    ) -> None:
+        """A table."""
+        if self.quiet and not result:
             return
-        for done, item in enumerate(items):
-            now = time.monotonic()
-            if now - last > 10:
-                last = now
-                left = (now - start) / done * (len(items) - done) if done else 0
-                self.notice(f"{what}: {done} of {len(items)}, {clock(left)} left")
-            yield item
+        table = Table(title=Text(title), title_justify="left")
+        for heading in headings:
+            if heading.startswith("<"):
+                table.add_column(heading[1:], overflow="fold")
+            else:
+                table.add_column(heading, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        (self.out if result else self.err).print(table)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A bar at the foot of the terminal."""
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.err,
-            transient=True,
-            disable=self.quiet or not self.err.is_terminal,
-        )
-        with bar:
-            self.bar = bar
+    def task(self, what: str, total: int | None) -> Iterator[Task]:
+        """Progress of one task: a bar at the foot of a terminal, else a line now and then."""
+        if self.quiet or not self.err.is_terminal:
+            yield _Line(self, what, total)
+        elif self.bar is not None:  # a task within a task
+            yield from self._added(self.bar, what, total)
+        else:
+            self.bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.err,
+                transient=True,
+            )
             try:
-                yield bar
+                with self.bar:
+                    yield from self._added(self.bar, what, total)
             finally:
                 self.bar = None
+
+    def _added(self, bar: Progress, what: str, total: int | None) -> Iterator[Task]:
+        task = bar.add_task(what, total=total)
+        try:
+            yield _Bar(bar, task)
+        finally:
+            bar.remove_task(task)
+
+
+class _Bar:
+    """A task on a bar."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self.bar, self.task = bar, task
+
+    def update(self, done: int, *, total: int | None = None, what: str | None = None) -> None:
+        self.bar.update(self.task, completed=done, total=total, description=what)
+
+
+class _Line:
+    """A task where there is no bar: a line with the time left, after a silence."""
+
+    def __init__(self, terminal: Terminal, what: str, total: int | None) -> None:
+        self.terminal, self.what, self.total = terminal, what, total
+        self.began = time.monotonic()
+        self.first: int | None = None  # units that were done when it began
+
+    def update(self, done: int, *, total: int | None = None, what: str | None = None) -> None:
+        now = time.monotonic()
+        self.what, self.total = what or self.what, total or self.total
+        if self.first is None:
+            self.first = done - 1
+        patience = SILENCE if now - self.began < PATIENCE else PATIENCE
+        if self.total is None or now - max(self.terminal.told, self.began) < patience:
+            return
+        left = (now - self.began) / max(1, done - self.first) * (self.total - done)
+        self.terminal.note(f"{self.what}: {done} of {self.total}, about {clock(left)} left")
 
 
 def failure(text: str) -> None:

@@ -8,5 +8,5 @@ from .batches import (
     steps_per_epoch,
     training_batches,
 )
-from .dataset import FOLDER, ImageData, Part, Preprocessing, Source, cut_data, digest
+from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, digest
 from .sources import find_data, open_data

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import PgnasError
-from ..progress import Track, untracked
+from ..progress import track
 from ..seeds import derived_seed, generator, seeded_globals
 from .dataset import ImageData, Part, Preprocessing
 
@@ -225,9 +225,7 @@ def _loaded(
         del batches  # ends the workers, also when a traceback keeps this frame
 
 
-def decoded(
-    part: Part, preprocessing: Preprocessing, workers: int, track: Track = untracked
-) -> Part:
+def decoded(part: Part, preprocessing: Preprocessing, workers: int) -> Part:
     """The part with its images in memory, resized as the network wants them."""
     if part.pixels is not None:
         return part
@@ -239,7 +237,7 @@ def decoded(
     return dataclasses.replace(part, pixels=pixels)
 
 
-def held_out_decoded(data: ImageData, workers: int, track: Track = untracked) -> ImageData:
+def held_out_decoded(data: ImageData, workers: int) -> ImageData:
     """Held-out images are read every epoch and by every candidate: decode them once."""
-    held_out = decoded(data.held_out, data.preprocessing, workers, track)
+    held_out = decoded(data.held_out, data.preprocessing, workers)
     return dataclasses.replace(data, held_out=held_out)

@@ -18,18 +18,24 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import PgnasError
-from ..progress import Track, untracked
+from ..progress import track
 from ..seeds import derived_seed
 
-FOLDER = "folder "  # before the name of a data set that is a folder of the user's
-
 HELD_OUT_MOST = 10_000  # images: errors to half a point, decoded in 1.5 GB at 224 pixels
-
 SMALL = 64  # pixels: images up to this size are kept in memory
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DataName:
+    """What a data set is called in files; where a folder lies is not said."""
+
+    name: str
+    folder: bool = False  # of the user's; else a name that `find_data` knows
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Part:
 class ImageData:
     """A data set, cut."""
 
-    name: str
+    name: DataName
     classes: tuple[str, ...]
     fit: Part
     held_out: Part
@@ -95,7 +101,7 @@ class ImageData:
 class Source:
     """A data set as it was found, not yet cut or decoded."""
 
-    title: str
+    name: DataName
     classes: tuple[str, ...]
     train: Part
     test: Part | None
@@ -116,18 +122,17 @@ def cut_data(
     preprocessing: Preprocessing | None = None,  # None: measured where small, else ImageNet's
     size: int | None = None,  # pixels, where `preprocessing` does not say
     fitting: bool = True,  # False leaves the images to fit on undecoded
-    track: Track = untracked,
 ) -> ImageData:
     """Cut the training images into fit and held-out; small ones are decoded into memory."""
     if not 0 < held_out < 1:
-        raise PgnasError(f"held-out share {held_out} is not between 0 and 1; usual: 0.2")
+        raise PgnasError(f"`held_out` {held_out:g} is out of range; possible: above 0 and below 1")
     share = min(held_out, HELD_OUT_MOST / len(source.train))
     fit, rest = cut_part(source.train, seed, share, source.classes)
     wanted = size if preprocessing is None else preprocessing.size
     in_memory = source.small is not None and wanted in (None, source.small)
     if in_memory:
-        rest = _in_memory(rest, track)
-        fit = _in_memory(fit, track) if fitting else fit
+        rest = _in_memory(rest)
+        fit = _in_memory(fit) if fitting else fit
     if preprocessing is None:
         if in_memory:
             preprocessing = _measured(fit)
@@ -139,11 +144,11 @@ def cut_data(
     ):
         channels, height, width = source.train.pixels.shape[1:]
         raise PgnasError(
-            f"'{source.title}' has images of {width}x{height} pixels and {channels} channel(s);"
-            f" they are not resized to {preprocessing.size}, leave --img-size out"
+            f"'{source.name}' has images of {width}x{height} pixels and {channels} channel(s);"
+            f" they are not resized to {preprocessing.size}, leave out `img_size`"
         )
     return ImageData(
-        source.title, source.classes, fit, rest, source.test, preprocessing, source.mirror
+        source.name, source.classes, fit, rest, source.test, preprocessing, source.mirror
     )
 
 
@@ -180,7 +185,7 @@ def _open_at(
     return inner(chosen[index])
 
 
-def _in_memory(part: Part, track: Track) -> Part:
+def _in_memory(part: Part) -> Part:
     if part.pixels is not None:
         return part
     opener = part.open
@@ -192,7 +197,7 @@ def _in_memory(part: Part, track: Track) -> Part:
         if image.shape != first.shape:
             raise PgnasError(
                 f"image '{part.keys[index]}' is {image.shape[2]}x{image.shape[1]}, the others"
-                f" {first.shape[2]}x{first.shape[1]}; give --img-size to resize all"
+                f" {first.shape[2]}x{first.shape[1]}; give `img_size` to resize all"
             )
         pixels[index] = image
     return Part(part.labels, part.keys, pixels)

@@ -13,8 +13,8 @@ from timm.data import create_dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import PgnasError
-from ..progress import Track, untracked
-from .dataset import FOLDER, SMALL, ImageData, Part, Preprocessing, Source, cut_data, cut_part
+from ..progress import track
+from .dataset import SMALL, DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
 
 TEST_FOLDERS = ("test", "val", "validation", "valid")
 
@@ -24,17 +24,16 @@ def find_data(
     *,
     root: Path = Path("data"),  # where timm's named data sets live
     skip_corrupt: bool = False,
-    track: Track = untracked,
 ) -> Source:
     """Look a data set up: its classes, its images, and whether they are small.
 
     Raises PgnasError where the folder is not as it should be, with what was looked for.
     """
-    title, test = name, None
+    called, test = DataName(name), None
     if name == "digits":
         classes, train, test = _digits()
     elif Path(name).is_dir():
-        title = FOLDER + Path(name).resolve().name
+        called = DataName(Path(name).resolve().name, folder=True)
         classes, train, test = _folder(Path(name))
     elif name.split("/")[0] in _TIMM_SOURCES and "/" in name:
         classes, train, test = _timm_named(name, root)
@@ -46,9 +45,9 @@ def find_data(
     if len(classes) < 2:
         raise PgnasError(f"'{name}' has one class ('{classes[0]}'); at least two are needed")
     if skip_corrupt:
-        train = _readable(train, track)
-        test = None if test is None else _readable(test, track)
-    return Source(title, classes, train, test, _small_size(train), mirror=name != "digits")
+        train = _readable(train)
+        test = None if test is None else _readable(test)
+    return Source(called, classes, train, test, _small_size(train), mirror=name != "digits")
 
 
 def open_data(
@@ -61,13 +60,12 @@ def open_data(
     skip_corrupt: bool = False,
     preprocessing: Preprocessing | None = None,
     fitting: bool = True,
-    track: Track = untracked,
 ) -> ImageData:
     """`find_data` and `cut_data` in one."""
-    source = find_data(name, root=root, skip_corrupt=skip_corrupt, track=track)
+    source = find_data(name, root=root, skip_corrupt=skip_corrupt)
     return cut_data(
         source, seed=seed, held_out=held_out, preprocessing=preprocessing, size=size,
-        fitting=fitting, track=track,
+        fitting=fitting,
     )  # fmt: skip
 
 
@@ -136,7 +134,7 @@ def _open_file(paths: tuple[Path, ...], index: int) -> Image.Image:
                 return _eight_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PgnasError(
-            f"'{path}' does not decode ({error}); remove it or add --skip-corrupt"
+            f"'{path}' does not decode ({error}); remove it or add `skip_corrupt`"
         ) from None
 
 
@@ -164,7 +162,7 @@ def _timm_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part]:
             raise PgnasError(
                 f"timm cannot open data set '{name}' ({split}) below '{root}':"
                 f" {' '.join(str(error).split())};"
-                " --data-root says where data sets live"
+                " `data_root` says where data sets live"
             ) from None
         keys = tuple(f"{split}-{i:07d}" for i in range(len(labels)))
         parts.append(Part(torch.tensor(labels), keys, open=partial(_open_item, source)))
@@ -206,7 +204,7 @@ def _small_size(part: Part, looked_at: int = 64) -> int | None:
     return None
 
 
-def _readable(part: Part, track: Track) -> Part:
+def _readable(part: Part) -> Part:
     if part.open is None:
         return part
     good = []

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,35 +18,26 @@ from torch import Tensor, nn
 from ..errors import PgnasError
 from ..gates import masked
 from ..run import Run, newest_run
-from ..run.posterior import Subject
+from ..run.posterior import SupernetSpec
 from ..seeds import generator
-from ..sizes import Sizes
+from ..sizes import count, parameter_count, whole_macs
 from ..slimming import Cut, Layout, arranged, plan, reshape_, slim, ungated_copy, wire
-from ..storage import (
-    checked,
-    file_digest,
-    from_json,
-    read_tensors,
-    to_json,
-    versioned,
-    write_tensors,
-)
+from ..storage import file_digest, from_json, to_json
+from ..tensors import checked, read_tensors, versioned, write_tensors
 
 NETWORK = "pgnas.network/1"
-
 TOLERANCE = 1e-4  # of the largest logit: masked and slim network must agree to this
-
 FINGERPRINT_TOLERANCE = 1e-3  # of the largest logit: other machines round otherwise
 
 
 @dataclass(frozen=True)
-class Slim:
+class NetworkInfo:
     """What an exported file says about its network."""
 
-    subject: Subject
+    supernet: SupernetSpec
     cuts: dict[str, Cut]
     candidate: str  # id of the candidate, "whole" or "twin"
-    layout: Layout  # of an ONNX file; a safetensors file is "small" and takes either on loading
+    chosen: str  # as what it was exported: "best", "id", "twin" or "whole"
     params: int
     paper_params: int
     macs: int
@@ -54,10 +46,10 @@ class Slim:
     held_out_errors: int
     held_out_images: int
     made_from: str  # sha256 of the posterior's file
-    finetuned_epochs: int = 0  # after it was cut out
-    chosen: str = ""  # "best", "smallest", "twin", "whole", or "id"
+    held_out_digest: str  # of the images that were held out
     fixed_drop: float | None = None  # the rate that the fit held all gates at; 0: no gates
-    held_out_digest: str = ""  # of the images that were held out
+    finetuned_epochs: int = 0  # after it was cut out
+    layout: Layout = "small"  # of an ONNX file; a safetensors file takes either on loading
 
 
 def fixed_input(input_shape: tuple[int, int, int]) -> Tensor:
@@ -106,32 +98,32 @@ def checked_slim(
     return smaller
 
 
-def write_network(path: Path, smaller: nn.Module, about: Slim) -> None:
+def write_network(path: Path, smaller: nn.Module, about: NetworkInfo) -> None:
     """Store a slim network in layout "small"."""
     smaller = smaller.cpu()
     with torch.no_grad():
-        fingerprint = smaller(fixed_input(about.subject.preprocessing.input_shape))
+        fingerprint = smaller(fixed_input(about.supernet.preprocessing.input_shape))
     tensors = {f"network.{k}": v for k, v in smaller.state_dict().items()}
     write_tensors(path, NETWORK, {**tensors, "fingerprint": fingerprint}, to_json(about))
 
 
-def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Slim]:
+def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, NetworkInfo]:
     """Rebuild an exported network from its file alone.
 
     Raises PgnasError where the file is damaged or computes something else than when written.
     """
     tensors, content = read_tensors(path, NETWORK)
     fields = {k: v for k, v in content.items() if k not in versioned(NETWORK)}
-    about = from_json(Slim, fields, path)
+    about = from_json(NetworkInfo, fields, path)
     fingerprint = tensors.pop("fingerprint", None)
     state = {k.removeprefix("network."): v for k, v in tensors.items()}
-    network = reshape_(ungated_copy(about.subject.network()), _sane(about.cuts, state, path))
+    network = reshape_(ungated_copy(about.supernet.network()), _sane(about.cuts, state, path))
     checked(state, network.state_dict(), path)
     _check_positions(network, state, path)
     network.load_state_dict(state)
     network.eval()
     with torch.no_grad():
-        logits = network(fixed_input(about.subject.preprocessing.input_shape))
+        logits = network(fixed_input(about.supernet.preprocessing.input_shape))
     if fingerprint is None or fingerprint.shape != logits.shape:
         raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
     scale = float(fingerprint.abs().max()) or 1.0
@@ -172,58 +164,35 @@ def load(path: str | Path, layout: Layout = "small") -> nn.Module:
     return read_network(Path(path), layout)[0]
 
 
-def slim_record(
-    subject: Subject,
-    network: nn.Module,
-    keep: Tensor,
-    candidate: str,
-    sizes: Sizes,  # of this one candidate
-    whole: tuple[int, int],  # parameters and multiply-adds of the whole network
-    held_out: tuple[int, int],  # errors, images
-    made_from: str,
-    *,
-    layout: Layout = "small",
-    round_to: int = 1,
-    chosen: str = "id",
-    fixed_drop: float | None = None,
-    held_out_digest: str = "",
-) -> Slim:
-    """What the file will say about the candidate `keep`."""
-    return Slim(
-        subject=subject,
-        cuts=plan(network, wire(network, keep[None], round_to=round_to)),
-        candidate=candidate,
-        layout=layout,
-        params=int(sizes.params[0]),
-        paper_params=int(sizes.paper_params[0]),
-        macs=int(sizes.macs[0]),
-        whole_params=whole[0],
-        whole_macs=whole[1],
-        held_out_errors=held_out[0],
-        held_out_images=held_out[1],
-        made_from=made_from,
-        chosen=chosen,
-        fixed_drop=fixed_drop,
-        held_out_digest=held_out_digest,
-    )
+def size_fields(network: nn.Module, keep: Tensor, round_to: int = 1) -> dict[str, Any]:
+    """The fields of NetworkInfo that say how the candidate `keep`, bool (gates,), is cut."""
+    sizes = count(network, keep[None], round_to=round_to)
+    return {
+        "cuts": plan(network, wire(network, keep[None], round_to=round_to)),
+        "params": int(sizes.params[0]),
+        "paper_params": int(sizes.paper_params[0]),
+        "macs": int(sizes.macs[0]),
+        "whole_params": parameter_count(network),
+        "whole_macs": whole_macs(network),
+    }
 
 
-def origin(networks: Sequence[tuple[Path, Slim]], named: Path | None) -> Run | None:
-    """The run that one of these files came from: the named one, one beside them, or the newest.
+def origin(files: Sequence[Path], made_from: set[str], named: Run | None) -> Run | None:
+    """The run that one of `files` came from: the named one, one beside them, or the newest.
 
-    Raises PgnasError where a run is named and is not it.
+    `made_from` holds the digests of their posteriors. Raises PgnasError where a run is named and is
+    not it.
     """
-    sources = {about.made_from for _, about in networks}
-    folders = [named] if named else [path.parent for path, _ in networks]
+    runs = [named] if named else [Run(path.parent) for path in files]
     if named is None:
         with contextlib.suppress(PgnasError):
-            folders.append(newest_run(fitted=True).folder)
-    for folder in dict.fromkeys(folders):
-        run = Run(folder)
-        if run.posterior.exists() and file_digest(run.posterior) in sources:
+            runs.append(newest_run(fitted=True))
+    for run in dict.fromkeys(runs):
+        if run.posterior.exists() and file_digest(run.posterior) in made_from:
             return run
     if named is not None:
         raise PgnasError(
-            f"'{named}' is not the run that these networks came from; leave --run out, or name it"
+            f"'{named.folder}' is not the run that these networks came from; leave `run` out, or"
+            " name it"
         )
     return None

@@ -1,7 +1,7 @@
 """ONNX files, checked by running them.
 
-Exporters have written wrong files without a word, so the file is run by ONNX Runtime on real
-held-out images at batch 1 and 8 and compared with the network; one that differs does not stay.
+Exporters have written wrong files without a warning, so the file is run by ONNX Runtime on real
+held-out images at batch 1 and 8 and compared with the network; one that differs is not written.
 """
 
 import io
@@ -9,9 +9,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,66 +17,38 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..storage import from_json, parsed, to_json, versioned, write_with
-from .network import NETWORK, Slim
+from ..storage import from_json, to_json
+from ..tensors import parsed, versioned
+from .network import NETWORK, NetworkInfo
 
 TOLERANCE = 1e-4  # of the largest logit
-
 BATCHES = (1, 8)
+OPSETS = (18, 23)  # that torch's exporter can write
 
-OPSETS = (11, 23)  # that one of torch's exporters can write
 
+def onnx_content(
+    path: Path, network: nn.Module, images: Tensor, about: NetworkInfo, *, opset: int
+) -> bytes:
+    """`network` as an ONNX file with a dynamic batch; `images` are real ones, float (images, ...).
 
-def write_onnx(path: Path, network: nn.Module, images: Tensor, about: Slim, *, opset: int) -> None:
-    """Store `network` with a dynamic batch; `images` are real ones, float (images, ...).
-
-    Raises PgnasError where a package is missing, the exporters fail, or a file's logits differ
-    from the network's, with how much.
+    Raises PgnasError, naming the `path` that is not written, where a package is missing, the
+    exporter fails, or the file's logits differ from the network's, with how much.
     """
-    _packages()
     network = network.cpu().eval()
     images = images.detach().cpu().contiguous()
-    failures = []
-    for plain, failure in _attempts(network, images, opset):
-        if plain is None:
-            failures.append(failure)
-            continue
-        try:
-            content = _described(plain, about)
-            difference = _difference(network, images, content)
-        except Exception as error:  # the runtime raises many kinds
-            failures.append(f"{failure}: {_one_line(error)}")
-            continue
-        if difference <= TOLERANCE:
-            write_with(path, partial(_store, content))
-            return
-        failures.append(f"{failure}: logits differ by {difference:.1e} of the largest")
-    raise PgnasError(f"'{path}' was not written: {'; '.join(failures)}; try another --opset")
-
-
-def _store(content: bytes, part: Path) -> None:
-    part.write_bytes(content)
-
-
-def in_onnx(network: nn.Module, images: Tensor) -> bytes:
-    """`network` as an ONNX file in memory, not checked: for comparing times."""
-    _packages()
-    for content, _ in _attempts(network.cpu().eval(), images, 18):
-        if content is not None:
-            return content
-    raise PgnasError(f"{type(network).__name__} cannot be written as ONNX by torch's exporters")
-
-
-def _attempts(network: nn.Module, images: Tensor, opset: int) -> Iterator[tuple[bytes | None, str]]:
-    """What each of torch's exporters makes of it, or why nothing; and the exporter's name."""
-    for modern in (True, False):
-        if not (18 if modern else 7) <= opset <= (23 if modern else 20):
-            continue  # the older exporter prints what it fails on
-        name = "torch.export's exporter" if modern else "the TorchScript exporter"
-        try:
-            yield _exported(network, images, opset, modern=modern), name
-        except Exception as error:  # exporters raise many kinds
-            yield None, f"{name}: {_one_line(error)}"
+    try:
+        content = _described(in_onnx(network, images, opset), about)
+        difference = _difference(network, images, content)
+    except PgnasError:
+        raise
+    except Exception as error:  # exporter and runtime raise many kinds
+        raise PgnasError(f"'{path}' was not written: {_one_line(error)}") from None
+    if not difference <= TOLERANCE:
+        raise PgnasError(
+            f"'{path}' was not written: its logits differ by {difference:.1e} of the largest"
+            f" (allowed {TOLERANCE:.0e}), please report this"
+        )
+    return content
 
 
 def _one_line(error: Exception) -> str:
@@ -97,31 +67,31 @@ def _packages() -> Any:
     return onnxruntime
 
 
-def _exported(network: nn.Module, images: Tensor, opset: int, *, modern: bool) -> bytes:
-    options: dict[str, Any] = {"dynamic_axes": {"images": {0: "batch"}, "logits": {0: "batch"}}}
-    if modern:
-        options = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "external_data": False}
+def in_onnx(network: nn.Module, images: Tensor, opset: int = OPSETS[0]) -> bytes:
+    """`network` as an ONNX file in memory, not checked."""
+    _packages()
     with (
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
         redirect_stdout(io.StringIO()),
     ):
-        warnings.simplefilter("ignore")  # the exporters' remarks on their own internals
+        warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
         target = Path(folder) / "network.onnx"
         torch.onnx.export(
-            network, (images[:2],), target, dynamo=modern, opset_version=opset,
-            input_names=["images"], output_names=["logits"], verbose=False, **options,
+            network, (images[:2],), target, dynamo=True, opset_version=opset, external_data=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["images"],
+            output_names=["logits"], verbose=False,
         )  # fmt: skip
         content = target.read_bytes()
     import onnx
 
     found = onnx.load_from_string(content).opset_import[0].version
     if found != opset:
-        raise PgnasError(f"it gives opset {found}, not {opset}")
+        raise PgnasError(f"torch's exporter gives opset {found}, not {opset}")
     return content
 
 
-def _described(content: bytes, about: Slim) -> bytes:
+def _described(content: bytes, about: NetworkInfo) -> bytes:
     """The same file with what it is about in its metadata, as in a safetensors file."""
     import onnx
 
@@ -163,8 +133,8 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(self.session.run(None, given)[0])
 
 
-def read_onnx(path: Path) -> tuple[nn.Module, Slim]:
-    """An ONNX file that `write_onnx` wrote, ready to run, and what it is about."""
+def read_onnx(path: Path) -> tuple[nn.Module, NetworkInfo]:
+    """An ONNX file that `export` wrote, ready to run, and what it is about."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -174,8 +144,9 @@ def read_onnx(path: Path) -> tuple[nn.Module, Slim]:
     except PgnasError:
         raise
     except Exception as error:  # ONNX Runtime raises kinds of its own
-        cause = " ".join(str(error).split())[:200]
-        raise PgnasError(f"'{path}' is no ONNX file that ONNX Runtime takes ({cause})") from None
+        raise PgnasError(
+            f"'{path}' is not an ONNX file that ONNX Runtime takes ({_one_line(error)})"
+        ) from None
     text = network.session.get_modelmeta().custom_metadata_map.get("pgnas")
     fields = {k: v for k, v in parsed(path, text, NETWORK).items() if k not in versioned(NETWORK)}
-    return network.eval(), from_json(Slim, fields, path)
+    return network.eval(), from_json(NetworkInfo, fields, path)

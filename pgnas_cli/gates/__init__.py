@@ -2,7 +2,7 @@
 
 from .layers import Gated, hard_keep, logistic_noise, relaxed_keep
 from .placement import followers, gateable, segments
-from .prior import auto_l2, kl, objective_images
+from .prior import Prior, kl
 from .supernet import (
     LayerGates,
     draw,
@@ -13,5 +13,6 @@ from .supernet import (
     masked,
     one_candidate,
     opened,
+    per_gate,
     relaxed,
 )

@@ -1,5 +1,6 @@
 """Divergence of the posterior from its prior (Eq. 15): what kept weights pay, less the entropy."""
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -12,17 +13,39 @@ from .supernet import gates
 SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
 
 
-def auto_l2(weight_decay: float, initial_drop: float, kl_images: float) -> float:
-    """The prior strength whose pull on a weight at the start equals `weight_decay`.
+@dataclass(frozen=True)
+class Prior:
+    """The prior on kernel slices, as the objective needs it (Eq. 15)."""
 
-    The gradient of l2 (1-p) w^2 / N is 2 l2 (1-p) w / N.
-    """
-    return weight_decay * kl_images / (2 * (1 - initial_drop))
+    l2: float  # the paper's prior strength (Table 4), in the released convention (c = 1)
+    images: float  # N
+    constant: bool = False  # the l2 term does not know p: the ablation of Table 2
 
+    @staticmethod
+    def named(
+        *,
+        l2: float | None,  # None: the strength that pulls like `weight_decay` at the start
+        weight_decay: float,
+        initial_drop: float,
+        kl_images: float | None,  # N; None: 10 x `images`, but not below the paper's
+        images: int,  # training images
+        constant: bool = False,
+    ) -> "Prior":
+        """The prior that the fields of a recipe name.
 
-def objective_images(kl_images: float | None, images: int) -> float:
-    """N of Eq. 15: `kl_images`, else 10 x the images fitted, but not below the paper's."""
-    return kl_images or max(10 * images, SMALLEST_N)
+        The gradient of l2 (1-p) w^2 / N is 2 l2 (1-p) w / N.
+        """
+        n = kl_images or max(10 * images, SMALLEST_N)
+        auto = weight_decay * n / (2 * (1 - initial_drop))
+        return Prior(auto if l2 is None else l2, n, constant)
+
+    def weight_decay(self, drop_probability: float = 0.0) -> float:
+        """The weight decay that pulls as this prior does, on a weight dropped with p."""
+        return 2 * self.l2 * (1 - drop_probability) / self.images
+
+    def divergence(self, network: nn.Module) -> Tensor:  # (), nats per image
+        """The prior's part of the loss."""
+        return kl(network, l2=self.l2, images=self.images, constant=self.constant)
 
 
 def bernoulli_entropy(drop_logit: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """TODO gates/supernet"""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -198,12 +198,12 @@ def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
             layer.keep = before[name]
 
 
-def opened(network: nn.Module) -> Any:
+def opened(network: nn.Module) -> AbstractContextManager[None]:
     """Context: all gates open, the whole network."""
     return _kept(network, None)
 
 
-def masked(network: nn.Module, keep: Tensor) -> Any:
+def masked(network: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
     """Context: hard gates; `keep` is bool (gates,), or (batch, gates) with a row per image."""
     for row in [keep] if not isinstance(keep, Tensor) or keep.dim() != 2 else keep[:1]:
         one_candidate(network, row)
@@ -212,7 +212,7 @@ def masked(network: nn.Module, keep: Tensor) -> Any:
 
 def relaxed(
     network: nn.Module, *, batch: int, generator: torch.Generator, temperature: float
-) -> Any:
+) -> AbstractContextManager[None]:
     """Context: relaxed gates, one draw per image and gate (Eq. 16), differentiable in p."""
     bank = gates(network)
     noise = logistic_noise((batch, bank.count), generator=generator)
@@ -226,17 +226,24 @@ def drop_probabilities(network: nn.Module) -> Tensor:
     return torch.sigmoid(gates(network).drop_logit.detach())
 
 
+def per_gate(network: nn.Module, values: Tensor) -> Tensor:
+    """`values` (groups,) repeated for each gate of its group, (gates,), on their device."""
+    return values[gates(network).group.to(values.device)]
+
+
 def draw(
     network: nn.Module,
     *,
     generator: torch.Generator,
-    drop_probability: Tensor | None = None,  # (groups,); None: the learned ones
+    drop_probability: Tensor | float | None = None,  # (groups,), or one for all; None: learned
 ) -> Tensor:  # bool (gates,), True stays
-    """One candidate of the posterior."""
+    """One candidate of the posterior, or of other drop probabilities."""
+    groups = len(gates(network).groups)
     if drop_probability is None:
         drop_probability = drop_probabilities(network)
-    groups = len(gates(network).groups)
+    elif isinstance(drop_probability, int | float):
+        drop_probability = torch.full((groups,), float(drop_probability))
     sane = isinstance(drop_probability, Tensor) and drop_probability.shape == (groups,)
     if not sane or not bool(((drop_probability >= 0) & (drop_probability <= 1)).all()):
-        raise PgnasError(f"drop_probability is a tensor ({groups},) of numbers from 0 to 1")
-    return hard_keep(drop_probability.cpu()[gates(network).group.cpu()], generator=generator)
+        raise PgnasError(f"`drop_probability` is a number, or a tensor ({groups},), from 0 to 1")
+    return hard_keep(per_gate(network, drop_probability.cpu()), generator=generator)

@@ -68,7 +68,7 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise PgnasError(
             f"{type(network).__name__} does not take images of {input_shape[1]}x{input_shape[2]}"
-            f" pixels with {input_shape[0]} channels ({_one_line(error)}); try another --img-size"
+            f" pixels with {input_shape[0]} channels ({_one_line(error)}); try another `img_size`"
         ) from None
     try:
         program, seen = _traced(network, image)
@@ -109,13 +109,13 @@ def _one_line(error: Exception) -> str:
 
 def _traced(network: nn.Module, image: Tensor) -> tuple[fx.Graph, _Watch]:
     """The program and what a run of it showed; layers inside what timm wants whole are opened."""
-    kept_whole = tuple(get_notrace_modules())
+    not_prunable = tuple(get_notrace_modules())
     hiding = {
         type(m)
         for m in network.modules()
-        if isinstance(m, kept_whole) and any(isinstance(c, nn.Conv2d) for c in m.children())
+        if isinstance(m, not_prunable) and any(isinstance(c, nn.Conv2d) for c in m.children())
     }
-    attempts = [tuple(set(kept_whole) - hiding), kept_whole] if hiding else [kept_whole]
+    attempts = [tuple(set(not_prunable) - hiding), not_prunable] if hiding else [not_prunable]
     for attempt in attempts:
         tracer = _Tracer(attempt)
         try:

@@ -1,17 +1,14 @@
 """Rank candidates on held-out images: the exact race, and the statistics of its result."""
 
-from .evaluator import Progress, Ranking, held_out_judge, rank
-from .leaderboard import (
-    SHOWN,
-    Board,
-    Ranked,
-    board_of,
-    judges_of,
-    rank_again,
-    rank_stage,
-    read_ranking,
-    smallest_within_noise,
-)
-from .recalibration import Recalibration
+from .evaluator import Evaluator, finished, held_out_evaluator, races
+from .leaderboard import SHOWN, Leaderboard, leaderboard_of, rank, rank_again, read_ranking
+from .race import Race
 from .statistics import interval, paired_p
-from .summary import RANKING_HEADINGS, board_lines, ranked_lines, ranking_json, ranking_rows
+from .summary import (
+    RANKING_HEADINGS,
+    certainty_lines,
+    coverage_line,
+    ranking_json,
+    ranking_rows,
+    ranking_title,
+)

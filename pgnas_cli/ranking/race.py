@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 PILOTS = 16  # candidates that see every image first: they say which images are hard
-
 ROUNDS_AHEAD = 4  # rounds in which the likeliest candidates are finished early
 
 
@@ -144,48 +143,6 @@ def next_walks(race: Race, turn: int, fill: int) -> tuple[Tensor, Tensor]:
     if spare > 0 and len(ids):
         steps = torch.minimum(steps + spare // len(ids), left)
     return ids, steps
-
-
-def smallest_passing(
-    race: Race,
-    judge: Callable[[Tensor, Tensor], Tensor],  # (candidates, images) -> wrong, bool (pairs,)
-    passes: Callable[[int], bool],  # of a finished candidate
-    most: int,  # errors; with more of them no candidate passes
-    *,
-    fill: int = 1,
-    told: Callable[[int], None] = lambda _: None,  # number of pairs, after each forward
-) -> int:
-    """The candidate first by (parameters, id) that passes; the best one of the race must.
-
-    Exact: every smaller one has been seen to fail, or to err more than `most` times.
-    """
-    known: dict[int, bool] = {}
-    by_size = race.place.argsort()
-    while True:
-        may: list[int] = by_size[race.errors[by_size] <= most].tolist()
-        finished = race.finished.tolist()
-        waiting: list[int] = []
-        for candidate in may:
-            if not finished[candidate]:
-                waiting.append(candidate)
-                if len(waiting) == fill:
-                    break
-                continue
-            if candidate not in known:
-                known[candidate] = passes(candidate)
-            if known[candidate]:
-                break
-        else:
-            assert waiting, "the best of a race passes"
-        if not waiting:
-            return candidate
-        ids = torch.tensor(waiting)
-        left = len(race.order) - race.seen[ids]
-        steps = torch.minimum(most + 1 - race.errors[ids], left)
-        candidates, images = pairs_of(race, ids, steps)
-        for some, shown in zip(candidates.split(fill), images.split(fill), strict=True):
-            advance(race, some, shown, judge(some, shown))
-            told(len(some))
 
 
 def _likeliest(race: Race, ids: Tensor) -> Tensor:

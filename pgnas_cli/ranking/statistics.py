@@ -15,8 +15,6 @@ from .race import places
 
 RESAMPLES = 1000
 
-LEVEL = 0.05  # below this p a difference is no noise
-
 
 @dataclass(frozen=True)
 class Confidence:
@@ -42,19 +40,6 @@ def paired_p(first: Tensor, second: Tensor) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
-
-
-def most_errors_within_noise(errors: int, images: int) -> int:
-    """No candidate with more errors than this can pass `paired_p` >= `LEVEL` against `errors`.
-
-    At d errors more, p is largest where as many images as possible are wrong for one alone: all
-    `errors` of the one, d + `errors` of the other, if there are as many.
-    """
-    for more in range(1, images - errors + 1):  # p falls with every one
-        alone = min(errors, images - errors - more)
-        if float(binomtest(alone, 2 * alone + more).pvalue) < LEVEL:
-            return errors + more - 1
-    return images
 
 
 def expected_error(best: int, unselected: Tensor) -> float:

@@ -1,101 +1,109 @@
 """A ranking in rows and sentences, and as JSON."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from ..units import clock, large, percent
+from ..units import large, percent
+from .leaderboard import Leaderboard
 from .statistics import interval
 
-if TYPE_CHECKING:
-    from .leaderboard import Board, Ranked
-
-RANKING_HEADINGS = ("rank", "id", "error", "95 %", "p", "parameters", "multiply-adds")
+RANKING_HEADINGS = ("rank", "id", "error", "95 %", "p", "parameters", "MACs")
 
 
-def ranking_rows(board: "Board", top: int) -> list[list[str]]:
-    """The cells of the first `top` candidates under `RANKING_HEADINGS`."""
-    ranking, sure = board.ranking, board.confidence
+def ranking_title(board: Leaderboard) -> str:
+    budget = board.candidates.budget
+    within = "" if budget is None else f" within {budget}"
+    return f"best of {len(board.errors)} candidates{within} on {board.images} held-out images"
+
+
+def ranking_entries(board: Leaderboard, top: int) -> list[dict[str, Any]]:
+    """The first `top` candidates: what each is and what it did.
+
+    "p_against_first" is there for rows whose order was tested.
+    """
+    sizes, tested = board.candidates.sizes, board.confidence.p_values
     rows = []
-    for place, index in enumerate(ranking.order[:top].tolist()):
-        errors = int(ranking.errors[index])
-        low, high = interval(errors, ranking.images)
-        tested = 0 < place < len(sure.p_values)
+    for place, index in enumerate(board.order[:top].tolist()):
+        errors = int(board.errors[index])
+        row: dict[str, Any] = {
+            "id": index, "errors": errors, "images": board.images,
+            "error": errors / board.images, "interval": interval(errors, board.images),
+            "params": int(sizes.params[index]), "macs": int(sizes.macs[index]),
+        }  # fmt: skip
+        if place < len(tested):
+            row["p_against_first"] = tested[place]
+        rows.append(row)
+    return rows
+
+
+def ranking_rows(board: Leaderboard, top: int) -> list[list[str]]:
+    """The cells of the first `top` candidates under `RANKING_HEADINGS`."""
+    rows = []
+    for place, entry in enumerate(ranking_entries(board, top)):
+        low, high = entry["interval"]
+        p = entry.get("p_against_first") if place else None
         rows.append([
-            str(place + 1), str(board.first + index), percent(errors / ranking.images),
-            f"{100 * low:.1f}-{100 * high:.1f}",
-            f"{sure.p_values[place]:.3f}" if tested else "",
-            large(int(ranking.sizes.params[index])), large(int(ranking.sizes.macs[index])),
+            str(place + 1), str(entry["id"]), percent(entry["error"]),
+            f"{100 * low:.1f}-{100 * high:.1f}", "" if p is None else f"{p:.3f}",
+            large(entry["params"]), large(entry["macs"]),
         ])  # fmt: skip
     return rows
 
 
-def board_lines(board: "Board") -> list[str]:
-    """How sure the order is."""
-    ranking, sure = board.ranking, board.confidence
+def certainty_lines(board: Leaderboard) -> list[str]:
+    """How certain the order is."""
+    sure = board.confidence
     lines = [
-        f"the first has {percent(board.best_error)}, chosen for it among {len(ranking.errors)}:"
-        f" expect {percent(board.expected_error)} on other images",
-        "95 %: for a candidate picked before the ranking; these were picked by it",
+        f"winner: {percent(board.best_error)} held-out error, selected from {len(board.errors)};"
+        f" corrected for selection: {percent(board.expected_error)}",
+        "note: the 95 % intervals ignore that these candidates were selected for low error",
     ]
     if len(sure.p_values) < 2:
         return lines
     return [
         *lines,
         "p: exact McNemar test against the first, on the same images",
-        f"among these {len(sure.p_values)}, on as many other images, the first stays first with"
-        f" {percent(sure.first_again)}",
+        f"of these {len(sure.p_values)}, on as many other images, the first stays first with"
+        f" probability {percent(sure.first_again)}",
         f"  at most, and all keep their order with {percent(sure.order_again)}",
     ]
 
 
-def ranked_lines(ranked: "Ranked") -> list[str]:
-    """What the order rests on."""
-    rankings = [board.ranking for board in ranked.boards]
-    undecided = sum(len(ranking.running) for ranking in rankings)
-    if undecided or ranked.waiting:
-        more = f", {ranked.waiting} budgets have not begun" if ranked.waiting else ""
-        return [f"stopped early: {undecided} candidates might still be better{more}"]
-    pairs = sum(ranking.pairs for ranking in rankings)
-    every = sum(len(ranking.errors) * ranking.images for ranking in rankings)
-    return [
-        f"exact, from {percent(pairs / every)} of all pairs of candidate and image; took"
-        f" {clock(ranked.seconds)}"
-    ]
-
-
-def ranking_json(ranked: "Ranked", top: int) -> dict[str, Any]:
-    """The first `top` candidates, how sure their order is, and what the ranking took.
-
-    Where there are several budgets, one such object for each, under "boards".
-    """
-    boards = [_board_json(board, top) for board in ranked.boards]
-    found = {"seconds": ranked.seconds, "waiting": ranked.waiting}
+def coverage_line(boards: Sequence[Leaderboard], waiting: int, duration: str) -> str:
+    """What the order rests on; `waiting` budgets have not been begun."""
+    undecided = sum(board.undecided for board in boards)
+    if undecided or waiting:
+        more = f"; {waiting} budgets have not been ranked" if waiting else ""
+        return f"stopped early: {undecided} candidates might still be better{more}"
+    pairs = sum(board.pairs for board in boards)
+    every = sum(len(board.errors) * board.images for board in boards)
     return (
-        {**boards[0], **found} if ranked.boards[0].budget is None else {"boards": boards, **found}
+        f"exact; evaluated {percent(pairs / every)} of all (candidate, image) pairs in {duration}"
     )
 
 
-def _board_json(board: "Board", top: int) -> dict[str, Any]:
-    ranking, sure = board.ranking, board.confidence
-    count, images = len(ranking.errors), ranking.images
-    rows = []
-    for place, index in enumerate(ranking.order[:top].tolist()):
-        errors = int(ranking.errors[index])
-        row: dict[str, Any] = {
-            "id": board.first + index, "errors": errors, "images": images,
-            "error": errors / images, "interval": interval(errors, images),
-            "params": int(ranking.sizes.params[index]), "macs": int(ranking.sizes.macs[index]),
-        }  # fmt: skip
-        if place < len(sure.p_values):
-            row["p_against_first"] = sure.p_values[place]
-        rows.append(row)
-    found: dict[str, Any] = {} if board.budget is None else {"budget": vars(board.budget)}
+def ranking_json(
+    boards: Sequence[Leaderboard], top: int, *, waiting: int, seconds: float
+) -> dict[str, Any]:
+    """The first `top` candidates, how certain their order is, and what the ranking took.
+
+    Where candidates were drawn for several budgets, one such object for each, under "boards".
+    """
+    found = [_board_json(board, top) for board in boards]
+    rest = {"seconds": seconds, "waiting": waiting}
+    return {**found[0], **rest} if len(boards) + waiting == 1 else {"boards": found, **rest}
+
+
+def _board_json(board: Leaderboard, top: int) -> dict[str, Any]:
+    count, images, budget = len(board.errors), board.images, board.candidates.budget
+    found: dict[str, Any] = {} if budget is None else {"budget": vars(budget)}
     found |= {
-        "top": rows, "candidates": count,
-        "mean_params": float(ranking.sizes.params.double().mean()),
-        "pairs_evaluated": ranking.pairs, "pairs_total": count * images,
-        "undecided": len(ranking.running), "expected_error": board.expected_error,
-        "first_again": sure.first_again, "order_again": sure.order_again,
+        "top": ranking_entries(board, top), "candidates": count,
+        "mean_params": float(board.candidates.sizes.params.double().mean()),
+        "pairs_evaluated": board.pairs, "pairs_total": count * images,
+        "undecided": board.undecided, "expected_error": board.expected_error,
+        "first_again": board.confidence.first_again, "order_again": board.confidence.order_again,
     }  # fmt: skip
-    if ranking.exhaustive:
-        found["mean_error"] = float(ranking.errors.double().mean()) / images
+    if board.exhaustive:
+        found["mean_error"] = float(board.errors.double().mean()) / images
     return found

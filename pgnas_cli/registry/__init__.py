@@ -1,7 +1,8 @@
 """Super-networks by name.
 
 This face imports no torch, so that names can be listed quickly; what builds networks is imported
-from its file: `registry.build`, `registry.inflate`, `registry.weights`."""
+from its file: `registry.build`, `registry.inflate`, `registry.weights`.
+"""
 
-from .backbone import Backbone, Inflation, Recipe, preset
+from .backbone import Backbone, Inflation, Recipe, Start, preset
 from .lookup import admit, backbone_names

@@ -2,64 +2,122 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PgnasError
+from ..fields import option
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..data import Preprocessing
+
+
+SCHEDULES = ("cosine", "tanh", "multistep", "poly", "none")  # of timm; fixed in advance
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a super-network is fitted; every field can be overridden on the command line."""
+    """How a super-network is trained; every field is an option of `fit`."""
 
-    epochs: int = 30
-    batch_size: int = 64
-    optimizer: str = "nesterov"  # a name of timm.optim
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    schedule: str = "cosine"  # a name of timm.scheduler
-    min_learning_rate: float = 0.0  # at the end of the schedule
-    cycle_epochs: int = 0  # first cycle of a cosine with warm restarts; 0: a single one
-    cycle_factor: float = 2.0  # length of each cycle after the first, in lengths of the one before
-    milestones: tuple[int, ...] = ()  # epochs after which "multistep" divides the rate by ten
-    cutout: int = 0  # pixels of the square that is blanked out (small images only)
-    auxiliary_weight: float = 0.4  # of the loss of an auxiliary head, where there is one
-    weight_decay: float = 5e-4  # of weights without gates; sets l2 where that is None
-    warmup_epochs: float = 1.0  # in which only the weights learn
-    initial_drop: float = 0.1  # drop probability at the start
-    drop_learning_rate: float = 0.05  # Adam on the drop logits
-    temperature: float = 0.2  # of the relaxed draw (Table 5)
-    l2: float | None = None  # prior strength, released convention; None: from weight_decay
-    kl_images: float | None = None  # N of Eq. 15; None: 10 x the images fitted, >= 500,000
-    gates: str = "all"  # which layers carry them: all, hidden, all+operations (supernet.py)
-    operation_cost: float = 0.0  # of a gated operation without weights, in squared weights
-    groups: str = "layer"  # gates with a common p: "layer", "channel", or a number of channels
-    probe: bool = False  # a new head on trained weights starts as a linear probe of them
+    epochs: int = option(30, "Passes over the training images.", least=1, most=10**6)
+    batch_size: int = option(
+        64, "Images in a training step.", least=2, most=10**6, flags=("--batch-size", "-b")
+    )
+    opt: str = option("nesterov", "Optimizer of the weights, a timm name.")
+    lr: float = option(0.1, "Learning rate of the weights.", least=0, most=1e3)
+    momentum: float = option(
+        0.9, "Momentum of the weights' optimizer.", least=0, most=0.9999, advanced=True
+    )
+    sched: str = option(
+        "cosine", "Schedule of the learning rate, a timm name.", choices=SCHEDULES, advanced=True
+    )
+    min_lr: float = option(
+        0.0, "Learning rate at the end of the schedule.", least=0, most=1e3, advanced=True
+    )
+    cycle_epochs: int = option(
+        0, "Length of the first cycle of a cosine with warm restarts; 0: one cycle.", least=0,
+        most=10**6, advanced=True,
+    )  # fmt: skip
+    lr_cycle_mul: float = option(
+        2.0, "Length of each later cycle, in lengths of the one before.", least=1, most=100,
+        advanced=True,
+    )  # fmt: skip
+    decay_milestones: tuple[int, ...] = option(
+        (), "Epochs at which --sched multistep divides the rate by ten, say 30,60.", advanced=True
+    )
+    label_smoothing: float = option(
+        0.0, "Label smoothing of the cross-entropy.", least=0, most=0.99,
+        flags=("--label-smoothing", "--smoothing"), advanced=True,
+    )  # fmt: skip
+    cutout: int = option(
+        0, "Pixels of the square that is blanked out; small images only.", least=0, most=10**4,
+        advanced=True,
+    )  # fmt: skip
+    auxiliary_weight: float = option(
+        0.4, "Weight of the loss of an auxiliary head, where there is one.", least=0, most=1e3,
+        advanced=True,
+    )  # fmt: skip
+    weight_decay: float = option(
+        5e-4, "Weight decay that --l2 auto amounts to at the start; of weights without gates.",
+        least=0, most=1e3,
+    )  # fmt: skip
+    drop_delay_epochs: float = option(
+        1.0, "Epochs in which only the weights learn, not p.", least=0, most=10**6, advanced=True
+    )
+    initial_drop: float = option(
+        0.1, "Drop probability p at the start.", least=1e-6, most=0.999, advanced=True
+    )
+    drop_lr: float = option(
+        0.05, "Learning rate of Adam on the logits of p.", least=0, most=1e3, advanced=True
+    )
+    temperature: float = option(
+        0.2, "Temperature of the relaxed gates (Table 5).", least=1e-3, most=100, advanced=True
+    )
+    l2: float | None = option(
+        None, "Prior strength (Table 4), or auto: from the weight decay.", least=0, most=1e12
+    )
+    kl_images: float | None = option(
+        None, "N of Eq. 15; default: 10 x training images, at least 500000.", least=1, most=1e15,
+        advanced=True,
+    )  # fmt: skip
+    gates: str = option(
+        "all", "all, or hidden: only channels that die with their one consumer; +operations: pools"
+        " and skips too.",
+    )  # fmt: skip
+    operation_cost: float = option(
+        0.0, "Prior cost of a gated pool or skip, in squared weights.", least=0, most=1e12,
+        advanced=True,
+    )  # fmt: skip
+    groups: str = option(
+        "layer", "Gates that share one p: layer, channel, or a number of channels."
+    )
+    probe: bool = option(
+        False, "Start a new head on trained weights as a linear probe of their features."
+    )
     # With a target size only:
-    size_ramp: float = 0.25  # share of the fit after which the expected size is the target
-    freeze: float = 0.4  # share of the fit after which p stays and the weights learn under draws
-    sharpen: float = 8.0  # factor on the drop logits from the end of the ramp to the freeze
+    size_ramp: float = option(
+        0.25, "Share of the fit after which the expected size is the target.", least=0, most=1,
+        advanced=True,
+    )  # fmt: skip
+    freeze: float = option(
+        0.4, "Share of the fit after which p stays, with a target.", least=0.01, most=1,
+        advanced=True,
+    )  # fmt: skip
+    sharpen: float = option(
+        8.0, "Factor that drives p to 0 and 1 before the freeze, with a target.", least=1, most=1e3,
+        advanced=True,
+    )  # fmt: skip
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's gates and objective; optimizer, schedule and epochs stay the backbone's.
     "paper": {
-        "gates": "all", "groups": "layer", "initial_drop": 0.1, "drop_learning_rate": 0.05,
+        "gates": "all", "groups": "layer", "initial_drop": 0.1, "drop_lr": 0.05,
         "temperature": 0.2, "freeze": 1.0, "sharpen": 1.0,
     },
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """How a network wants its images."""
-
-    mean: tuple[float, ...]  # of values scaled to [0, 1], per channel
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    crop: float = 0.875  # share of the resized image that the centre crop keeps
 
 
 @dataclass(frozen=True)
@@ -72,6 +130,15 @@ class Inflation:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where the initial weights of a network come from."""
+
+    pretrained: bool = False  # timm's, downloaded
+    weights: Path | None = None  # a plain state dict in a safetensors file
+    seed: int = 0  # of random ones
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A network, not yet gated, and what belongs to it."""
 
@@ -80,7 +147,7 @@ class Backbone:
     recipe: Recipe = Recipe()
     ungated: tuple[str, ...] = ()  # layers that the author wants without gates
     options: dict[str, Any] = field(default_factory=dict)  # what else rebuilds the same network
-    images: Normalisation | None = None  # None: measured on the data, or ImageNet's for photos
+    images: "Preprocessing | None" = None  # None: measured on the data, or ImageNet's for photos
     heads: tuple[str, ...] = ()  # layers whose outputs are the classes
     new_heads: tuple[str, ...] = ()  # of them: fresh ones on weights that were trained before
     inflation: "Inflation | None" = None  # to be done once starting weights are loaded

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..gates import make_concrete_
+from ..progress import note
 from ..seeds import derived_seed, seeded_globals
-from ..storage import from_json, read_tensors, to_json, write_tensors
-from .backbone import Backbone, Inflation
+from ..storage import from_json, to_json
+from ..tensors import read_tensors, write_tensors
+from .backbone import Backbone, Inflation, Start
 from .inflate import Inflated, check, inflate_
 from .lookup import load_backbone, with_replaced
 from .weights import fit_weights_
@@ -26,29 +28,28 @@ def build_backbone(
     channels: int = 3,
     size: int | None = None,
     options: dict[str, Any] | None = None,
-    pretrained: bool = False,
-    weights: Path | None = None,
-    seed: int = 0,
+    start: Start = Start(),  # noqa: B008 - frozen
 ) -> Backbone:
     """`load_backbone`, inflated where the backbone, its options or the file ask for it."""
     own = dict(options or {})
     tensors: dict[str, Tensor] | None = None
     file = Path(name)
     if file.suffix == ".safetensors":
-        if pretrained or weights is not None:
-            raise PgnasError(f"'{file}' has weights of its own; leave --pretrained, --weights out")
+        if start.pretrained or start.weights is not None:
+            raise PgnasError(
+                f"'{file}' has weights of its own; leave out `pretrained` and `weights`"
+            )
         stored, content = read_tensors(file, SUPERNET)
         parts = from_json(Parts, content.get("parts"), file)
         name, own = parts.backbone, {**own, **parts.options}
         tensors = {key.removeprefix("network."): value for key, value in stored.items()}
     given = own.pop("inflation", None)
     backbone = load_backbone(
-        name, classes=classes, channels=channels, size=size, options=own, pretrained=pretrained,
-        weights=weights, seed=seed,
-    )  # fmt: skip
+        name, classes=classes, channels=channels, size=size, options=own, start=start
+    )
     inflation = backbone.inflation if given is None else from_json(Inflation, given, file)
     if inflation is not None:
-        with seeded_globals(derived_seed(seed, "inflation")):
+        with seeded_globals(derived_seed(start.seed, "inflation")):
             inflate_(backbone.network, backbone.input_shape, inflation)
         own["inflation"] = to_json(inflation)
     if tensors is not None:
@@ -65,41 +66,39 @@ class Parts:
     options: dict[str, Any]
 
 
-def inflate_stage(
+def inflate(
     name: str,
     path: Path,
-    inflation: Inflation,
+    inflation: Inflation = Inflation(),  # noqa: B008 - frozen
     *,
-    classes: int,
-    size: int | None,
-    pretrained: bool,
-    weights: Path | None,
-    seed: int,
-    force: bool,
-) -> tuple[list[Inflated], int, tuple[str, ...]]:
-    """Write an inflated network to `path`: what became of each convolution, parameters, remarks."""
+    classes: int = 1000,  # of the head; a fit replaces it
+    img_size: int | None = None,  # None: the backbone's own
+    start: Start = Start(),  # noqa: B008 - frozen
+    force: bool = False,
+) -> tuple[list[Inflated], int]:
+    """Write an inflated network to `path`; returns what became of each convolution, parameters."""
     if classes < 2:
-        raise PgnasError(f"--classes {classes} is out of range; possible: 2 or more")
+        raise PgnasError(f"`classes` {classes} is out of range; possible: 2 or more")
     if ":" in name:
         raise PgnasError(f"'{name}' is no installed backbone; package it first: docs/backbones.md")
     if path.suffix != ".safetensors":
         raise PgnasError(f"'{path}' has no known ending; possible: .safetensors")
     if path.exists() and not force:
-        raise PgnasError(f"'{path}' exists; choose another name, or add --force")
+        raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
     check(inflation)
     if Path(name).suffix == ".safetensors":
         raise PgnasError(f"'{name}' is inflated already; start from a backbone's name")
-    backbone = load_backbone(
-        name, classes=classes, size=size, pretrained=pretrained, weights=weights, seed=seed
-    )
+    backbone = load_backbone(name, classes=classes, size=img_size, start=start)
     if backbone.inflation is not None:
         raise PgnasError(f"'{name}' is inflated already; try timm/{name}")
-    with seeded_globals(derived_seed(seed, "inflation")):
+    with seeded_globals(derived_seed(start.seed, "inflation")):
         rows = inflate_(backbone.network, backbone.input_shape, inflation)
     options = {**backbone.options, "inflation": to_json(inflation)}
     tensors = {f"network.{key}": value for key, value in backbone.network.state_dict().items()}
     write_tensors(path, SUPERNET, tensors, {"parts": {"backbone": name, "options": options}})
-    return rows, sum(p.numel() for p in backbone.network.parameters()), backbone.remarks
+    for remark in backbone.remarks:
+        note(f"note: {remark}")
+    return rows, sum(p.numel() for p in backbone.network.parameters())
 
 
 def create_supernet(
@@ -124,7 +123,7 @@ def create_supernet(
     channels, size = (3, None) if input_shape is None else input_shape[:2]
     backbone = build_backbone(
         name, classes=num_classes, channels=channels, size=size, options=options,
-        pretrained=pretrained, weights=None if weights is None else Path(weights), seed=seed,
+        start=Start(pretrained, None if weights is None else Path(weights), seed),
     )  # fmt: skip
     return make_concrete_(
         backbone.network,

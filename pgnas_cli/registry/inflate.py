@@ -53,17 +53,17 @@ def kernels_of(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise PgnasError(f"--kernels '{text}' are no sizes; possible: say 1,3,5,9") from None
+        raise PgnasError(f"`kernels` '{text}' are not sizes; possible: 1,3,5,9") from None
 
 
 def check(inflation: Inflation) -> None:
     """Raises PgnasError for what cannot be made."""
     if not inflation.kernels or len(set(inflation.kernels)) < len(inflation.kernels):
-        raise PgnasError("--kernels wants different odd sizes, say 1,3,5,9")
+        raise PgnasError("`kernels` are different odd sizes, say 1,3,5,9")
     for kernel in inflation.kernels:
         grid_of(kernel)
     if not 0.1 <= inflation.width <= 16:
-        raise PgnasError(f"--width {inflation.width:g} is out of range; possible: 0.1 to 16")
+        raise PgnasError(f"`width` {inflation.width:g} is out of range; possible: 0.1 to 16")
 
 
 def inflate_(

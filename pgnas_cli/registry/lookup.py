@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PgnasError
-from .backbone import Backbone, Builder
+from .backbone import Backbone, Builder, Start
 
 GROUP = "pgnas.backbones"
 
@@ -43,7 +43,6 @@ def admit(name: str) -> str:
 
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
 _ADMITTED: set[str] = set()  # by the user of this process
 
 
@@ -54,37 +53,79 @@ def load_backbone(
     channels: int = 3,
     size: int | None = None,  # pixels; None: the backbone's own
     options: dict[str, Any] | None = None,
-    pretrained: bool = False,
-    weights: Path | None = None,  # a plain state dict, safetensors
-    seed: int = 0,
+    start: Start = Start(),  # noqa: B008 - frozen
 ) -> Backbone:
     """Build the backbone called `name`; "timm/NAME" goes to the entry point "timm".
 
-    The initial weights are a function of `seed`, or come from `pretrained` or `weights`.
-    Inflation, where the backbone asks for it, is still to be done (inflation.py).
-    Raises PgnasError for an unknown name (with the nearest known one), for a backbone whose package
-    does not import, and for weights that do not fit.
+    The initial weights are those that `start` names. Inflation, where the backbone asks for it, is
+    still to be done (inflate.py). Raises PgnasError for an unknown name (with the nearest known
+    one), for a backbone whose package does not import, and for weights that do not fit.
     """
+    if size is not None and size < 1:
+        raise PgnasError(f"`img_size` {size} is out of range; possible: 1 or more")
+    entry, model = _entry(name)
+    called = f"backbone '{name}' (from {_package(entry)}"
+    build = _builder(entry, name, called)
+    given = dict(options or {})
+    for option in set(given) & {"pretrained", "classes", "channels", "size", "model"}:
+        raise PgnasError(f"a backbone has no option '{option}' of its own")
+    if model:
+        given["model"] = model
+    if start.pretrained:
+        if start.weights is not None:
+            raise PgnasError("`pretrained` and `weights` are mutually exclusive; give one")
+        if "pretrained" not in inspect.signature(build).parameters:
+            raise PgnasError(f"'{name}' has no pretrained weights to fetch; give `weights`, a file")
+        given["pretrained"] = True
+    from ..seeds import derived_seed, seeded_globals  # imports torch, as `build` just did
+    from .weights import load_weights_
+
+    try:
+        with seeded_globals(derived_seed(start.seed, "initial weights")):
+            backbone = build(classes=classes, channels=channels, size=size, **given)
+    except PgnasError:
+        raise
+    except Exception as error:  # a stranger's code may fail in any way
+        raise PgnasError(f"{called}) cannot be built: {type(error).__name__}: {error}") from None
+    if not isinstance(backbone, Backbone):
+        raise PgnasError(
+            f"{called}) gives a {type(backbone).__name__}; a pgnas_cli.registry.Backbone is wanted"
+        )
+    if start.weights is not None:
+        replaced = load_weights_(backbone.network, start.weights, backbone.heads)
+        backbone = with_replaced(backbone, replaced)
+    layers = dict(backbone.network.named_modules())
+    unknown = [head for head in backbone.new_heads if head not in layers]
+    if unknown:
+        raise PgnasError(f"{called}) has no layer '{unknown[0]}', one of its new_heads")
+    return dataclasses.replace(backbone, name=name)
+
+
+def _entry(name: str) -> tuple[EntryPoint, str]:
+    """The entry point that `name` means, and the model's name behind "timm/"."""
     entries = {**_entries(), **{own: [EntryPoint(own, own, GROUP)] for own in _ADMITTED}}
     entry_name, _, model = name.partition("/")
     if _FUNCTION.fullmatch(name) and name not in _ADMITTED:
         raise PgnasError(
-            f"backbone '{name}' is a function that is not installed; if it is yours, name it again"
-            f" on the command line: --backbone {name}"
+            f"backbone '{name}' is a function that is not installed; if it is yours, name it again:"
+            f" `backbone` {name}"
         )
     if entry_name not in entries or (bool(model) != (entry_name == "timm")):
         near = difflib.get_close_matches(name, entries, n=1)
         listed = ", ".join("timm/NAME" if n == "timm" else n for n in sorted(entries))
         hint = f"did you mean {near[0]}?" if near and near[0] != "timm" else f"known: {listed}"
         raise PgnasError(f"no backbone named '{name}'; {hint}")
-    if size is not None and size < 1:
-        raise PgnasError(f"--img-size {size} is out of range; possible: 1 or more")
     entry, *others = entries[entry_name]
     if others:
         raise PgnasError(
             f"two packages offer a backbone named '{entry_name}': {_package(entry)} and"
             f" {_package(others[0])}; remove one of them"
         )
+    return entry, model
+
+
+def _builder(entry: EntryPoint, name: str, called: str) -> Builder:
+    """Import the function that an entry point names."""
     sought = sys.path
     try:
         if name in _ADMITTED:
@@ -93,55 +134,13 @@ def load_backbone(
     except (Exception, SystemExit) as error:  # a stranger's module may fail in any way
         advice = "mend it" if name in _ADMITTED else "reinstall or remove that package"
         raise PgnasError(
-            f"backbone '{name}' (from {_package(entry)}, {entry.value}) does not load:"
-            f" {type(error).__name__}: {error}; {advice}"
+            f"{called}, {entry.value}) does not load: {type(error).__name__}: {error}; {advice}"
         ) from None
     finally:
         sys.path = sought
     if not callable(build):
-        raise PgnasError(
-            f"backbone '{name}' (from {_package(entry)}): {entry.value} is no function that builds"
-            " one"
-        )
-    from ..seeds import derived_seed, seeded_globals  # imports torch, as `build` just did
-    from .weights import load_weights_
-
-    for option in set(options or {}) & {"pretrained", "classes", "channels", "size", "model"}:
-        raise PgnasError(f"a backbone has no option '{option}' of its own")
-    extra: dict[str, Any] = {"model": model} if model else {}
-    if pretrained:
-        if weights is not None:
-            raise PgnasError("--pretrained and --weights both name a start; give one")
-        if "pretrained" not in inspect.signature(build).parameters:
-            raise PgnasError(f"'{name}' has no pretrained weights to fetch; give a file: --weights")
-        extra["pretrained"] = True
-    try:
-        with seeded_globals(derived_seed(seed, "initial weights")):
-            backbone = build(
-                classes=classes, channels=channels, size=size, **extra, **(options or {})
-            )
-    except PgnasError:
-        raise
-    except Exception as error:  # as above
-        raise PgnasError(
-            f"backbone '{name}' (from {_package(entry)}) cannot be built:"
-            f" {type(error).__name__}: {error}"
-        ) from None
-    if not isinstance(backbone, Backbone):
-        raise PgnasError(
-            f"backbone '{name}' (from {_package(entry)}) gives a {type(backbone).__name__}; a"
-            " pgnas_cli.registry.Backbone is wanted"
-        )
-    if weights is not None:
-        backbone = with_replaced(backbone, load_weights_(backbone.network, weights, backbone.heads))
-    layers = dict(backbone.network.named_modules())
-    unknown = [head for head in backbone.new_heads if head not in layers]
-    if unknown:
-        raise PgnasError(
-            f"backbone '{name}' (from {_package(entry)}) has no layer '{unknown[0]}', one of its"
-            " new_heads"
-        )
-    return dataclasses.replace(backbone, name=name)
+        raise PgnasError(f"{called}): {entry.value} is not a function that builds one")
+    return build
 
 
 def with_replaced(backbone: Backbone, heads: dict[str, str]) -> Backbone:

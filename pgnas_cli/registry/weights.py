@@ -25,7 +25,7 @@ def load_weights_(network: nn.Module, path: Path, heads: Iterable[str]) -> dict[
 def _plain_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a plain state dict."""
     if path.is_dir():
-        raise PgnasError(f"'{path}' is a folder; --weights wants a safetensors file")
+        raise PgnasError(f"'{path}' is a folder; `weights` is a safetensors file")
     try:
         found = load_file(path)
     except FileNotFoundError:

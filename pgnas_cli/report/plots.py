@@ -19,9 +19,7 @@ from .content import Findings, GatedLayer, front
 from .svg import INK, MARKERS, MUTED, SERIES, Picture, figure_of, legend_below, picture_of, styled
 
 REFERENCES = ("fixed", "twin", "whole")  # evaluated beside the candidates
-
 MOST_COLUMNS = 60  # epochs or layers; more are put together
-
 MOST_POINTS = 3000  # of one picture; more are thinned out
 
 

@@ -17,13 +17,9 @@ from matplotlib.figure import Figure
 
 # Stand-ins for the page's variables; matplotlib writes them, `themed` replaces them.
 INK, MUTED = "#010203", "#040506"
-
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
-
 VARIABLES = {INK: "--ink", MUTED: "--muted", **{c: f"--c{i}" for i, c in enumerate(SERIES)}}
-
 MARKERS = "os^Dv*"
-
 WIDTH = 4.8  # inches; on a page they are 72 points each
 
 

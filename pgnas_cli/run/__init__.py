@@ -1,16 +1,8 @@
 """A run directory: its files, the options it was started with, its history.
 
-This face imports no torch; the fitted super-network is imported from `run.posterior`."""
+This face imports no torch; the fitted super-network is imported from `run.posterior`.
+"""
 
 from .directory import Run, newest_run
 from .history import Command, commands_of, now, remember
-from .settings import (
-    FitSettings,
-    check_recipe,
-    l2_of,
-    milestones_of,
-    placed_paths,
-    read_settings,
-    run_name,
-    run_to_fit,
-)
+from .settings import FitSettings, check_recipe, read_settings, run_name, run_to_fit, settings_of

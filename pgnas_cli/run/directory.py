@@ -1,16 +1,20 @@
-"""The files of a run, as described in storage.py; where the data lies is in run.json alone.
+"""The files of a run; where the data lies is in run.json alone.
 
-RUN/run.json                  the options of the fit
-RUN/metrics.jsonl             one line per epoch
-RUN/checkpoint.safetensors    an unfinished fit
-RUN/posterior.safetensors     network.<key>, drop_logit
-RUN/candidates.safetensors    keep, params, paper_params, macs
-RUN/ranking.safetensors       how far each candidate came; RUN/ranking.csv for people
-RUN/commands.jsonl            the command lines that wrote into it
-RUN/evaluation.json           test errors and times of its networks
-RUN/report.html               all of this as a page
+    run.json                  the options of the fit
+    metrics.jsonl             one line per epoch
+    checkpoint.safetensors    an unfinished fit
+    posterior.safetensors     network.<key>, drop_logit
+    candidates.safetensors    keep, params, paper_params, macs
+    ranking.safetensors       how far each candidate came; ranking.csv for people
+    commands.jsonl            the command lines that wrote into it
+    evaluation.json           test errors and times of its networks
+    report.html               all of this as a page
+
+Candidates drawn within a budget, and their ranking, have files of their own that end in its label:
+candidates-params-60.safetensors, ranking-params-60.safetensors.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,23 +44,6 @@ class Run:
         return self.folder / "posterior.safetensors"
 
     @property
-    def candidates(self) -> Path:
-        return self.folder / "candidates.safetensors"
-
-    @property
-    def ranking(self) -> Path:
-        return self.folder / "ranking.safetensors"
-
-    @property
-    def ranking_table(self) -> Path:
-        return self.folder / "ranking.csv"
-
-    def files(self) -> tuple[Path, ...]:
-        """All that commands read again: nothing else may be written over them."""
-        return (self.settings, self.metrics, self.checkpoint, self.posterior, self.candidates,
-                self.ranking, self.ranking_table, self.commands, self.evaluation)  # fmt: skip
-
-    @property
     def commands(self) -> Path:
         return self.folder / "commands.jsonl"
 
@@ -68,6 +55,46 @@ class Run:
     def report(self) -> Path:
         return self.folder / "report.html"
 
+    def candidates(self, budget: str = "") -> Path:
+        """Candidates drawn within the budget of that label; "": without one."""
+        return self.folder / f"candidates{_ending(budget)}.safetensors"
+
+    def ranking(self, budget: str = "") -> Path:
+        return self.folder / f"ranking{_ending(budget)}.safetensors"
+
+    def ranking_table(self, budget: str = "") -> Path:
+        return self.folder / f"ranking{_ending(budget)}.csv"
+
+    def budgets(self) -> list[str]:
+        """Labels of the budgets that candidates were drawn for, largest first; "" for none."""
+        names = [path.name for path in self.folder.glob("candidates*.safetensors")]
+        found = [match[1] or "" for name in names if (match := _CANDIDATES.fullmatch(name))]
+        return sorted(found, key=lambda label: (label[:6], -float(label.rpartition("-")[2] or 0)))
+
+    def drawn_files(self) -> list[Path]:
+        """What `sample` and `rank` wrote."""
+        return [
+            path
+            for budget in self.budgets()
+            for path in (self.candidates(budget), self.ranking(budget), self.ranking_table(budget))
+            if path.exists()
+        ]
+
+    def files(self) -> list[Path]:
+        """All that commands read again: nothing else may be written over them."""
+        return [
+            self.settings, self.metrics, self.checkpoint, self.posterior, self.candidates(),
+            self.ranking(), self.ranking_table(), self.commands, self.evaluation,
+            *self.drawn_files(),
+        ]  # fmt: skip
+
+
+_CANDIDATES = re.compile(r"candidates(?:-((?:params|macs)-\d+(?:\.\d+)?))?\.safetensors")
+
+
+def _ending(budget: str) -> str:
+    return f"-{budget}" if budget else ""
+
 
 def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:
     """The run below `root` that was started last; `fitted` prefers those with a posterior."""
@@ -75,5 +102,5 @@ def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:
     if fitted:
         found = [p for p in found if Run(p.parent).posterior.exists()] or found
     if not found:
-        raise PgnasError(f"no run below '{root}'; start one with pgnas fit, or name one with --run")
+        raise PgnasError(f"no run below '{root}'; start one with pgnas fit, or name one with `run`")
     return Run(found[-1].parent)

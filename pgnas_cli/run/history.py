@@ -5,10 +5,8 @@ import json
 import platform
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
-
-import timm
-import torch
 
 from .. import __version__
 from ..errors import PgnasError
@@ -29,11 +27,11 @@ class Command:
 
 
 def remember(run: Run, line: str) -> None:
-    """Add a command line to what was done with a run; one that goes on is not added twice."""
+    """Add a command line to the history of a run; one that is repeated is not added twice."""
     earlier = commands_of(run)
     if earlier and earlier[-1].line == line:
         return
-    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    versions = {name: version(name) for name in ("torch", "timm")}
     entry = Command(
         line=line, at=now(), pgnas=__version__, python=platform.python_version(), **versions
     )

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import ImageData, Preprocessing, held_out_decoded, open_data
+from ..data import DataName, ImageData, Preprocessing, held_out_decoded, open_data
 from ..data import digest as data_digest
 from ..errors import PgnasError
-from ..gates import gates
-from ..progress import Track
+from ..gates import Prior, gates
 from ..registry import Recipe
 from ..registry.build import create_supernet
 from ..sizes import Target
-from ..storage import checked, from_json, read_tensors, to_json, write_tensors
+from ..storage import from_json, to_json
+from ..tensors import checked, read_tensors, write_tensors
 from .directory import Run
-from .settings import FitSettings
+from .settings import read_settings
 
 
 @dataclass(frozen=True)
-class Subject:
+class SupernetSpec:
     """What rebuilds a super-network, and what its images and classes are."""
 
     backbone: str
@@ -31,7 +31,7 @@ class Subject:
     groups: str  # "layer", "channel", or a number of channels
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    data: str  # name of the data set
+    data: DataName
 
     def network(self) -> nn.Module:
         """The super-network with gates in place; weights are to be loaded."""
@@ -50,7 +50,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Cutting:
+class DataSplit:
     """How the data were cut for a fit; enough to cut them the same way again."""
 
     seed: int
@@ -65,19 +65,17 @@ class Cutting:
 class Objective:
     """What a fit minimised."""
 
-    l2: float
-    kl_images: float
-    fixed_drop: float | None
-    constant_l2: bool
-    target: Target | None = None
+    prior: Prior
+    fixed_drop: float | None  # one p for all gates; None: learned
+    target: Target | None
 
 
 @dataclass(frozen=True)
 class Posterior:
     """A fitted super-network and where it comes from."""
 
-    subject: Subject
-    cutting: Cutting
+    supernet: SupernetSpec
+    split: DataSplit
     objective: Objective
     recipe: Recipe
     seed: int
@@ -100,7 +98,7 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     tensors, content = read_tensors(path, POSTERIOR)
     fields = {f.name for f in dataclasses.fields(Posterior)}
     posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
-    network = posterior.subject.network()
+    network = posterior.supernet.network()
     if content.get("groups") != [to_json(group) for group in gates(network).groups]:
         raise PgnasError(
             f"'{path}' has other gate groups than the backbone gives now; it was written by another"
@@ -112,7 +110,9 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     }
     checked(state, network.state_dict(), path)
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        raise PgnasError(f"'{path}' holds numbers that are not finite; fit again with a lower --lr")
+        raise PgnasError(
+            f"'{path}' holds numbers that are not finite; fit again with a lower learning rate"
+        )
     network.load_state_dict(state)
     return network.eval(), posterior
 
@@ -122,8 +122,8 @@ def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
     if not run.posterior.exists():
         if run.checkpoint.exists():
             raise PgnasError(
-                f"the fit in '{run.folder}' is not finished; go on with pgnas fit --resume --run"
-                f" {run.folder}"
+                f"the fit in '{run.folder}' is not finished; resume it with pgnas fit --resume"
+                f" --run {run.folder}"
             )
         raise PgnasError(f"no posterior in '{run.folder}'; fit one with pgnas fit")
     return read_posterior(run.posterior)
@@ -132,30 +132,28 @@ def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
 def held_out_of(
     run: Run,
     posterior: Posterior,
-    settings: FitSettings,
     workers: int,
-    track: Track,
     *,
-    fitting: bool = False,  # the fitted images are wanted as well
+    fitting: bool = False,  # the training images are wanted as well
 ) -> ImageData:
-    """The data of a run with its held-out part decoded, cut as for the fit."""
+    """The data of a run with its held-out part decoded, split as for the fit."""
+    settings = read_settings(run)
     data = open_data(
         settings.data,
-        seed=posterior.cutting.seed,
-        held_out=posterior.cutting.held_out,
+        seed=posterior.split.seed,
+        held_out=posterior.split.held_out,
         root=Path(settings.data_root),
         skip_corrupt=settings.skip_corrupt,
-        preprocessing=posterior.subject.preprocessing,
+        preprocessing=posterior.supernet.preprocessing,
         fitting=fitting,
-        track=track,
     )
-    if data_digest(data.held_out) != posterior.cutting.digest:
+    if data_digest(data.held_out) != posterior.split.digest:
         raise PgnasError(
             f"the images of '{settings.data}' are not those of the fit: the held-out part has"
             f" changed; bring back the data or fit again"
         )
-    if fitting and data_digest(data.fit) != posterior.cutting.fit_digest:
+    if fitting and data_digest(data.fit) != posterior.split.fit_digest:
         raise PgnasError(
             f"the images of '{settings.data}' are not those of the fit: bring back the data"
         )
-    return held_out_decoded(data, workers, track)
+    return held_out_decoded(data, workers)

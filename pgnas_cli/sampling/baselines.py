@@ -54,7 +54,7 @@ def mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> 
     return float(count(network, keep).params.double().mean())
 
 
-def random_twin(network: nn.Module, params: int, seed: int) -> Tensor:
+def random_baseline(network: nn.Module, params: int, seed: int) -> Tensor:
     """A random candidate of `params` parameters: the learned probabilities dealt out by chance.
 
     Of 100 draws the one nearest in size; errors are not looked at.

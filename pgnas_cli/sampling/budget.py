@@ -13,7 +13,6 @@ use less than 97 % of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -23,15 +22,12 @@ from ..errors import PgnasError
 from ..gates import gates, hard_keep
 from ..seeds import generator
 from ..sizes import ExpectedSize, Sizes, Target, count, joined, parameter_count, whole_macs
+from ..units import percent
 
 USED = 0.97  # least share of a budget that binds
-
 TRIAL = 256  # draws by which the tilt is set
-
 BLOCK = 64  # draws that are counted at a time
-
 DEAREST = 1e12  # price beyond which nothing changes any more
-
 FUTILE = 200  # draws for one candidate within the budget, after which none is looked for
 
 
@@ -95,18 +91,9 @@ class Tilt:
         return least
 
 
-@dataclass(frozen=True)
-class Within:
-    """Candidates within one budget."""
-
-    keep: Tensor  # bool (candidates, gates)
-    sizes: Sizes
-    drawn: int  # draws that it took
-
-
 def draw_within(
     network: nn.Module, drop_probability: Tensor, budget: Target, candidates: int, seed: int
-) -> Within:
+) -> tuple[Tensor, Sizes]:  # keep, bool (candidates, gates), and what they cost
     """Draw `candidates` that have at most the budget, from the posterior tilted towards it.
 
     The i-th is the same for every number of candidates. Raises PgnasError for a budget that hardly
@@ -139,16 +126,21 @@ def draw_within(
         if drawn > FUTILE * max(BLOCK, found):
             sizes = tilt.counted(price)
             raise PgnasError(
-                f"no candidates of {named(budget)}: the draws nearest to it have"
+                f"no candidates of {budget.option}: the draws nearest to it have"
                 f" {100 * float(sizes.min()):.3g} to {100 * float(sizes.max()):.3g} %; name another"
                 " budget, or fit with a target of that size"
             )
-    return Within(torch.cat(kept)[:candidates], joined(parts).part(slice(candidates)), drawn)
+    return torch.cat(kept)[:candidates], joined(parts).part(slice(candidates))
 
 
-def named(budget: Target) -> str:
-    """The option that names a budget."""
-    return f"--max-{budget.kind} {100 * budget.share:.4g}%"
+def reach_lines(network: nn.Module, drop_probability: Tensor) -> list[str]:
+    """What sizes draws can reach, and what the posterior's own candidates have."""
+    tilts = {kind: Tilt(network, drop_probability, kind, 0) for kind in ("params", "macs")}
+    return [
+        f"{what}: the posterior's own mean is {percent(tilts[kind].expected(0.0))}, draws reach"
+        f" down to about {percent(tilts[kind].reach())}"
+        for kind, what in (("params", "parameters"), ("macs", "MACs"))
+    ]
 
 
 def check_reach(
@@ -161,6 +153,6 @@ def check_reach(
     for budget in budgets:
         if budget.share < 0.9 * least:
             raise PgnasError(
-                f"{named(budget)} is out of reach; draws of this posterior go down to about"
+                f"{budget.option} is out of reach; draws of this posterior go down to about"
                 f" {100 * least:.3g} %; fit with a target of that size"
             )

@@ -1,10 +1,11 @@
 """Draw candidates of a fitted run and count them: posterior -> candidates.
 
-A candidate is a row of bits, one per gate. What is derived inside a run is replaced when its stage
-runs again.
+A candidate is a row of bits, one per gate. Candidates within a budget have a file of their own, one
+per budget. What is derived inside a run is replaced when it is drawn again.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,107 +14,121 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..gates import drop_probabilities, gates, hard_keep
-from ..progress import Track, untracked
+from ..progress import note, track
 from ..run import Run
 from ..run.posterior import posterior_of
 from ..seeds import generator
-from ..sizes import Sizes, Target, budgets_of, count, joined
-from ..storage import checked, file_digest, from_json, read_tensors, to_json, write_tensors
+from ..sizes import Sizes, Target, budgets_of, count
+from ..storage import file_digest, from_json, to_json
+from ..tensors import checked, read_tensors, write_tensors
 from .baselines import baseline_probabilities
-from .budget import check_reach, draw_within
+from .budget import check_reach, draw_within, reach_lines
 
-CANDIDATES = "pgnas.candidates/2"
+CANDIDATES = "pgnas.candidates/1"
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Candidates of a run, as stored."""
+class Candidates:
+    """Candidates that are ranked against each other, as stored; ids count from 0."""
 
     keep: Tensor  # bool (candidates, gates)
     sizes: Sizes
-    baseline: str  # "" for the posterior's own
-    budgets: tuple[Target, ...] = ()  # each of as many candidates, one after the other
+    baseline: str = ""  # "" for the posterior's own, else "permuted" or "fixed"
+    budget: Target | None = None  # that all of them keep within
 
-    def boards(self) -> list[tuple[Target | None, slice]]:
-        """The ids that are ranked among each other, and the budget that they keep."""
-        if not self.budgets:
-            return [(None, slice(0, len(self.keep)))]
-        each = len(self.keep) // len(self.budgets)
-        return [(b, slice(i * each, (i + 1) * each)) for i, b in enumerate(self.budgets)]
+    @property
+    def label(self) -> str:
+        """Of the budget, in names of files; "" without one."""
+        return "" if self.budget is None else self.budget.label
 
 
-def sample_stage(
+def sample(
     run: Run,
-    candidates: int,  # for each budget
+    n: int = 1500,  # candidates, for each budget
     *,
-    baseline: str = "",
+    baseline: str = "",  # "permuted" or "fixed": not from the posterior, but as large
     seed: int | None = None,  # None: that of the fit
-    max_params: str | None = None,
+    max_params: str | None = None,  # "60%", "10M", or several: "80%,60%,40%"
     max_macs: str | None = None,
-    track: Track = untracked,
-) -> Drawn:
-    """Draw candidates from the posterior of a run, or from a baseline, and count them."""
-    if candidates < 1:
-        raise PgnasError(f"{candidates} candidates cannot be drawn; possible: 1 or more")
+) -> list[Candidates]:
+    """Draw candidates from the posterior of a run, or from a baseline, and count them.
+
+    Returns one record per budget, or one in all. Raises PgnasError for a budget that draws cannot
+    keep within.
+    """
+    if n < 1:
+        raise PgnasError(f"`n` {n} is out of range; possible: 1 or more candidates")
     network, posterior = posterior_of(run)
     chosen = posterior.seed if seed is None else seed
-    probability = drop_probabilities(network)
-    budgets = budgets_of(network, max_params, max_macs)
+    learned = drop_probabilities(network)
+    budgets = budgets_of(network, params=max_params, macs=max_macs)
     if baseline and budgets:
         raise PgnasError(
-            "--baseline has the size of the posterior's draws; leave out --max-params and"
-            " --max-macs"
+            "`baseline` has the size of the posterior's draws; leave out `max_params` and"
+            " `max_macs`"
         )
-    if baseline:
-        probability = baseline_probabilities(
-            network, probability, baseline, generator=generator(chosen, "baseline")
-        )
-    check_reach(network, probability, budgets, chosen)
     if budgets:
-        parts = [
-            draw_within(network, probability, budgets[board], candidates, chosen)
-            for board in track(range(len(budgets)), "drawing within budgets")
+        for line in reach_lines(network, learned):
+            note(line)
+        check_reach(network, learned, budgets, chosen)
+        drawn = [
+            Candidates(*draw_within(network, learned, budget, n, chosen), budget=budget)
+            for budget in track(budgets, "drawing within budgets")
         ]
-        keep = torch.cat([part.keep for part in parts])
-        sizes = joined([part.sizes for part in parts])
     else:
-        keep = draw_candidates(probability, network, candidates, chosen)
-        sizes = count(network, keep)
-    tensors = {"keep": pack(keep), **to_json(sizes)}
-    content = {
-        "candidates": len(keep),
-        "budgets": [to_json(budget) for budget in budgets],
-        "gates": gates(network).count,
-        "baseline": baseline,
-        "seed": chosen,
-        "made_from": file_digest(run.posterior),
-    }
-    write_tensors(run.candidates, CANDIDATES, tensors, content)
-    for path in (run.ranking, run.ranking_table, run.evaluation, run.report):
-        path.unlink(missing_ok=True)
-    return Drawn(keep, sizes, baseline, budgets)
+        probability = learned
+        if baseline:
+            randomness = generator(chosen, "baseline")
+            probability = baseline_probabilities(network, learned, baseline, generator=randomness)
+        keep = draw_candidates(probability, network, n, chosen)
+        drawn = [Candidates(keep, count(network, keep), baseline)]
+    _write(run, drawn, chosen)
+    return drawn
 
 
-def read_candidates(run: Run, network: nn.Module) -> Drawn:
-    """The candidates of a run; they must come from its present posterior."""
-    if not run.candidates.exists():
+def _write(run: Run, drawn: Sequence[Candidates], seed: int) -> None:
+    """Replace the candidates of a run, and remove what was derived from the former ones."""
+    outdated = [*run.drawn_files(), run.evaluation, run.report]
+    for one in drawn:
+        content = {
+            "candidates": len(one.keep),
+            "budget": None if one.budget is None else to_json(one.budget),
+            "gates": one.keep.shape[1],
+            "baseline": one.baseline,
+            "seed": seed,
+            "made_from": file_digest(run.posterior),
+        }
+        tensors = {"keep": pack(one.keep), **to_json(one.sizes)}
+        write_tensors(run.candidates(one.label), CANDIDATES, tensors, content)
+    written = {run.candidates(one.label) for one in drawn}
+    for path in outdated:
+        if path not in written:
+            path.unlink(missing_ok=True)
+
+
+def read_candidates(run: Run, network: nn.Module, budget: str = "") -> Candidates:
+    """The candidates of a run, of the budget of that label; they must come from its posterior."""
+    path = run.candidates(budget)
+    if not path.exists():
         raise PgnasError(f"no candidates in '{run.folder}'; draw some with pgnas sample")
-    tensors, content = read_tensors(run.candidates, CANDIDATES)
+    tensors, content = read_tensors(path, CANDIDATES)
     rows, width = content.get("candidates"), gates(network).count
     if not isinstance(rows, int) or rows < 1 or content.get("gates") != width:
-        raise PgnasError(f"'{run.candidates}' does not fit the posterior; draw again: pgnas sample")
+        raise PgnasError(f"'{path}' does not fit the posterior; draw again: pgnas sample")
     if content.get("made_from") != file_digest(run.posterior):
-        raise PgnasError(
-            f"'{run.candidates}' is older than the posterior; draw again: pgnas sample"
-        )
+        raise PgnasError(f"'{path}' is older than the posterior; draw again: pgnas sample")
     sizes = {field.name: ((rows,), torch.int64) for field in dataclasses.fields(Sizes)}
-    checked(tensors, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, run.candidates)
-    keep = unpack(tensors.pop("keep"), width)
-    stored = content.get("budgets", [])
-    if not isinstance(stored, list) or (stored and rows % len(stored)):
-        raise PgnasError(f"'{run.candidates}' is damaged; draw again: pgnas sample")
-    budgets = tuple(from_json(Target, budget, run.candidates) for budget in stored)
-    return Drawn(keep, Sizes(**tensors), str(content.get("baseline", "")), budgets)
+    checked(tensors, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, path)
+    stored, keep = content.get("budget"), unpack(tensors.pop("keep"), width)
+    found = Candidates(
+        keep,
+        Sizes(**tensors),
+        str(content.get("baseline", "")),
+        None if stored is None else from_json(Target, stored, path),
+    )
+    if found.label != budget:
+        raise PgnasError(f"'{path}' holds candidates of another budget; draw again: pgnas sample")
+    return found
 
 
 def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, seed: int) -> Tensor:

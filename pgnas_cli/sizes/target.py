@@ -1,7 +1,7 @@
 """Target sizes and budgets, read from text such as "60%" or "10M"."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -11,90 +11,101 @@ from ..gates import gates
 from .exact import parameter_count, whole_macs
 from .expected import ExpectedSize
 
+# What a size can be counted in: its name in sentences, and the whole network's count.
+KINDS: dict[str, tuple[str, Callable[[nn.Module], int]]] = {
+    "params": ("parameters", parameter_count),
+    "macs": ("MACs", whole_macs),
+}
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+
 
 @dataclass(frozen=True)
 class Target:
-    """A wanted mean size of the candidates."""
+    """A wanted size of the candidates: their mean in a fit, a limit when they are drawn."""
 
-    kind: Literal["params", "macs"]  # params: the file's count
+    kind: str  # a key of `KINDS`
     share: float  # of the whole network, in (0, 1)
 
     def __str__(self) -> str:
-        what = {"params": "parameters", "macs": "multiply-adds"}[self.kind]
-        return f"{100 * self.share:.4g} % of the {what}"
+        return f"{100 * self.share:.4g} % of the {KINDS[self.kind][0]}"
+
+    @property
+    def label(self) -> str:
+        """As names of files have it: params-60."""
+        return f"{self.kind}-{100 * self.share:.4g}"
+
+    @property
+    def option(self) -> str:
+        """The option of `sample` and `export` that names it."""
+        return f"`max_{self.kind}` {100 * self.share:.4g}%"
 
 
-def target_of(
-    network: nn.Module, params: str | None = None, macs: str | None = None
-) -> Target | None:
-    """The target that "60%" or "10M" names, of parameters or of multiply-adds.
+def target_of(network: nn.Module, **wanted: str | None) -> Target | None:
+    """The target that one of `wanted` names: params="60%", or macs="2G".
 
-    Raises PgnasError where both are given, for what is no size below the whole network's, and for
-    sizes that closing nearly every gate would not reach.
+    Raises PgnasError where two are given, for text that is not a size below the whole network's,
+    and for sizes that closing nearly every gate would not reach.
     """
-    if params and macs:
-        raise PgnasError("--target-params and --target-macs cannot both be met; give one")
-    text, kind, whole = params, "params", parameter_count(network)
-    if macs:
-        text, kind, whole = macs, "macs", whole_macs(network)
-    if not text:
+    kind, text = _given("target", wanted)
+    if text is None:
         return None
-    share = size_of(text, whole, f"--target-{kind}") / whole
-    least = least_share(network, kind)
-    if share < least:
+    target = Target(kind, _share_of(text, network, kind, f"`target_{kind}`"))
+    nearly_closed = torch.full((len(gates(network).groups),), 0.99)
+    least = float(ExpectedSize(network).shares(nearly_closed)[kind])
+    if target.share < least:
         raise PgnasError(
-            f"--target-{kind} {text} is out of reach; with 99 % of the gates closed {least:.0%} are"
-            " left; aim higher, or add gates with --gates all"
+            f"`target_{kind}` {text} is out of reach; with 99 % of the gates closed {least:.0%} are"
+            " left; choose a larger size, or more gates with `gates` all"
         )
-    return Target(cast(Any, kind), share)
+    return target
 
 
-def budgets_of(
-    network: nn.Module, params: str | None = None, macs: str | None = None
-) -> tuple[Target, ...]:
-    """The sizes that candidates may have at most, from "60%" or "80%,60%,10M"; none: ()."""
-    if params and macs:
-        raise PgnasError("--max-params and --max-macs cannot both be kept; give one")
-    text, kind, whole = params, "params", parameter_count(network)
-    if macs:
-        text, kind, whole = macs, "macs", whole_macs(network)
-    found = []
-    for one in (text or "").split(",") if text else ():
-        budget = Target(cast(Any, kind), size_of(one, whole, f"--max-{kind}") / whole)
+def budgets_of(network: nn.Module, **wanted: str | None) -> tuple[Target, ...]:
+    """The sizes that candidates may have at most: params="60%", or macs="80%,60%,2G"; none: ()."""
+    kind, text = _given("max", wanted)
+    found: list[Target] = []
+    for one in text.split(",") if text else ():
+        budget = Target(kind, _share_of(one, network, kind, f"`max_{kind}`"))
         if budget in found:
-            raise PgnasError(f"--max-{kind} names {one.strip()} twice")
+            raise PgnasError(f"`max_{kind}` names {one.strip()} twice")
         found.append(budget)
     return tuple(found)
 
 
-def least_share(network: nn.Module, kind: str) -> float:
-    """What is left of the whole network's size where 99 % of the gates are closed."""
-    nearly_closed = torch.full((len(gates(network).groups),), 0.99)
-    return float(ExpectedSize(network).shares(nearly_closed)[kind])
+def _given(prefix: str, wanted: dict[str, str | None]) -> tuple[str, str | None]:
+    """The one kind that is given, and its text."""
+    found = [(kind, text) for kind, text in wanted.items() if text]
+    if len(found) > 1:
+        names = " and ".join(f"`{prefix}_{kind}`" for kind, _ in found)
+        raise PgnasError(f"{names} are mutually exclusive; give one")
+    return found[0] if found else ("params", None)
 
 
-UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
-
-
-def size_of(text: str, whole: int, option: str) -> float:
-    """A size in numbers from "60%", "10M" or "250000"; `whole` is the whole network's.
-
-    Raises PgnasError, naming `option`, where it is none or not below the whole.
-    """
-    given = text.strip()
-    unit = given[-1:].upper() if given[-1:].isalpha() else ""
-    try:
-        if given.endswith("%"):
-            size = float(given[:-1]) / 100 * whole
-        else:
-            size = float(given.removesuffix(given[-1:]) if unit else given) * UNITS[unit]
-    except (ValueError, KeyError):
-        raise PgnasError(
-            f"{option} '{text}' is no size; possible: a share (60%) or a number (250000, 10M, 2G)"
-        ) from None
+def _share_of(text: str, network: nn.Module, kind: str, option: str) -> float:
+    """Share of the whole network's size that "60%", "10M" or "250000" names."""
+    whole = KINDS[kind][1](network)
+    number, unit = parsed_size(text, option)
+    size = number / 100 * whole if unit == "%" else number * _UNITS[unit]
     if not 0 < size < whole:
         raise PgnasError(
             f"{option} {text} is out of range; the whole network has {whole}: possible are sizes"
             " above 0 and below that"
         )
-    return size
+    return size / whole
+
+
+def parsed_size(text: str, option: str) -> tuple[float, str]:
+    """Number and unit ("%", "", "K", "M", "G") of a size.
+
+    Raises PgnasError, naming `option`, where `text` is not a size.
+    """
+    given = text.strip()
+    unit = given[-1:].upper() if given[-1:].isalpha() or given.endswith("%") else ""
+    try:
+        if unit != "%" and unit not in _UNITS:
+            raise ValueError(unit)
+        return float(given[:-1] if unit else given), unit
+    except ValueError:
+        raise PgnasError(
+            f"{option} '{text}' is not a size; possible: a share (60%) or a number (250000, 10M)"
+        ) from None

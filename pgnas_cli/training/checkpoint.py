@@ -1,4 +1,4 @@
-"""What a fit needs to go on from between two steps, and signals as requests to stop there.
+"""Unfinished training on disk, and signals as requests to stop between two steps.
 
 Randomness has no state (seeds.py), so that weights, optimizers and a few numbers are all.
 """
@@ -7,22 +7,59 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..run.posterior import Posterior
-from ..storage import from_json, read_tensors, to_json, typed, write_tensors
+from ..storage import from_json, to_json, typed
+from ..tensors import checked, read_tensors, write_tensors
+
+CHECKPOINT = "pgnas.checkpoint/1"
+_NETWORK = "network."
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
 class State:
-    """All that a fit needs to go on from between two steps; randomness has none (randomness.py)."""
+    """All that training needs to resume between two steps."""
 
     step: int  # steps done
     tensors: dict[str, Tensor]  # network.*, weights.*, drops.*, epoch.*
     numbers: dict[str, float]
+
+    @property
+    def network(self) -> dict[str, Tensor]:
+        """The state dict of the network."""
+        return {
+            k.removeprefix(_NETWORK): v for k, v in self.tensors.items() if k.startswith(_NETWORK)
+        }
+
+
+def network_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `network` under its names in files."""
+    return {f"{_NETWORK}{key}": value for key, value in network.state_dict().items()}
+
+
+def write_checkpoint(path: Path, state: State, plan: Any) -> None:
+    """Store unfinished training and the record of what it is."""
+    content = {"step": state.step, "numbers": state.numbers, "plan": to_json(plan)}
+    write_tensors(path, CHECKPOINT, state.tensors, content)
+
+
+def read_checkpoint(path: Path, plan: type[Plan]) -> tuple[State, Plan]:
+    """The unfinished training in `path`, and what it is, a record of the class `plan`."""
+    tensors, content = read_tensors(path, CHECKPOINT)
+    step = typed(int, content.get("step"), "step", path)
+    numbers = typed(dict[str, float], content.get("numbers"), "numbers", path)
+    return State(step, tensors, numbers), from_json(plan, content.get("plan"), path)
+
+
+def fits(state: State, network: nn.Module, numbers: set[str], path: Path) -> bool:
+    """Whether `state` holds what resuming reads; raises PgnasError for another network."""
+    checked(state.network, network.state_dict(), path)
+    wanted = {"epoch.loss_sum", "epoch.wrong"}
+    return state.step >= 1 and numbers <= set(state.numbers) and wanted <= set(state.tensors)
 
 
 def save_optimizer(
@@ -81,21 +118,3 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-
-
-CHECKPOINT = "pgnas.checkpoint/1"
-
-
-def write_checkpoint(path: Path, state: State, posterior: Posterior) -> None:
-    """Store an unfinished fit and what it is a fit of."""
-    content = {"step": state.step, "numbers": state.numbers, "posterior": to_json(posterior)}
-    write_tensors(path, CHECKPOINT, state.tensors, content)
-
-
-def read_checkpoint(path: Path) -> tuple[State, Posterior]:
-    """The unfinished fit in `path`, and what it is a fit of."""
-    tensors, content = read_tensors(path, CHECKPOINT)
-    step = typed(int, content.get("step"), "step", path)
-    numbers = typed(dict[str, float], content.get("numbers"), "numbers", path)
-    posterior = from_json(Posterior, content.get("posterior"), path)
-    return State(step, tensors, numbers), posterior

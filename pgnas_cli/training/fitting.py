@@ -1,4 +1,4 @@
-"""The fit as a stage: from options to a posterior file, saved on the way and resumable.
+"""Fit a super-network: from options to a posterior file, saved on the way and resumable.
 
 A fitted posterior is never overwritten unless `force` says so; what was derived from it goes with
 it.
@@ -6,43 +6,86 @@ it.
 
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..data import (
-    ImageData,
-    Preprocessing,
-    cut_data,
-    find_data,
-    held_out_decoded,
-    steps_per_epoch,
-)
-from ..data import (
-    digest as data_digest,
-)
-from ..errors import Interrupted, PgnasError
-from ..gates import auto_l2, gates, kl, make_concrete_, objective_images
-from ..progress import Track
-from ..registry import Recipe
+from ..data import ImageData, cut_data, find_data, held_out_decoded
+from ..data import digest as data_digest
+from ..errors import PgnasError
+from ..gates import Prior, drop_probabilities, gates, make_concrete_, masked, per_gate, relaxed
+from ..machine import Machine
+from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
 from ..run import FitSettings, Run, check_recipe
-from ..run.posterior import Cutting, Objective, Posterior, Subject, write_posterior
+from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
+from ..seeds import generator
 from ..sizes import Target, parameter_count, target_of
-from ..storage import checked, to_json, write_text
-from .checkpoint import State, StopRequest, read_checkpoint, write_checkpoint
-from .loop import EpochRecord, fit
+from ..storage import differences, to_json, write_text
+from .checkpoint import State, fits, read_checkpoint, write_checkpoint
+from .drop_learning import DropLearning
+from .loop import Loop, Pass, train
 from .probe import probe_
+
+SAVE_MINUTES = 5.0  # between two checkpoints
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch of a fit did. Errors are shares of images; p stands for drop probabilities."""
+
+    epoch: int  # counted from 1
+    epochs: int
+    loss: float  # mean cross-entropy under relaxed gates, nats per image
+    kl: float  # divergence term of the loss at the epoch's end, nats per image
+    train_error: float
+    soft_error: float  # held-out, relaxed gates
+    hard_error: float  # held-out, hard gates drawn anew for every image: the mean candidate
+    expected_params: float  # the file's count, mean over the posterior
+    expected_macs: float  # mean over the posterior
+    expected_share: float  # of the whole network's parameters
+    expected_macs_share: float  # of the whole network's MACs
+    price: float  # nats per image that the target makes the whole network's size worth, or 0
+    mean_drop: float  # mean of p over gates
+    settled: float  # share of gates whose p is below 0.05 or above 0.95
+    drift: (
+        float  # change of p in 100 steps at the full rate of its optimizer, mean over gates; <= 1
+    )
+    drop_histogram: tuple[int, ...]  # gates in ten equal bins of p
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What is known before the first step."""
+
+    params: int
+    gated_layers: int
+    gates: int
+    groups: int
+    fit_images: int
+    held_out_images: int
+    prior: Prior
+    divergence: float  # the prior's part of the loss at the start, nats per image
+    steps: int
+    classes: int
+    target: Target | None
+    recipe: Recipe
+    remarks: tuple[str, ...]
+    not_prunable: tuple[str, ...]  # steps of the forward that the analysis does not cut
 
 
 @dataclass(frozen=True)
 class FitSummary:
-    """What a finished fit came to."""
+    """Summary of a finished fit."""
 
     run: Path
     epochs: int
@@ -53,252 +96,394 @@ class FitSummary:
     gates: int
 
 
-@dataclass(frozen=True)
-class Started:
-    """What is known before the first step."""
-
-    params: int
-    gated_layers: int
-    gates: int
-    groups: int
-    fit_images: int
-    held_out_images: int
-    l2: float
-    kl_images: float
-    weight_decay: float  # that the prior amounts to at the start
-    epochs: int
-    steps: int
-    divergence: float  # the KL's share of the loss at the start, nats per image
-    classes: int
-    target: Target | None
-    recipe: Recipe
-    remarks: tuple[str, ...]
-    kept_whole: tuple[str, ...]  # steps of the forward that the analysis does not cut
+FitEvents = Generator[FitPlan | EpochRecord | FitSummary, None, None]
 
 
-def fit_stage(
+def fit_events(
     run: Run,
     settings: FitSettings,
     *,
-    device: torch.device,
-    workers: int,
-    resume: bool,
-    force: bool,
-    save_seconds: float,
-    track: Track,
-    step: Callable[[int, int], None],
-) -> Generator[Started | EpochRecord | FitSummary, None, None]:
+    resume: bool = False,
+    force: bool = False,
+    save_minutes: float = SAVE_MINUTES,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+) -> FitEvents:
     """Fit a super-network; yields what was set up, a record per epoch, and a summary.
 
-    An unfinished fit is saved every `save_seconds`, and on SIGINT or SIGTERM at the next step,
-    which ends it with `Interrupted`. `step(done, of)` is called after each step.
+    An unfinished fit is saved every `save_minutes`, and on SIGINT or SIGTERM at the next step,
+    which ends it with `Interrupted`.
     """
     unfinished = _claim(run, resume, force)
     began = time.perf_counter()
-    source = find_data(
-        settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt,
-        track=track,
+    prepared = _prepared(settings, None if unfinished is None else unfinished[1].recipe, machine)
+    network, posterior, data = prepared.network, prepared.posterior, prepared.data
+    loop = supernet_loop(
+        network, data, posterior.recipe, posterior.objective.prior, seed=settings.seed,
+        device=machine.device, fixed_drop=settings.fixed_drop, target=posterior.objective.target,
+        bfloat16=settings.precision == "bfloat16",
     )  # fmt: skip
-    backbone = build_backbone(
-        settings.backbone, classes=len(source.classes), channels=source.channels,
-        size=source.small if settings.img_size is None else settings.img_size,
-        pretrained=settings.pretrained,
-        weights=None if settings.weights is None else Path(settings.weights), seed=settings.seed,
-    )  # fmt: skip
-    shape = backbone.input_shape
-    preprocessing = None
-    if backbone.images is not None:
-        preprocessing = Preprocessing(shape[0], shape[1], **to_json(backbone.images))
-    data = cut_data(
-        source, seed=settings.seed, held_out=settings.held_out, preprocessing=preprocessing,
-        size=shape[1], track=track,
-    )  # fmt: skip
-    data = held_out_decoded(data, workers, track)
-    if unfinished is not None:  # a recipe that has changed since is that of other fits
-        backbone = dataclasses.replace(backbone, recipe=unfinished[1].recipe)
-    recipe = settings.recipe_of(backbone)
-    if not backbone.new_heads:
-        recipe = dataclasses.replace(recipe, probe=False)
-    check_recipe(recipe, settings)
-    network = make_concrete_(
-        backbone.network,
-        shape,
-        layers=recipe.gates,
-        groups=recipe.groups,
-        initial_drop=recipe.initial_drop,
-        operation_cost=recipe.operation_cost,
-        ungated=backbone.ungated,
-    )
-    target = target_of(network, settings.target_params, settings.target_macs)
-    if target is not None and settings.fixed_drop is not None:
-        raise PgnasError("--fixed-drop sets the size; leave --target-params and --target-macs out")
-    remarks = [*backbone.remarks, *_idle(recipe, settings, data)]
-    if recipe.probe and unfinished is None:
-        remarks += [
-            probe_(network, head, data, device=device, seed=settings.seed, workers=workers,
-                   track=track)
-            for head in backbone.new_heads
-        ]  # fmt: skip
-    kl_images = objective_images(recipe.kl_images, len(data.fit))
-    auto = auto_l2(recipe.weight_decay, recipe.initial_drop, kl_images)
-    l2 = auto if recipe.l2 is None else recipe.l2
-    posterior = Posterior(
-        Subject(
-            backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
-            data.preprocessing, data.name,
-        ),
-        Cutting(
-            settings.seed, settings.held_out, len(data.fit), len(data.held_out),
-            data_digest(data.held_out), data_digest(data.fit),
-        ),
-        Objective(l2, kl_images, settings.fixed_drop, settings.constant_l2, target),
-        recipe,
-        settings.seed,
-    )  # fmt: skip
-    state = None
+    watch = _Watch(loop)
+    remarks = [*prepared.remarks, *_idle(posterior.recipe, settings, data)]
     if unfinished is None:
+        remarks += _probed(prepared, settings.seed, machine)
         _begin(run, settings)
+        saved: list[str] = []
     else:
         state = _same_fit(run, network, posterior, *unfinished)
-    bank = gates(network)
-    batch = min(recipe.batch_size, len(data.fit))
-    with torch.no_grad():
-        divergence = float(kl(network, l2=l2, images=kl_images, constant=settings.constant_l2))
-    yield Started(
-        parameter_count(network), len(bank.spans), bank.count, len(bank.groups), len(data.fit),
-        len(data.held_out), l2, kl_images, 2 * l2 * (1 - recipe.initial_drop) / kl_images,
-        recipe.epochs, recipe.epochs * steps_per_epoch(len(data.fit), batch), divergence,
-        len(data.classes), target, recipe, tuple(remarks),
-        tuple(bank.graph.opaque()),
+        loop.restore(state)
+        watch.restore(state)
+        saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
+        saved = saved[: loop.step // loop.per_epoch]
+    yield _plan(loop, posterior, remarks)
+    save = _saver(run.checkpoint, posterior, watch)
+    passes = train(
+        loop, workers=machine.workers, save=save, save_seconds=60 * save_minutes, what="fitting",
+        resume_with=f"pgnas fit --resume --run {run.folder}",
     )  # fmt: skip
-    request = StopRequest()
-    saver = _Saver(run, posterior, save_seconds, step, request)
-    saved = _metrics(run, state)
-    records = fit(
-        network, data, recipe, seed=settings.seed, workers=workers, device=device,
-        fixed_drop=settings.fixed_drop, constant_l2=settings.constant_l2,
-        target=target, bfloat16=settings.precision == "bfloat16", state=state, between=saver,
-    )  # fmt: skip
-    with request, closing(records):
-        for record in records:
+    with closing(passes):
+        for done in passes:
+            record = watch.record(done)
             saved.append(json.dumps(to_json(record)))
             write_text(run.metrics, "".join(f"{line}\n" for line in saved))
             yield record
     write_posterior(run.posterior, network, posterior)
     run.checkpoint.unlink(missing_ok=True)
-    error = json.loads(saved[-1])["hard_error"]
+    bank = gates(network)
     yield FitSummary(
-        run.folder, recipe.epochs, time.perf_counter() - began, error, parameter_count(network),
-        len(bank.groups), bank.count,
+        run.folder, posterior.recipe.epochs, time.perf_counter() - began,
+        json.loads(saved[-1])["hard_error"], parameter_count(network), len(bank.groups), bank.count,
     )  # fmt: skip
 
 
-class _Saver:
-    """Between two steps: show progress, save when it is time, stop when asked to."""
+def fit_network(
+    network: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    prior: Prior | None = None,  # None: as the recipe has it
+    *,
+    seed: int = 0,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+    fixed_drop: float | None = None,
+    target: Target | None = None,
+    bfloat16: bool = False,
+) -> Generator[EpochRecord, None, None]:
+    """Train a gated network in place, without a run directory; yields a record per epoch.
 
-    def __init__(
-        self,
-        run: Run,
-        posterior: Posterior,
-        seconds: float,
-        step: Callable[[int, int], None],
-        request: StopRequest,
-    ) -> None:
-        self.run, self.posterior, self.seconds, self.step = run, posterior, seconds, step
-        self.request = request
-        self.last = time.monotonic()
+    Raises PgnasError when the fit collapses, with what to change.
+    """
+    loop = supernet_loop(
+        network, data, recipe, prior or prior_of(recipe, len(data.fit)), seed=seed,
+        device=machine.device, fixed_drop=fixed_drop, target=target, bfloat16=bfloat16,
+    )  # fmt: skip
+    watch = _Watch(loop)
+    passes = train(
+        loop, workers=machine.workers, save=lambda _: None, save_seconds=math.inf, what="fitting",
+        resume_with="another call",
+    )  # fmt: skip
+    with closing(passes):
+        for done in passes:
+            yield watch.record(done)
 
-    def __call__(self, done: int, steps: int, state: Callable[[], State]) -> None:
-        self.step(done, steps)
-        stopping = self.request.asked and done < steps
-        if stopping or time.monotonic() - self.last > self.seconds:
-            write_checkpoint(self.run.checkpoint, state(), self.posterior)
-            self.last = time.monotonic()
-        if stopping:
-            raise Interrupted(
-                f"interrupted; saved after step {done} of {steps}, go on with pgnas fit --resume"
-                f" --run {self.run.folder}"
-            )
+
+def supernet_loop(
+    network: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    prior: Prior,
+    *,
+    seed: int,
+    device: torch.device,
+    fixed_drop: float | None = None,
+    target: Target | None = None,
+    bfloat16: bool = False,
+) -> Loop:
+    """The training loop of a gated network."""
+
+    def drops(loop: Loop) -> DropLearning:
+        return DropLearning(
+            network, recipe, prior, steps=loop.steps, per_epoch=loop.per_epoch, seed=seed,
+            fixed_drop=fixed_drop, target=target,
+        )  # fmt: skip
+
+    return Loop(
+        network, data, recipe, seed=seed, device=device, weight_decay=prior.weight_decay(),
+        drops=drops, bfloat16=bfloat16,
+    )  # fmt: skip
+
+
+def prior_of(recipe: Recipe, images: int, *, constant: bool = False) -> Prior:
+    """The prior that a recipe names, for so many training images."""
+    return Prior.named(
+        l2=recipe.l2, weight_decay=recipe.weight_decay, initial_drop=recipe.initial_drop,
+        kl_images=recipe.kl_images, images=images, constant=constant,
+    )  # fmt: skip
+
+
+# --- before the first step -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    network: nn.Module
+    data: ImageData
+    posterior: Posterior
+    new_heads: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) -> _Prepared:
+    """Data and gated network; `recipe` is that of an unfinished fit, which a later one keeps."""
+    source = find_data(
+        settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt
+    )
+    backbone = build_backbone(
+        settings.backbone, classes=len(source.classes), channels=source.channels,
+        size=source.small if settings.img_size is None else settings.img_size,
+        start=Start(
+            settings.pretrained, None if settings.weights is None else Path(settings.weights),
+            settings.seed,
+        ),
+    )  # fmt: skip
+    data = cut_data(
+        source, seed=settings.seed, held_out=settings.held_out,
+        preprocessing=backbone.images, size=backbone.input_shape[1],
+    )  # fmt: skip
+    data = held_out_decoded(data, machine.workers)
+    if recipe is not None:
+        backbone = dataclasses.replace(backbone, recipe=recipe)
+    recipe = settings.recipe_of(backbone)
+    if not backbone.new_heads:
+        recipe = dataclasses.replace(recipe, probe=False)
+    check_recipe(recipe, settings)
+    network = gated(backbone, recipe)
+    target = target_of(network, params=settings.target_params, macs=settings.target_macs)
+    if target is not None and settings.fixed_drop is not None:
+        raise PgnasError("`fixed_drop` sets the size; leave out `target_params` and `target_macs`")
+    prior = prior_of(recipe, len(data.fit), constant=settings.constant_l2)
+    posterior = Posterior(
+        SupernetSpec(
+            backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
+            data.preprocessing, data.name,
+        ),
+        DataSplit(
+            settings.seed, settings.held_out, len(data.fit), len(data.held_out),
+            data_digest(data.held_out), data_digest(data.fit),
+        ),
+        Objective(prior, settings.fixed_drop, target),
+        recipe,
+        settings.seed,
+    )  # fmt: skip
+    return _Prepared(network, data, posterior, backbone.new_heads, backbone.remarks)
+
+
+def gated(backbone: Backbone, recipe: Recipe) -> nn.Module:
+    """The backbone's network with the gates that the recipe asks for."""
+    return make_concrete_(
+        backbone.network, backbone.input_shape, layers=recipe.gates, groups=recipe.groups,
+        initial_drop=recipe.initial_drop, operation_cost=recipe.operation_cost,
+        ungated=backbone.ungated,
+    )  # fmt: skip
+
+
+def _probed(prepared: _Prepared, seed: int, machine: Machine) -> Iterator[str]:
+    """Start new heads as linear probes; a remark on each."""
+    if not prepared.posterior.recipe.probe:
+        return
+    for head in prepared.new_heads:
+        yield probe_(prepared.network, head, prepared.data, seed=seed, machine=machine)
+
+
+def _plan(loop: Loop, posterior: Posterior, remarks: list[str]) -> FitPlan:
+    bank, data, prior = gates(loop.network), loop.data, posterior.objective.prior
+    with torch.no_grad():
+        divergence = float(prior.divergence(loop.network))
+    return FitPlan(
+        params=parameter_count(loop.network), gated_layers=len(bank.spans), gates=bank.count,
+        groups=len(bank.groups), fit_images=len(data.fit), held_out_images=len(data.held_out),
+        prior=prior, divergence=divergence, steps=loop.steps, classes=len(data.classes),
+        target=posterior.objective.target, recipe=loop.recipe, remarks=tuple(remarks),
+        not_prunable=tuple(bank.graph.opaque()),
+    )  # fmt: skip
 
 
 def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
-    """Fields of the recipe that come to nothing here."""
+    """Options that have no effect here."""
     found = []
     if not (settings.target_params or settings.target_macs):
-        of_target = ("size_ramp", "freeze", "sharpen")
-        named = [f"--{field.replace('_', '-')}" for field in of_target if field in settings.recipe]
+        named = [f for f in ("size_ramp", "freeze", "sharpen") if f in settings.recipe]
         if named:
-            found.append(f"{' and '.join(named)}: left out, there is no target size")
+            names = " and ".join(f"`{field}`" for field in named)
+            found.append(f"{names}: no effect without a target size")
     if settings.recipe.get("probe") and not recipe.probe:
-        found.append("--probe: left out, there is no new head on trained weights")
+        found.append("`probe`: no effect, there is no new head on trained weights")
     if recipe.cutout and data.fit.pixels is None:
-        found.append("cutout is for small images; these are photos, it is left out")
-    late = [epoch for epoch in recipe.milestones if epoch >= recipe.epochs]
+        found.append("`cutout`: no effect on photos, it is for small images")
+    late = [epoch for epoch in recipe.decay_milestones if epoch >= recipe.epochs]
     if late:
-        found.append(f"milestones {late} lie behind the {recipe.epochs} epochs")
+        found.append(f"`decay_milestones` {late} lie behind the {recipe.epochs} epochs")
     return found
 
 
+# --- the run directory -----------------------------------------------------------------------
+
+
 def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | None:
-    """Whether the run directory can be ours, or why not; the state to go on from, if any."""
+    """The unfinished fit to resume, if any; raises PgnasError where the run is not free."""
     if run.folder.exists() and not run.folder.is_dir():
-        raise PgnasError(f"'{run.folder}' is a file; --run wants a folder, there or to be made")
+        raise PgnasError(f"'{run.folder}' is a file; `run` is a folder, there or to be made")
     if run.posterior.exists() and not force:
         raise PgnasError(
-            f"'{run.folder}' holds a fitted posterior; choose another --run, or add --force to fit"
+            f"'{run.folder}' holds a fitted posterior; choose another `run`, or add `force` to fit"
             " again"
         )
     if run.checkpoint.exists() and not force:
         if not resume:
             raise PgnasError(
-                f"'{run.folder}' holds an unfinished fit; add --resume to go on, or --force to"
+                f"'{run.folder}' holds an unfinished fit; add `resume` to go on, or `force` to"
                 " start again"
             )
-        return read_checkpoint(run.checkpoint)
+        return read_checkpoint(run.checkpoint, Posterior)
     return None
 
 
 def _same_fit(
     run: Run, network: nn.Module, posterior: Posterior, state: State, started: Posterior
 ) -> State:
-    """The state to go on from, if it is one of this very fit."""
-    if started.cutting != posterior.cutting or started.subject != posterior.subject:
+    """The state to resume, if it is one of this very fit."""
+    if started.split != posterior.split or started.supernet != posterior.supernet:
         raise PgnasError(
             f"the images or classes are not those that '{run.folder}' was started with; bring them"
-            " back, or start again with --force"
+            " back, or start again with `force`"
         )
-    if started.recipe != posterior.recipe:
-        now, then = to_json(posterior.recipe), to_json(started.recipe)
-        changed = [f"{k} {then[k]}, not {now[k]}" for k in now if now[k] != then[k]]
+    changed = differences(started, posterior)
+    if changed:
         raise PgnasError(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to go on,"
-            " or start again with --force"
+            " or start again with `force`"
         )
-    if started != posterior:
-        raise PgnasError(
-            f"'{run.folder}' was started with other options than the backbone's recipe has now;"
-            " start again with --force"
-        )
-    prefix = "network."
-    own = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-    checked(own, network.state_dict(), run.checkpoint)
-    wanted = {"seen", "epochs_done", "full_rate_steps", "best_loss"}
-    if not wanted <= set(state.numbers) or state.step < 1:
-        raise PgnasError(f"'{run.checkpoint}' is damaged; start again with --force")
+    numbers = {"seen", "full_rate_steps", "best_loss", "lost_epochs"}
+    if not fits(state, network, numbers, run.checkpoint):
+        raise PgnasError(f"'{run.checkpoint}' is damaged; start again with `force`")
     return state
 
 
 def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
-    for path in (run.posterior, run.checkpoint, run.metrics, run.candidates, run.ranking,
-                 run.ranking_table, run.evaluation, run.report, run.commands):  # fmt: skip
+    for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(), run.evaluation,
+                 run.report, run.commands):  # fmt: skip
         path.unlink(missing_ok=True)
     write_text(run.settings, json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n")
 
 
-def _metrics(run: Run, state: State | None) -> list[str]:
-    """The lines of metrics.jsonl up to the state that the fit goes on from."""
-    if state is None or not run.metrics.exists():
-        return []
-    epochs = int(state.numbers["epochs_done"])
-    return run.metrics.read_text(encoding="utf-8").splitlines()[:epochs]
+def _saver(path: Path, posterior: Posterior, watch: "_Watch") -> Callable[[State], None]:
+    def save(state: State) -> None:
+        numbers = {**state.numbers, **watch.numbers()}
+        write_checkpoint(path, dataclasses.replace(state, numbers=numbers), posterior)
+
+    return save
+
+
+# --- after each epoch ------------------------------------------------------------------------
+
+
+class _Watch:
+    """Measures and judges the epochs of a fit, and stops one that collapses."""
+
+    def __init__(self, loop: Loop) -> None:
+        assert loop.drops is not None
+        self.loop, self.drops = loop, loop.drops
+        self.best_loss = math.inf
+        self.lost_epochs = 0  # in a row, at chance
+
+    def numbers(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"best_loss": min(self.best_loss, 1e30), "lost_epochs": self.lost_epochs}
+
+    def restore(self, state: State) -> None:
+        """The inverse of `numbers`."""
+        self.best_loss = state.numbers["best_loss"]
+        self.lost_epochs = int(state.numbers["lost_epochs"])
+
+    def record(self, done: Pass) -> EpochRecord:
+        """The record of the epoch that ends."""
+        loop, drops = self.loop, self.drops
+        probability = drop_probabilities(loop.network)
+        drop = per_gate(loop.network, probability).cpu()
+        self._refuse_collapse(loop.loss, float(1 - drop.mean()), done.epoch)
+        self.best_loss = min(self.best_loss, loop.loss)
+        moved = per_gate(loop.network, (probability - drops.before).abs()).mean()
+        with torch.no_grad():
+            divergence = drops.divergence()
+            params, macs = map(float, drops.size(probability.cpu()))
+        soft, hard = held_out_errors(loop, done.epoch)
+        return EpochRecord(
+            epoch=done.epoch,
+            epochs=loop.recipe.epochs,
+            loss=loop.loss,
+            kl=float(divergence),
+            train_error=loop.train_error,
+            soft_error=soft,
+            hard_error=hard,
+            expected_params=params,
+            expected_macs=macs,
+            expected_share=params / drops.size.whole[0],
+            expected_macs_share=macs / max(1, drops.size.whole[1]),
+            price=drops.price,
+            mean_drop=float(drop.mean()),
+            settled=float(((drop < 0.05) | (drop > 0.95)).float().mean()),
+            drift=min(1.0, 100 * float(moved) / (drops.full_rate_steps or math.inf)),
+            drop_histogram=tuple(int(n) for n in torch.histc(drop, 10, 0, 1)),
+            learning_rate=float(loop.weights.param_groups[0]["lr"]),
+            seconds=done.seconds,
+            images_per_second=done.images / done.seconds,
+        )
+
+    def _refuse_collapse(self, loss: float, kept: float, epoch: int) -> None:
+        chance = math.log(len(self.loop.data.classes))
+        advice = "lower `l2` or `initial_drop`, or lengthen `drop_delay_epochs`"
+        if self.drops.control is not None:
+            advice = "choose a larger target size, or lengthen the fit with `epochs`"
+        if not math.isfinite(loss):
+            raise PgnasError(
+                f"the loss is {loss} in epoch {epoch}; lower `lr` (now {self.loop.recipe.lr})"
+            )
+        back = self.best_loss < 0.7 * chance and loss > 0.98 * chance
+        self.lost_epochs = self.lost_epochs + 1 if back else 0
+        if self.lost_epochs == 2:  # one alone may be noise where epochs are short
+            raise PgnasError(
+                f"the fit collapsed in epoch {epoch}: the loss is back at chance ({loss:.2f} of"
+                f" {chance:.2f} nats, {100 * kept:.0f} % of the channels kept); {advice}"
+            )
+        if kept < 0.02 and self.drops.fixed_drop is None:
+            raise PgnasError(
+                f"the fit collapsed in epoch {epoch}: every gate is closing"
+                f" ({100 * kept:.1f} % of the channels kept); {advice}"
+            )
+
+
+@torch.no_grad()
+def held_out_errors(loop: Loop, epoch: int) -> tuple[float, float]:
+    """Held-out errors under relaxed gates, and under hard gates drawn anew for each image."""
+    assert loop.drops is not None
+    network = loop.network.eval()
+    wrong = [0, 0]
+    for place, (images, labels) in enumerate(_held_out_batches(loop)):
+        soft = relaxed(
+            network, batch=len(images), generator=generator(loop.seed, "soft", epoch, place),
+            temperature=loop.recipe.temperature,
+        )  # fmt: skip
+        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), len(images))
+        for which, context in enumerate((soft, masked(network, keep))):
+            with context:
+                wrong[which] += int((network(images).argmax(1) != labels).sum())
+    images_in_all = len(loop.data.held_out)
+    return wrong[0] / images_in_all, wrong[1] / images_in_all
+
+
+def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
+    part = loop.data.held_out
+    assert part.pixels is not None, "the caller decodes the held-out images once"
+    for images, labels in zip(
+        part.pixels.split(loop.batch), part.labels.split(loop.batch), strict=True
+    ):
+        yield loop.data.preprocessing.normalised(images.to(loop.device)), labels.to(loop.device)

@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ImageData, Part, evaluation_images, placed
-from ..progress import Track, untracked
+from ..machine import Machine
+from ..progress import track
 from ..seeds import generator, seeded_globals
 
 PENALTY = 0.03  # on squared weights, for features of unit variance; chosen in docs/log.md
-
 MOST = 10_000  # images: beyond, a linear map of features gains little
-
 _BATCH = 64
-
 _ROUNDS, _TURNS = 50, 2  # of the solver; progress is shown after each round
 
 
@@ -33,10 +31,8 @@ def probe_(
     head: str,  # its classifier
     data: ImageData,
     *,
-    device: torch.device,
+    machine: Machine,
     seed: int,
-    workers: int,
-    track: Track,
 ) -> str:
     """Fit the classifier `head` to the features of `network`, in place; says what came of it.
 
@@ -48,7 +44,8 @@ def probe_(
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
         return _left(head, "it is no linear layer with a bias")
     part = _some(data.fit, len(data.classes), seed)
-    read = partial(_features, network, layer, data, device=device, workers=workers, track=track)
+    device = machine.device
+    read = partial(_features, network, layer, data, machine=machine)
     features = read(part)
     if features is None:
         return _left(head, "it does not read one vector of features for each image")
@@ -56,7 +53,7 @@ def probe_(
         return _left(head, "the features of the starting network are not finite")
     before = layer.weight.detach().clone(), layer.bias.detach().clone()
     labels = part.labels.to(device)
-    weight, bias = logistic_regression(features, labels, len(data.classes), PENALTY, track=track)
+    weight, bias = logistic_regression(features, labels, len(data.classes), PENALTY)
     few = _batch(part, data, seed, device)
     loss = _loss_in_training(network, *few)
     _set(layer, weight, bias)
@@ -88,9 +85,7 @@ def _features(
     data: ImageData,
     part: Part,
     *,
-    device: torch.device,
-    workers: int,
-    track: Track,
+    machine: Machine,
 ) -> Tensor | None:  # float32 (images, features), on the device
     """What `layer` reads of each image of `part`, not augmented; None for other shapes."""
     found: list[Tensor] = []
@@ -103,13 +98,13 @@ def _features(
     hook = layer.register_forward_pre_hook(keep, with_kwargs=True)
     modes = [(module, module.training) for module in network.modules()]
     home = layer.weight.device
-    placed(network, device).eval()
-    batches = evaluation_images(part, data.preprocessing, batch=_BATCH, workers=workers)
+    placed(network, machine.device).eval()
+    batches = evaluation_images(part, data.preprocessing, batch=_BATCH, workers=machine.workers)
     sizes = [min(_BATCH, len(part) - first) for first in range(0, len(part), _BATCH)]
     try:
         with closing(batches), torch.no_grad():
             for _ in track(range(len(sizes)), "features of the starting network"):
-                network(data.preprocessing.normalised(next(batches).to(device)))
+                network(data.preprocessing.normalised(next(batches).to(machine.device)))
     finally:
         hook.remove()
         network.to(home)
@@ -144,8 +139,6 @@ def logistic_regression(
     labels: Tensor,  # int64 (images,)
     classes: int,
     penalty: float,
-    *,
-    track: Track = untracked,
 ) -> tuple[Tensor, Tensor]:  # (classes, features), (classes,)
     """Weight and bias that minimise mean cross-entropy + penalty x squared weights.
 

@@ -26,14 +26,14 @@ def schedule_of(
     try:
         schedule, _ = create_scheduler_v2(
             optimizer,
-            sched=recipe.schedule,
+            sched=recipe.sched,
             num_epochs=recipe.cycle_epochs or recipe.epochs,
             min_lr=least,
-            cycle_mul=recipe.cycle_factor if recipe.cycle_epochs else 1.0,
+            cycle_mul=recipe.lr_cycle_mul if recipe.cycle_epochs else 1.0,
             cycle_decay=1.0,
             cycle_limit=cycles,
             # timm's multistep is one update early.
-            decay_milestones=[epoch + 1 / per_epoch for epoch in recipe.milestones],  # type: ignore[misc]
+            decay_milestones=[epoch + 1 / per_epoch for epoch in recipe.decay_milestones],  # type: ignore[misc]
             step_on_epochs=False,
             updates_per_epoch=per_epoch,
         )
@@ -44,5 +44,5 @@ def schedule_of(
 
 def _goes_on(recipe: Recipe, cycles: int) -> bool:
     """Whether the fit is longer than so many cycles."""
-    lengths = (recipe.cycle_epochs * recipe.cycle_factor**cycle for cycle in range(cycles))
+    lengths = (recipe.cycle_epochs * recipe.lr_cycle_mul**cycle for cycle in range(cycles))
     return sum(lengths) < recipe.epochs

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Part, Preprocessing, evaluation_images, placed
-from ..progress import Track, untracked
+from ..machine import Machine
+from ..progress import track
 
 BATCH = 64  # images in each forward of one network
-
 RESIDENT = 2**28  # numbers that are kept as float32: 1 GiB
 
 
@@ -61,19 +61,19 @@ def score(
     part: Part,
     preprocessing: Preprocessing,
     *,
-    device: torch.device,
-    workers: int,
-    track: Track = untracked,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> Score:
     """Errors of `network` on a part of the data."""
-    placed(network, device).eval()
-    images = evaluation_images(part, preprocessing, batch=BATCH, workers=workers)
+    placed(network, machine.device).eval()
+    images = evaluation_images(part, preprocessing, batch=BATCH, workers=machine.workers)
     labels = part.labels.split(BATCH)
     wrong: list[int] = []
     with closing(images):
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
-            logits = predictions(network, Batches(pixels, preprocessing, device), len(pixels))
+            logits = predictions(
+                network, Batches(pixels, preprocessing, machine.device), len(pixels)
+            )
             missed = (logits.argmax(1) != labels[place]).nonzero().flatten()
             wrong += (missed + place * BATCH).tolist()
     return Score(len(wrong), len(part), tuple(wrong))

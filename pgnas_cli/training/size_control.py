@@ -17,7 +17,6 @@ from ..registry import Recipe
 from ..sizes import ExpectedSize, Target
 
 DECIDED = 12.0  # drop logit beyond which sharpening makes no difference: p is below 1e-5
-
 TOLERANCE = 0.005  # of the whole network's size, at the freeze
 
 
@@ -25,7 +24,7 @@ TOLERANCE = 0.005  # of the whole network's size, at the freeze
 class Phases:
     """Steps at which the phases end."""
 
-    warmup: int
+    delay: int
     ramp: int
     freeze: int
 
@@ -36,29 +35,29 @@ def phases(recipe: Recipe, steps: int, per_epoch: int, target: Target | None) ->
     With a target the warm-up leaves at least two fifths of the ramp to the drop probabilities,
     however few epochs there are.
     """
-    warmup = round(recipe.warmup_epochs * per_epoch)
+    delay = round(recipe.drop_delay_epochs * per_epoch)
     if target is None:
-        return Phases(warmup, steps, steps)
-    warmup = min(warmup, int(0.6 * recipe.size_ramp * steps))
-    ramp = max(warmup + 1, round(recipe.size_ramp * steps))
-    return Phases(warmup, ramp, min(steps, max(ramp + 1, round(recipe.freeze * steps))))
+        return Phases(delay, steps, steps)
+    delay = min(delay, int(0.6 * recipe.size_ramp * steps))
+    ramp = max(delay + 1, round(recipe.size_ramp * steps))
+    return Phases(delay, ramp, min(steps, max(ramp + 1, round(recipe.freeze * steps))))
 
 
-class Steering:
+class SizeControl:
     """Corrects the drop logits after each step of their optimizer, between warm-up and freeze."""
 
     def __init__(self, size: ExpectedSize, target: Target, phases: Phases, recipe: Recipe) -> None:
         self.size, self.target, self.phases = size, target, phases
         self.sharpen = recipe.sharpen
         # However short the fit, a logit can cross the range in which p is undecided.
-        travel = 16 / max(1, phases.freeze - phases.warmup)
-        self.limit = max(4 * recipe.drop_learning_rate, travel)
+        travel = 16 / max(1, phases.freeze - phases.delay)
+        self.limit = max(4 * recipe.drop_lr, travel)
         self.price = 0.0
 
     def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Adam, step: int) -> Tensor:
         """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size."""
         slots, betas = optimizer.state[drop_logit], optimizer.param_groups[0]["betas"]
-        progress = (step + 1 - self.phases.warmup) / (self.phases.ramp - self.phases.warmup)
+        progress = (step + 1 - self.phases.delay) / (self.phases.ramp - self.phases.delay)
         aim = 1 - (1 - self.target.share) * min(1.0, progress)
         logits = drop_logit.detach().cpu().double()
         if self.phases.ramp <= step:

@@ -1,0 +1,60 @@
+"""Where the work is done: the device, and the processes that decode images."""
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from .errors import PgnasError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and the worker processes beside it."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - never changed
+    workers: int = 0  # processes that decode photos; 0: this one
+
+
+def find_machine(device: str = "auto", workers: int | None = None) -> Machine:
+    """The device called `device` ("auto": a GPU where there is one) and its worker processes.
+
+    `workers` None: one for each core, up to eight. A process that works on its CPU is set up for it
+    (`tune_for_cpu`). Raises PgnasError for a device that is not here.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        found = torch.device(chosen)
+        if found.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError):
+        raise PgnasError(f"no device '{device}' here; possible: cpu, or auto") from None
+    if workers is not None and workers < 0:
+        raise PgnasError(f"`workers` {workers} is out of range; possible: 0 or more")
+    if found.type == "cpu":
+        tune_for_cpu()
+    return Machine(found, min(8, os.cpu_count() or 1) if workers is None else workers)
+
+
+def tune_for_cpu() -> None:
+    """Set this process up for networks on the CPU; it changes no result beyond denormal numbers.
+
+    Denormal numbers, which a closed gate's momentum decays to, are flushed to zero: arithmetic with
+    them is many times slower. glibc hands each block above 32 MB back to the kernel when it is
+    freed, and every page of the next one faults anew: it is told to keep them.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return
+    # Older versions take no more than 32 MB. Either setting ends glibc's own adjustment of both.
+    if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h
