@@ -18,7 +18,7 @@ from pgnas_cli.cli.machine import tune_for_cpu
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from pgnas_cli.data import ImageData, open_data
+from pgnas_cli.data import ImageData, load_data
 from pgnas_cli.gates import drop_probabilities, gates, make_concrete_
 from pgnas_cli.ranking import held_out_evaluator, rank
 from pgnas_cli.registry.lookup import load_backbone
@@ -81,7 +81,7 @@ def main() -> None:
     print(f"{'seed':4} {'drawn from':14} {'params':>8} {'mean':>7} {'best':>7} {'test':>7}")
     learned = []
     for seed in range(options.seeds):
-        data = open_data("digits", seed=seed)
+        data = load_data("digits", seed=seed)
         network = fitted(data, seed)
         probability = drop_probabilities(network)
         learned.append(probability.tolist())

@@ -25,7 +25,7 @@ from pgnas_cli.gates import draw, gates, masked
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.sizes import count, parameter_count
 from pgnas_cli.slimming import Layout, slim, ungated_copy
-from tests.randomised import randomised
+from tests.networks import randomised
 
 FAMILIES = """
 resnet18 resnet26d resnetaa50 resnetblur18 resnext50_32x4d wide_resnet50_2 seresnet18 ecaresnet26t

@@ -17,7 +17,7 @@ from pgnas_cli.evaluation import latencies
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.sizes import count, parameter_count, whole_macs
 from pgnas_cli.slimming import slim, ungated_copy
-from tests.randomised import randomised
+from tests.networks import randomised
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@
 import torch
 
 import pgnas_cli
-from pgnas_cli.data import open_data
+from pgnas_cli.data import load_data
 from pgnas_cli.gates import make_concrete_
 from pgnas_cli.ranking import held_out_evaluator, interval, rank
 from pgnas_cli.registry.lookup import load_backbone
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 # The embedded digits, cut into images to fit on, held-out images to choose on, and a test split.
 
 # %%
-data = open_data("digits", seed=SEED)
+data = load_data("digits", seed=SEED)
 print(len(data.fit), "to fit on,", len(data.held_out), "held out,", len(data.test), "to report on")
 
 # %% [markdown]

@@ -25,35 +25,66 @@ names from their face (`__init__.py`):
     evaluation      test error and latency of exported networks
     backbone_check  what a backbone must do, checked
     exporting       choose a candidate, cut it out, verify it, write it
+    verbs           the commands as Python functions
     report          a run as one HTML page
     cli             the command line
 
-Importing the package imports none of them: the functions below load theirs when first used.
+Importing the package imports none of them: the names below load theirs when first used.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data import load_data as load_data
+    from .errors import PgnasError as PgnasError
     from .formats import load as load
     from .gates import draw as draw
     from .gates import drop_probabilities as drop_probabilities
     from .gates import kl as kl
     from .gates import masked as masked
+    from .gates import relaxed as relaxed
     from .graph import OperationGate as OperationGate
+    from .machine import find_machine as find_machine
+    from .progress import listening as listening
     from .registry.build import create_supernet as create_supernet
+    from .registry.build import inflate as inflate
+    from .sizes import Target as Target
+    from .sizes import count as count
     from .slimming import slim as slim
+    from .training import fit_network as fit_network
+    from .verbs import evaluate as evaluate
+    from .verbs import export as export
+    from .verbs import finetune as finetune
+    from .verbs import fit as fit
+    from .verbs import rank as rank
+    from .verbs import sample as sample
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "OperationGate": "graph",
+    "PgnasError": "errors",
+    "Target": "sizes",
+    "count": "sizes",
     "create_supernet": "registry.build",
     "draw": "gates",
     "drop_probabilities": "gates",
+    "evaluate": "verbs",
+    "export": "verbs",
+    "find_machine": "machine",
+    "finetune": "verbs",
+    "fit": "verbs",
+    "fit_network": "training",
+    "inflate": "registry.build",
     "kl": "gates",
-    "masked": "gates",
-    "slim": "slimming",
+    "listening": "progress",
     "load": "formats",
+    "load_data": "data",
+    "masked": "gates",
+    "rank": "verbs",
+    "relaxed": "gates",
+    "sample": "verbs",
+    "slim": "slimming",
 }
 
 
@@ -63,3 +94,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,6 +1,7 @@
-"""Small networks and data of a second or two; every random number has a seed."""
+"""What tests of all rooms share: a fitted run, photos, the command line in this process."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,29 +11,41 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from pgnas_cli.cli import main
-from pgnas_cli.gates import draw, gates
-from pgnas_cli.registry.build import create_supernet
-
-from .randomised import randomised
+from pgnas_cli.run import Run
 
 torch.set_num_threads(1)
 
 
-def tiny(size: int = 8, channels: int = 1, **options: object) -> nn.Module:
-    """multibranch-tiny with randomised batch-norm, evaluation mode."""
-    network = create_supernet("multibranch-tiny", 10, input_shape=(channels, size, size), **options)
-    return randomised(network)
+def run(*arguments: str) -> int:
+    """Exit status of the command line."""
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
-def random_keep(network: nn.Module, drop: float, seed: int = 0) -> Tensor:
-    """One candidate at a single drop probability, bool (gates,)."""
-    probability = torch.full((len(gates(network).groups),), drop)
-    return draw(
-        network, generator=torch.Generator().manual_seed(seed), drop_probability=probability
-    )
+@pytest.fixture(scope="session")
+def fitted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits: a fit of three epochs, 60 candidates, the first 5 ranked, the best exported.
+
+    Made once per session; tests that write take a copy (`fitted`).
+    """
+    folder = tmp_path_factory.mktemp("fitted") / "run"
+    best = str(folder / "best.safetensors")
+    for given in (["fit", "--epochs", "3", "--target-params", "60%"], ["sample", "-n", "60"],
+                  ["rank", "--top", "5"], ["export", best]):  # fmt: skip
+        assert run(*given, "--run", str(folder), "-q") == 0
+    return folder
+
+
+@pytest.fixture
+def fitted(fitted_once: Path, tmp_path: Path) -> Run:
+    """A copy of the fitted run."""
+    shutil.copytree(fitted_once, tmp_path / "run")
+    return Run(tmp_path / "run")
 
 
 @pytest.fixture
@@ -56,12 +69,3 @@ def photo_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-def run(*arguments: str) -> int:
-    """Exit status of the command line."""
-    try:
-        main(list(arguments))
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0

@@ -9,4 +9,4 @@ from .batches import (
     training_batches,
 )
 from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, digest
-from .sources import find_data, open_data
+from .sources import find_data, load_data

@@ -50,7 +50,7 @@ def find_data(
     return Source(called, classes, train, test, _small_size(train), mirror=name != "digits")
 
 
-def open_data(
+def load_data(
     name: str,
     *,
     seed: int,

@@ -6,7 +6,6 @@ else from the same tensors.
 """
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..gates import masked
 from ..run import Run, newest_run
 from ..run.posterior import SupernetSpec
 from ..seeds import generator
 from ..sizes import count, parameter_count, whole_macs
-from ..slimming import Cut, Layout, arranged, plan, reshape_, slim, ungated_copy, wire
+from ..slimming import (
+    Cut,
+    Layout,
+    arranged,
+    largest_difference,
+    plan,
+    reshape_,
+    slim,
+    ungated_copy,
+    wire,
+)
 from ..storage import file_digest, from_json, to_json
 from ..tensors import checked, read_tensors, versioned, write_tensors
 
@@ -55,24 +63,6 @@ class NetworkInfo:
 def fixed_input(input_shape: tuple[int, int, int]) -> Tensor:
     """The input of the fingerprint, float (1, channels, height, width)."""
     return torch.randn(1, *input_shape, generator=generator(0, "fingerprint"))
-
-
-@torch.no_grad()
-def largest_difference(
-    network: nn.Module, keep: Tensor, smaller: nn.Module, batches: list[Tensor]
-) -> float:
-    """Largest difference of masked and slim logits as a share of the largest; infinite for NaN."""
-    network.eval()
-    worst = 0.0
-    for batch in batches:
-        with masked(network, keep):
-            expected = network(batch)
-        found = smaller(batch)
-        if not torch.isfinite(found).all() or not torch.isfinite(expected).all():
-            return math.inf
-        scale = float(expected.abs().max()) or 1.0
-        worst = max(worst, float((found - expected).abs().max()) / scale)
-    return worst
 
 
 def checked_slim(

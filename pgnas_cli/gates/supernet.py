@@ -183,6 +183,9 @@ def layer_gates(network: nn.Module) -> list[LayerGates]:
     return rows
 
 
+# --- how the gates act --------------------------------------------------------------------------
+
+
 @contextmanager
 def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
     """Hand each gated layer its part of `keep` (..., gates); restore the former state after."""
@@ -219,6 +222,9 @@ def relaxed(
     noise = noise.to(bank.drop_logit.device, non_blocking=True)
     logits = bank.drop_logit[bank.group]
     return _kept(network, relaxed_keep(logits, noise, temperature=temperature))
+
+
+# --- reading the gates --------------------------------------------------------------------------
 
 
 def drop_probabilities(network: nn.Module) -> Tensor:

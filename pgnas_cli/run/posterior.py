@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import DataName, ImageData, Preprocessing, held_out_decoded, open_data
+from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
 from ..errors import PgnasError
 from ..gates import Prior, gates
@@ -138,7 +138,7 @@ def held_out_of(
 ) -> ImageData:
     """The data of a run with its held-out part decoded, split as for the fit."""
     settings = read_settings(run)
-    data = open_data(
+    data = load_data(
         settings.data,
         seed=posterior.split.seed,
         held_out=posterior.split.held_out,

@@ -1,6 +1,6 @@
 """Cut a network down to a candidate: smaller tensors, same outputs.
 
-The work is done on the modules of a copy (reshaping.py); the network's own forward stays.
+The work is done on the modules of a copy (layers.py); the network's own forward stays.
 
 A constant input of a convolution is folded into it. Without padding it is a bias. Behind zero
 padding it is not (near the border fewer taps see it): there one plane of ones becomes an extra
@@ -11,6 +11,7 @@ very rounding that they replace.
 """
 
 import copy
+import math
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -61,6 +62,9 @@ def ungated_copy(network: nn.Module) -> nn.Module:
     return twin
 
 
+# --- from wiring to shapes ----------------------------------------------------------------------
+
+
 def plan(network: nn.Module, wiring: Wiring) -> dict[str, Cut]:
     """What becomes of each module of the first candidate in `wiring`."""
     modules = dict(network.named_modules())
@@ -109,6 +113,9 @@ def _wanted_inputs(wiring: Wiring, position: int) -> Tensor:
     per_group = live.view(node.groups if node.kind == "grouped" else len(live), -1).any(1)
     width = wiring.graph.nodes[node.inputs[0]].channels
     return per_group.repeat_interleave(width // len(per_group))
+
+
+# --- from wiring to tensors ---------------------------------------------------------------------
 
 
 def _tensors(
@@ -214,6 +221,9 @@ def _constants(network: nn.Module, keep: Tensor, wiring: Wiring) -> list[Tensor]
     return run.levels
 
 
+# --- layouts ------------------------------------------------------------------------------------
+
+
 def known_layout(name: str) -> Layout:
     """`name`, if it is a layout; else raises PgnasError."""
     if name not in get_args(Layout):
@@ -250,3 +260,24 @@ def _widen_(layer: Any) -> None:
         layer.in_channels = weight.shape[1]
     else:
         layer.in_features = weight.shape[1]
+
+
+# --- exactness ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def largest_difference(
+    network: nn.Module, keep: Tensor, smaller: nn.Module, batches: list[Tensor]
+) -> float:
+    """Largest difference of masked and slim logits as a share of the largest; infinite for NaN."""
+    network.eval()
+    worst = 0.0
+    for batch in batches:
+        with masked(network, keep):
+            expected = network(batch)
+        found = smaller(batch)
+        if not torch.isfinite(found).all() or not torch.isfinite(expected).all():
+            return math.inf
+        scale = float(expected.abs().max()) or 1.0
+        worst = max(worst, float((found - expected).abs().max()) / scale)
+    return worst

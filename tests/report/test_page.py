@@ -23,7 +23,7 @@ from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
 
-from .conftest import run as command
+from ..conftest import run as command
 
 
 @pytest.fixture(scope="module")
@@ -474,9 +474,9 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
     from scipy.stats import binomtest
 
     import pgnas_cli
-    from pgnas_cli.data import open_data
+    from pgnas_cli.data import load_data
 
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     assert data.test is not None
     assert data.test.pixels is not None
     wrong = {}

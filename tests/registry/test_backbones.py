@@ -29,8 +29,8 @@ from pgnas_cli.seeds import derived_seed, seeded_globals
 from pgnas_cli.sizes import ExpectedSize, count, parameter_count, whole_macs
 from pgnas_cli.slimming import slim
 
-from .conftest import run as command
-from .randomised import randomised
+from ..conftest import run as command
+from ..networks import randomised
 from .test_slimming import assert_same_logits
 
 PIXELS = {"multibranch-m": 8, "multibranch-mi": 8, "multibranch-tiny": 8, "enas-e": 16,
@@ -124,14 +124,14 @@ def test_drop_path_reaches_its_rate_in_the_last_cell_at_the_last_step() -> None:
 
 
 def test_a_fit_tells_the_network_how_far_it_is(tmp_path: Path) -> None:
-    from pgnas_cli.data import open_data
+    from pgnas_cli.data import load_data
     from pgnas_cli.registry import Recipe
     from pgnas_cli.training import fit
 
     network = make_concrete_(Enas(2, (1, 8, 8), 10), (1, 8, 8))
     told: list[float] = []
     network.at_progress = told.append
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     recipe = Recipe(epochs=1, batch_size=288, lr=0.01)
     record = next(iter(fit(network, data, recipe, seed=0)))
     assert told == pytest.approx([1 / 3, 2 / 3, 1.0])
@@ -316,22 +316,22 @@ def test_milestones_divide_the_rate_by_ten() -> None:
 
 def learning_rates(**fields: object) -> list[float]:
     """The rate after each epoch, of three steps."""
-    from pgnas_cli.data import open_data
+    from pgnas_cli.data import load_data
     from pgnas_cli.registry import Recipe
     from pgnas_cli.training import fit
 
     backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
     network = make_concrete_(backbone.network, (1, 8, 8))
     recipe = dataclasses.replace(Recipe(batch_size=350, lr=0.05), **fields)  # type: ignore[arg-type]
-    return [r.learning_rate for r in fit(network, open_data("digits", seed=0), recipe, seed=0)]
+    return [r.learning_rate for r in fit(network, load_data("digits", seed=0), recipe, seed=0)]
 
 
 def test_every_published_preset_starts() -> None:
     """20 steps of each are in bench/presets.py; here are their schedules, in full length."""
-    from pgnas_cli.data import open_data
+    from pgnas_cli.data import load_data
     from pgnas_cli.training.loop import _Run
 
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     for name in ("multibranch-m", "multibranch-mi", "enas-e", "resnet50", "densenet121"):
         backbone = build_backbone(name, classes=10)
         recipe = dataclasses.replace(backbone.recipe, **preset(backbone, "published"))

@@ -32,7 +32,7 @@ from pgnas_cli.slimming import slim
 from pgnas_cli.storage import from_json, to_json
 from pgnas_cli.tensors import read_tensors, write_tensors
 
-from .conftest import random_keep, tiny
+from ..networks import random_keep, tiny
 
 SUBJECT = SupernetSpec(
     backbone="multibranch-tiny",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pgnas_cli.data import Preprocessing, open_data
+from pgnas_cli.data import Preprocessing, load_data
 from pgnas_cli.evaluation import latencies
 from pgnas_cli.gates import masked
 from pgnas_cli.ranking import rank
@@ -19,7 +19,7 @@ from pgnas_cli.training import BATCH, Batches, Score
 from pgnas_cli.training import score as score_on_test
 from pgnas_cli.training.scoring import predictions
 
-from .conftest import random_keep, tiny
+from ..networks import random_keep, tiny
 
 PLAIN = Preprocessing(1, 8, (0.5,), (0.25,))
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def test_ranking_leaves_the_gates_open() -> None:
 
 
 def test_score_counts_the_errors_on_the_test_split() -> None:
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     assert data.test is not None
     assert data.test.pixels is not None
     smaller = slim(tiny(), random_keep(tiny(), 0.2))

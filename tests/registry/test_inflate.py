@@ -15,8 +15,8 @@ from pgnas_cli.registry import Inflation
 from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.registry.inflate import Parallel, grid_of, inflate_
 
-from .conftest import run as command
-from .randomised import randomised
+from ..conftest import run as command
+from ..networks import randomised
 
 
 def timm_network(name: str, **options: object) -> nn.Module:

@@ -22,8 +22,7 @@ from pgnas_cli.sizes import Target, count, parameter_count
 from pgnas_cli.slimming import slim, wire
 from pgnas_cli.training.size_control import Phases, phases
 
-from .conftest import random_keep
-from .randomised import randomised
+from ..networks import random_keep, randomised
 
 SMALL = (3, 64, 64)
 

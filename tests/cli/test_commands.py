@@ -24,7 +24,7 @@ from pgnas_cli.run.posterior import read_posterior
 from pgnas_cli.sizes import Target
 from pgnas_cli.training import EpochRecord
 
-from .conftest import run
+from ..conftest import run
 
 QUICK = ["--epochs", "2", "--batch-size", "128"]
 

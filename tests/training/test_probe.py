@@ -18,7 +18,7 @@ from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.run.posterior import read_posterior
 from pgnas_cli.training.probe import PENALTY, _some, logistic_regression, probe_
 
-from .conftest import run
+from ..conftest import run
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
 
-from .conftest import run as command
+from ..conftest import run as command
 
 CPU = torch.device("cpu")
 

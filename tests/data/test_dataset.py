@@ -12,7 +12,7 @@ from pgnas_cli.data import (
     Part,
     digest,
     evaluation_images,
-    open_data,
+    load_data,
     steps_per_epoch,
     training_batches,
 )
@@ -24,7 +24,7 @@ Folder = Callable[..., Path]
 
 
 def test_the_three_parts_of_digits_are_disjoint_and_complete() -> None:
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     assert data.test is not None
     keys = [*data.fit.keys, *data.held_out.keys, *data.test.keys]
     assert len(keys) == len(set(keys)) == 1797
@@ -32,7 +32,7 @@ def test_the_three_parts_of_digits_are_disjoint_and_complete() -> None:
 
 
 def test_the_cut_is_stratified() -> None:
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     whole = torch.bincount(torch.cat([data.fit.labels, data.held_out.labels]))
     held = torch.bincount(data.held_out.labels)
     assert (held == (0.2 * whole).round()).all()
@@ -41,25 +41,25 @@ def test_the_cut_is_stratified() -> None:
 def test_no_more_is_held_out_than_ranking_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fifth of ImageNet would not fit into memory."""
     monkeypatch.setattr("pgnas_cli.data.dataset.HELD_OUT_MOST", 100)
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     assert abs(len(data.held_out) - 100) <= len(data.classes) / 2
     assert len(data.fit) + len(data.held_out) == 1438
 
 
 def test_the_seed_changes_what_is_held_out_but_never_the_test_split() -> None:
-    a, b = (open_data("digits", seed=s) for s in (0, 1))
+    a, b = (load_data("digits", seed=s) for s in (0, 1))
     assert a.test is not None
     assert b.test is not None
     assert a.test.keys == b.test.keys
     assert a.held_out.keys != b.held_out.keys
-    assert open_data("digits", seed=0).held_out.keys == a.held_out.keys
+    assert load_data("digits", seed=0).held_out.keys == a.held_out.keys
 
 
 def test_a_new_photo_moves_no_other_photo_across_the_cut(photo_folder: Folder) -> None:
     folder = photo_folder(train=20)
-    before = set(open_data(str(folder), seed=0, size=32).held_out.keys)
+    before = set(load_data(str(folder), seed=0, size=32).held_out.keys)
     Image.new("RGB", (96, 80)).save(folder / "train" / "red" / "new.jpg")
-    after = set(open_data(str(folder), seed=0, size=32).held_out.keys)
+    after = set(load_data(str(folder), seed=0, size=32).held_out.keys)
     assert len(before ^ after) <= 1
 
 
@@ -72,7 +72,7 @@ def test_digest_sees_names_and_classes_but_not_order() -> None:
 
 @pytest.mark.parametrize("split", ["val", "validation", "valid", "test"])
 def test_the_test_folder_may_have_any_of_its_usual_names(photo_folder: Folder, split: str) -> None:
-    data = open_data(str(photo_folder(split=split)), seed=0, size=32)
+    data = load_data(str(photo_folder(split=split)), seed=0, size=32)
     assert data.test is not None
     assert len(data.test) == 12
     assert data.classes == ("blue", "green", "red")
@@ -85,7 +85,7 @@ def test_greyscale_palette_and_transparent_images_are_read_as_rgb(photo_folder: 
     Image.new("P", (96, 80)).save(extra / "p.png")
     Image.new("RGBA", (96, 80), (210, 30, 40, 128)).save(extra / "rgba.png")
     Image.new("CMYK", (96, 80)).save(extra / "cmyk.jpg")
-    data = open_data(str(folder), seed=0, size=32)
+    data = load_data(str(folder), seed=0, size=32)
     batches = list(training_batches(data, batch=4, seed=0, first_step=0, steps=3, workers=0))
     assert all(images.shape == (4, 3, 32, 32) for images, _ in batches)
     assert data.test is not None
@@ -100,7 +100,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(photo_folder: Folder) -> None:
     folder = photo_folder()
     ramp = np.linspace(0, 65535, 96 * 80).reshape(80, 96).astype(np.uint16)
     Image.fromarray(ramp).save(folder / "val" / "red" / "16.png")
-    data = open_data(str(folder), seed=0, size=32)
+    data = load_data(str(folder), seed=0, size=32)
     assert data.test is not None
     pixels = torch.cat(list(evaluation_images(data.test, data.preprocessing)))
     found = pixels[data.test.keys.index("red/16.png")].float()
@@ -113,7 +113,7 @@ def test_evaluation_images_equal_resize_and_centre_crop_by_hand(photo_folder: Fo
     g = np.random.default_rng(0)
     noisy = Image.fromarray(g.integers(0, 255, (80, 96, 3), dtype=np.uint8))
     noisy.save(folder / "val" / "red" / "00.png")
-    data = open_data(str(folder), seed=0, size=56)
+    data = load_data(str(folder), seed=0, size=56)
     assert data.test is not None
     found = torch.cat(list(evaluation_images(data.test, data.preprocessing)))
     place = data.test.keys.index("red/00.png")
@@ -124,7 +124,7 @@ def test_evaluation_images_equal_resize_and_centre_crop_by_hand(photo_folder: Fo
 
 
 def test_workers_change_nothing(photo_folder: Folder) -> None:
-    data = open_data(str(photo_folder()), seed=0, size=32)
+    data = load_data(str(photo_folder()), seed=0, size=32)
     runs = [
         list(training_batches(data, batch=4, seed=7, first_step=0, steps=6, workers=workers))
         for workers in (0, 2)
@@ -137,7 +137,7 @@ def test_workers_change_nothing(photo_folder: Folder) -> None:
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_going_on_from_a_step_gives_the_same_batches(photo_folder: Folder, name: str) -> None:
     source = name if name == "digits" else str(photo_folder())
-    data = open_data(source, seed=0, size=None if name == "digits" else 32)
+    data = load_data(source, seed=0, size=None if name == "digits" else 32)
     batch = 100 if name == "digits" else 4
     per_epoch = steps_per_epoch(len(data.fit), batch)
     steps = 2 * per_epoch + 1
@@ -157,7 +157,7 @@ def test_going_on_from_a_step_gives_the_same_batches(photo_folder: Folder, name:
 def test_augmentation_differs_by_epoch_and_by_image(photo_folder: Folder, name: str) -> None:
     """The same picture under two names, and the same name in two epochs, is cropped otherwise."""
     if name == "digits":
-        data = open_data("digits", seed=0)
+        data = load_data("digits", seed=0)
         assert data.fit.pixels is not None
         data.fit.pixels[:] = data.fit.pixels[:1]
     else:
@@ -165,7 +165,7 @@ def test_augmentation_differs_by_epoch_and_by_image(photo_folder: Folder, name: 
         noise = np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8)
         for path in (folder / "train").rglob("*.jpg"):
             Image.fromarray(noise).save(path)
-        data = open_data(str(folder), seed=0, size=32)
+        data = load_data(str(folder), seed=0, size=32)
     batch = len(data.fit)
     epochs = list(training_batches(data, batch=batch, seed=0, first_step=0, steps=2, workers=0))
     unlike = [len(images.flatten(1).unique(dim=0)) for images, _ in epochs]
@@ -198,7 +198,7 @@ def test_augmentation_is_a_crop_of_the_padded_image_mirrored_or_not() -> None:
 
 
 def test_normalised_training_images_have_zero_mean_and_unit_deviation() -> None:
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     assert data.fit.pixels is not None
     scaled = data.preprocessing.normalised(data.fit.pixels)
     assert abs(float(scaled.mean())) < 1e-3
@@ -206,7 +206,7 @@ def test_normalised_training_images_have_zero_mean_and_unit_deviation() -> None:
 
 
 def test_small_images_of_one_size_live_in_memory(photo_folder: Folder) -> None:
-    data = open_data(str(photo_folder(size=(32, 32))), seed=0)
+    data = load_data(str(photo_folder(size=(32, 32))), seed=0)
     assert data.fit.pixels is not None
     assert data.preprocessing.input_shape == (3, 32, 32)
     assert data.held_out.pixels is not None
@@ -247,7 +247,7 @@ def test_refusals_say_what_was_found_and_what_is_possible(photo_folder: Folder) 
 
     def refused(name: str, **options: object) -> str:
         with pytest.raises(PgnasError) as caught:
-            open_data(name, seed=0, **options)
+            load_data(name, seed=0, **options)
         return str(caught.value)
 
     assert "no data set 'nowhere'; possible: digits, a folder" in refused("nowhere")
@@ -266,12 +266,12 @@ def test_one_class_and_one_image_are_too_few(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     Image.new("RGB", (80, 80)).save(place / "a.png")
     with pytest.raises(PgnasError, match="has one class"):
-        open_data(str(tmp_path), seed=0)
+        load_data(str(tmp_path), seed=0)
     other = tmp_path / "train" / "other"
     other.mkdir()
     Image.new("RGB", (80, 80)).save(other / "a.png")
     with pytest.raises(PgnasError, match="at least 2 are needed, one to fit on and one to rank on"):
-        open_data(str(tmp_path), seed=0)
+        load_data(str(tmp_path), seed=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -279,13 +279,13 @@ def test_a_corrupt_photo_is_named_and_can_be_skipped(photo_folder: Folder, worke
     folder = photo_folder()
     broken = folder / "train" / "green" / "05.jpg"
     good = broken.read_bytes()
-    data = open_data(str(folder), seed=0, size=32)
+    data = load_data(str(folder), seed=0, size=32)
     broken.write_bytes(good[:400])
     for part in (data.fit, data.held_out):
         if "green/05.jpg" in part.keys:
             with pytest.raises(PgnasError, match=r"05\.jpg' does not decode .*--skip-corrupt"):
                 list(evaluation_images(part, data.preprocessing, workers=workers))
-    rest = open_data(str(folder), seed=0, size=32, skip_corrupt=True)
+    rest = load_data(str(folder), seed=0, size=32, skip_corrupt=True)
     assert len(rest.fit) + len(rest.held_out) == 23
 
 
@@ -301,7 +301,7 @@ def test_timm_named_data_sets_are_read_through_timm(tmp_path: Path) -> None:
         labels = (np.arange(count) % 10).astype(np.uint8)
         header = np.array([0x801, count], dtype=">i4").tobytes()
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
-    data = open_data("torch/mnist", seed=0, root=tmp_path / "mnist")
+    data = load_data("torch/mnist", seed=0, root=tmp_path / "mnist")
     assert data.test is not None
     assert (len(data.fit), len(data.held_out), len(data.test)) == (50, 10, 20)
     assert data.fit.pixels is not None
@@ -310,4 +310,4 @@ def test_timm_named_data_sets_are_read_through_timm(tmp_path: Path) -> None:
 
 def test_an_unknown_timm_name_is_one_error_line(tmp_path: Path) -> None:
     with pytest.raises(PgnasError, match="timm cannot open data set 'torch/nothing'"):
-        open_data("torch/nothing", seed=0, root=tmp_path)
+        load_data("torch/nothing", seed=0, root=tmp_path)

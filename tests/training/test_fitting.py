@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgnas_cli.data import ImageData, open_data
+from pgnas_cli.data import ImageData, load_data
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import auto_l2, drop_probabilities, gates, kl, make_concrete_, objective_images
 from pgnas_cli.gates.prior import squared_norms
@@ -30,7 +30,7 @@ SHORT = {"epochs": 3, "batch_size": 100}
 
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
-    return open_data("digits", seed=0)
+    return load_data("digits", seed=0)
 
 
 def prepared(data: ImageData, **changes: object) -> tuple[torch.nn.Module, Recipe]:

@@ -16,8 +16,7 @@ from pgnas_cli.sizes.exact import slice_sizes
 from pgnas_cli.slimming import slim, wire
 from pgnas_cli.slimming.layers import Constant, picked
 
-from .conftest import random_keep, tiny
-from .randomised import randomised
+from ..networks import random_keep, randomised, tiny
 
 
 def seeded(seed: int = 0) -> torch.Generator:

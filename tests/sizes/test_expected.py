@@ -12,7 +12,7 @@ from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import ExpectedSize, count, parameter_count, target_of, whole_macs
 from pgnas_cli.training.size_control import price_of_size, step_to_size
 
-from .conftest import tiny
+from ..networks import tiny
 
 
 def timm_network(name: str, layers: str) -> nn.Module:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pgnas_cli
-from pgnas_cli.data import open_data, training_batches
+from pgnas_cli.data import load_data, training_batches
 from pgnas_cli.formats import read_network
 from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of
@@ -20,7 +20,7 @@ from pgnas_cli.seeds import derived_seed
 from pgnas_cli.training import finetuning
 from pgnas_cli.training.finetuning import soft_loss, unfinished_path
 
-from .conftest import run as command
+from ..conftest import run as command
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_its_steps_are_those_of_a_plain_loop(
     _, posterior = posterior_of(Run(made))
     recipe, objective = posterior.recipe, posterior.objective
     assert recipe.opt == "nesterov"
-    data = open_data("digits", seed=0, preprocessing=posterior.subject.preprocessing)
+    data = load_data("digits", seed=0, preprocessing=posterior.subject.preprocessing)
     network = pgnas_cli.load(made / "best.safetensors").train()
     steps = len(data.fit) // recipe.batch_size
     decay = 2 * objective.l2 / objective.kl_images
@@ -107,7 +107,7 @@ def test_a_teacher_is_imitated(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best, twin = made / "best.safetensors", made / "twin.safetensors"
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     images = read_network(best)[1].subject.preprocessing.normalised(data.held_out.pixels)
     apart = []
     with torch.no_grad():

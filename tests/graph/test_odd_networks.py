@@ -18,8 +18,7 @@ from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.sizes import count
 from pgnas_cli.slimming import slim
 
-from .conftest import random_keep, tiny
-from .randomised import randomised
+from ..networks import random_keep, randomised, tiny
 from .test_slimming import assert_same_logits, seeded
 
 

@@ -19,7 +19,7 @@ from pgnas_cli.gates import (
 from pgnas_cli.gates.prior import squared_norms
 from pgnas_cli.registry.build import create_supernet
 
-from .conftest import random_keep, tiny
+from ..networks import random_keep, tiny
 
 
 class SamePadding(nn.Conv2d):

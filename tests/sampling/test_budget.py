@@ -15,8 +15,8 @@ from pgnas_cli.sampling import Tilt, draw_candidates
 from pgnas_cli.sampling.budget import check_reach, draw_within
 from pgnas_cli.sizes import ExpectedSize, Target, count, parameter_count, whole_macs
 
-from .conftest import run as command
-from .conftest import tiny
+from ..conftest import run as command
+from ..networks import tiny
 
 
 def learned(network: nn.Module, seed: int = 0) -> torch.Tensor:

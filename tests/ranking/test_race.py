@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pgnas_cli.data import open_data
+from pgnas_cli.data import load_data
 from pgnas_cli.ranking import Progress, Ranking, paired_p, rank
 from pgnas_cli.ranking.evaluator import Evaluator
 from pgnas_cli.ranking.race import PILOTS, Race, begun, places, run, smallest_passing
@@ -13,7 +13,7 @@ from pgnas_cli.ranking.statistics import LEVEL, most_errors_within_noise
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import count
 
-from .conftest import tiny
+from ..networks import tiny
 
 CPU = torch.device("cpu")
 
@@ -163,7 +163,7 @@ def test_the_smallest_within_noise_is_that_of_testing_everyone(
 
 
 def judged(images: int = 70) -> tuple[Evaluator, object]:
-    data = open_data("digits", seed=0)
+    data = load_data("digits", seed=0)
     network = tiny()
     keep = draw_candidates(torch.full((17,), 0.3), network, 40, 0)
     assert data.held_out.pixels is not None

@@ -12,7 +12,7 @@ import pytest
 
 import pgnas_cli
 
-from .conftest import run as command
+from ..conftest import run as command
 
 QUICK = ["search", "--epochs", "2", "-n", "20", "-q"]
 
