@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pgnas_cli.data import evaluation_images, load_data, steps_per_epoch, training_batches
-from pgnas_cli.data.batches import augmented, order
+from pgnas_cli.data.batches import augmented, cut_out, order
 
 Folder = Callable[..., Path]
 
@@ -101,3 +101,17 @@ def test_augmentation_is_a_crop_of_the_padded_image_mirrored_or_not() -> None:
         if draw[2] < 0.5:
             expected = expected[:, :, ::-1]
         assert np.array_equal(out.numpy(), expected)
+
+
+def test_cutout_fills_a_square_around_its_centre_with_the_mean() -> None:
+    """Where the square sticks out of the image, less of it is filled."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (50, 3, 8, 8), generator=g, dtype=torch.uint8)
+    centres = torch.rand(50, 2, generator=g)
+    found = cut_out(images, centres, 4, (0.2, 0.4, 0.6))
+    for image, (down, right), out in zip(images, centres.tolist(), found, strict=True):
+        expected = image.clone()
+        top, left = int(8 * down) - 2, int(8 * right) - 2
+        for channel, level in enumerate((51, 102, 153)):
+            expected[channel, max(0, top) : top + 4, max(0, left) : left + 4] = level
+        assert torch.equal(out, expected)

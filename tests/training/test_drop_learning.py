@@ -1,0 +1,83 @@
+"""Drop probabilities over a fit: when they learn, when they stay, and how the gates act."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from pgnas_cli.data import ImageData
+from pgnas_cli.gates import drop_probabilities, gates
+from pgnas_cli.sizes import Target
+
+from .conftest import loop_of, small_fit, steps
+
+HALF = Target("params", 0.5)
+
+
+def test_only_weights_learn_during_the_warm_up(digits: ImageData) -> None:
+    network, records = small_fit(digits, drop_delay_epochs=2.0, initial_drop=0.1)
+    assert [r.drift == 0 for r in records] == [True, True, False]
+    assert records[1].mean_drop == pytest.approx(0.1, abs=1e-6)
+    assert (drop_probabilities(network) - 0.1).abs().max() > 1e-3
+
+
+def test_a_fixed_rate_is_reached_over_the_warm_up_and_held(digits: ImageData) -> None:
+    loop = loop_of(digits, fixed_drop=0.4, drop_delay_epochs=1.0, epochs=2)
+    seen = [float(drop_probabilities(loop.network)[0]) for _ in steps(loop)]
+    ramp = [min(1.0, (s + 1) / loop.per_epoch) * 0.4 for s in range(1, 2 * loop.per_epoch + 1)]
+    assert seen == pytest.approx(ramp, abs=1e-5)
+    assert drop_probabilities(loop.network).unique().numel() == 1
+
+
+def test_a_fixed_rate_of_zero_trains_the_whole_network(digits: ImageData) -> None:
+    network, records = small_fit(digits, fixed_drop=0.0, epochs=4)
+    assert records[-1].expected_share == pytest.approx(1.0)
+    assert records[-1].soft_error == records[-1].hard_error
+    assert drop_probabilities(network).max() < 1e-9
+
+
+def test_frozen_probabilities_stay_while_weights_learn(digits: ImageData) -> None:
+    loop = loop_of(digits, target=HALF, freeze=0.5, epochs=2, drop_delay_epochs=0.0)
+    seen = []
+    for _ in steps(loop):
+        state = loop.state().network
+        seen.append((state["gates.drop_logit"], state["head.weight"]))
+    half = len(seen) // 2
+    assert not torch.equal(seen[half - 2][0], seen[half - 1][0])
+    for (before, weight), (after, changed) in pairwise(seen[half - 1 :]):
+        assert torch.equal(before, after)
+        assert not torch.equal(weight, changed)
+
+
+def test_gates_are_hard_and_of_each_image_once_p_is_frozen(digits: ImageData) -> None:
+    loop = loop_of(digits, target=HALF, freeze=0.5, epochs=2, drop_delay_epochs=0.0, sharpen=1.0)
+    layer: Any = loop.network.get_submodule(next(iter(gates(loop.network).spans)))
+    seen = []
+    layer.register_forward_pre_hook(lambda module, _: seen.append(module.keep.clone()))
+    half = sum(1 for _ in steps(loop)) // 2
+    assert not all(((k == 0) | (k == 1)).all() for k in seen[:half])
+    assert all(((k == 0) | (k == 1)).all() for k in seen[half:])
+    assert any((k != k[:1]).any() for k in seen[half:])
+    for part in (seen[:half], seen[half:]):  # drawn anew in each step, relaxed or hard
+        moved = [(a[:50] != b[:50]).any() for a, b in pairwise(part)]
+        assert sum(moved) > len(moved) / 2
+
+
+def test_what_moves_p_is_counted_however_it_moves(digits: ImageData) -> None:
+    """The mean change of a probability is never above 1, and steps to the size count as well."""
+    for rate in (0.0, 0.05):
+        _, records = small_fit(digits, target=HALF, epochs=1, drop_lr=rate)
+        assert 0 < records[0].drift <= 1
+
+
+def test_drift_is_measured_per_unit_of_learning_rate(digits: ImageData) -> None:
+    """Halving the rate halves how far p moves, not what the record calls its drift."""
+    drifts = []
+    for rate in (0.02, 0.01):
+        _, records = small_fit(
+            digits, epochs=2, sched="none", drop_lr=rate, lr=1e-4, drop_delay_epochs=0.0, l2=1e5,
+            batch_size=64,
+        )  # fmt: skip
+        drifts.append(records[0].drift / rate)
+    assert drifts[0] == pytest.approx(drifts[1], rel=0.2)

@@ -1,0 +1,97 @@
+"""One step of training is the objective written out; with and without gates the loop is one."""
+
+from typing import cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgnas_cli.data import ImageData, training_batches
+from pgnas_cli.gates import gates, logistic_noise, make_concrete_
+from pgnas_cli.gates.prior import squared_norms
+from pgnas_cli.registry import Recipe
+from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.seeds import generator
+from pgnas_cli.training import fit_network
+from pgnas_cli.training.loop import Loop
+
+from .conftest import CPU, loop_of, prepared, steps
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_one_step_equals_the_objective_written_out(digits: ImageData, smoothing: float) -> None:
+    """SGD without momentum moves each weight by minus rate times the gradient of Eq. 14-15.
+
+    Smoothed targets are a mixture of the one-hot and the uniform ones.
+    """
+    changes = {"epochs": 1, "batch_size": len(digits.fit), "momentum": 0.0, "opt": "momentum",
+               "sched": "none", "drop_delay_epochs": 0.0, "l2": 7000.0,
+               "label_smoothing": smoothing}  # fmt: skip
+    network, recipe = prepared(**changes)
+    network.train()
+    images, labels = next(
+        training_batches(digits, batch=recipe.batch_size, seed=0, first_step=0, steps=1, workers=0)
+    )
+    bank = gates(network)
+    noise = logistic_noise((len(images), bank.count), generator=generator(0, "gates", 0, 0))
+    z = torch.sigmoid((bank.drop_logit[bank.group] + noise) / recipe.temperature)
+    modules = dict(network.named_modules())
+    for layer, (first, last) in bank.spans.items():
+        modules[layer].keep = 1 - z[:, first:last]
+    wanted = (1 - smoothing) * F.one_hot(labels, 10) + smoothing / 10
+    told = network(digits.preprocessing.normalised(images)).log_softmax(1)
+    loss = -(wanted * told).sum(1).mean()
+    p = torch.sigmoid(bank.drop_logit)
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+    cost = (7000.0 * (1 - p[bank.group]) * squared_norms(network)).sum()
+    (loss + (cost - (cast(Tensor, bank.channels) * entropy).sum()) / 500_000).backward()
+
+    loop = loop_of(digits, **changes)
+    assert list(steps(loop)) == [1]
+    assert loop.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+    found = dict(loop.network.named_parameters())
+    assert "stem.0.weight" in found
+    for name, weight in network.named_parameters():
+        if name == "gates.drop_logit":
+            continue
+        matrix_without_gates = weight.dim() > 1 and name.rpartition(".")[0] not in bank.spans
+        decay = 2 * 7000.0 / 500_000 if matrix_without_gates else 0.0
+        expected = weight.detach() - recipe.lr * (weight.grad + decay * weight.detach())
+        assert torch.allclose(found[name], expected, atol=2e-5), name
+
+
+def test_with_every_gate_open_and_no_prior_the_loop_is_that_of_a_network_without_gates(
+    digits: ImageData,
+) -> None:
+    gated = loop_of(digits, fixed_drop=0.0, l2=0.0)
+    bare = build_backbone("multibranch-tiny", classes=10, channels=1, size=8).network
+    plain = Loop(bare, digits, gated.recipe, seed=0, device=CPU, weight_decay=0.0)
+    assert list(steps(gated)) == list(steps(plain))
+    assert gated.loss == plain.loss
+    found = gated.network.state_dict()
+    for name, value in bare.state_dict().items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_networks_own_dropout_has_no_hidden_state(digits: ImageData) -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(1, 8, 3, padding=1)
+            self.body = nn.Conv2d(8, 8, 3, padding=1)
+            self.drop = nn.Dropout(0.5)
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.body(F.relu(self.stem(x)))).mean((2, 3))
+            return self.head(self.drop(x))
+
+    weights = []
+    for foreign_draws in (0, 3):
+        torch.manual_seed(0)
+        network = make_concrete_(Dropping(), (1, 8, 8))
+        torch.rand(foreign_draws)
+        list(fit_network(network, digits, Recipe(epochs=1, batch_size=256)))
+        weights.append(network.head.weight.detach().clone())
+    assert torch.equal(*weights)
