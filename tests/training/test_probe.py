@@ -12,15 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pgnas_cli.data import ImageData, Part, Preprocessing
-from pgnas_cli.progress import untracked
+from pgnas_cli.data import DataName, ImageData, Part, Preprocessing
+from pgnas_cli.machine import Machine
+from pgnas_cli.registry import Start
 from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.run.posterior import read_posterior
 from pgnas_cli.training.probe import PENALTY, _some, logistic_regression, probe_
 
 from ..conftest import run
-
-CPU = torch.device("cpu")
 
 
 def test_weights_and_bias_are_those_that_scipy_finds() -> None:
@@ -73,12 +72,11 @@ def coloured(images: int) -> ImageData:
     pixels[torch.arange(images), labels] += 100
     part = Part(labels, tuple(map(str, range(images))), pixels)
     preprocessing = Preprocessing(3, 8, (0.5,) * 3, (0.25,) * 3)
-    return ImageData("colours", ("r", "g", "b"), part, part, None, preprocessing)
+    return ImageData(DataName("colours"), ("r", "g", "b"), part, part, None, preprocessing)
 
 
 def probed(network: nn.Module, data: ImageData | None = None) -> str:
-    data = data or coloured(150)
-    return probe_(network, "head", data, device=CPU, seed=0, workers=0, track=untracked)
+    return probe_(network, "head", data or coloured(150), machine=Machine(), seed=0)
 
 
 def test_the_probe_learns_from_the_images_of_the_fit_alone() -> None:
@@ -162,8 +160,7 @@ def test_images_in_the_order_of_their_classes_do_not_speak_against_a_probe() -> 
     network.norm.momentum = None
     for _ in range(2):
         network(data.preprocessing.normalised(data.fit.pixels))
-    said = probe_(network, "head", data, device=CPU, seed=0, workers=0, track=untracked)
-    assert "it errs on 0.0 %" in said
+    assert "it errs on 0.0 %" in probed(network, data)
 
 
 def test_every_class_is_among_the_images_that_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,8 +212,8 @@ def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
         model = timm.create_model("mobilenetv3_small_050", num_classes=classes)
         save_file(model.state_dict(), "weights.safetensors")
         fresh = build_backbone(
-            "timm/mobilenetv3_small_050", classes=3, size=32, weights=Path("weights.safetensors"),
-            seed=0,
+            "timm/mobilenetv3_small_050", classes=3, size=32,
+            start=Start(weights=Path("weights.safetensors")),
         )  # fmt: skip
         start = fresh.network.get_submodule("classifier").weight
         assert isinstance(start, torch.Tensor)
