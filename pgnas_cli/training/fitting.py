@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from ..gates import Prior, drop_probabilities, gates, make_concrete_, masked, pe
 from ..machine import Machine
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
-from ..run import FitSettings, Run, check_recipe
+from ..run import FitSettings, Run, check_recipe, run_to_fit
 from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
 from ..seeds import generator
 from ..sizes import Target, parameter_count, target_of
@@ -153,6 +154,26 @@ def fit_events(
         run.folder, posterior.recipe.epochs, time.perf_counter() - began,
         json.loads(saved[-1])["hard_error"], parameter_count(network), len(bank.groups), bank.count,
     )  # fmt: skip
+
+
+def fit(
+    run: str | Path | None = None,  # None: runs/<backbone>-<date>-<time>
+    *,
+    resume: bool = False,
+    force: bool = False,
+    save_minutes: float = SAVE_MINUTES,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+    **options: Any,  # fields of FitSettings and Recipe
+) -> FitSummary:
+    """Learn weights and drop probabilities at once; the posterior lies in the run."""
+    folder = None if run is None else Path(run)
+    where, settings = run_to_fit(folder, options, resume=resume)
+    events = fit_events(
+        where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
+    )
+    *_, summary = events
+    assert isinstance(summary, FitSummary)
+    return summary
 
 
 def fit_network(
