@@ -1,9 +1,9 @@
 """Train: a super-network with its drop probabilities, or an exported network further."""
 
 from .checkpoint import StopRequest
+from .epoch import EpochRecord
 from .finetuning import FinetunedEpoch, finetune, finetune_events
 from .fitting import (
-    EpochRecord,
     FitEvents,
     FitPlan,
     FitSummary,
