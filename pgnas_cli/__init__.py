@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .machine import find_machine as find_machine
     from .progress import listening as listening
     from .ranking import rank as rank
+    from .registry import Recipe as Recipe
     from .registry.build import create_supernet as create_supernet
     from .registry.build import inflate as inflate
     from .sampling import sample as sample
@@ -63,6 +64,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "OperationGate": "graph",
     "PgnasError": "errors",
+    "Recipe": "registry",
     "Target": "sizes",
     "count": "sizes",
     "create_supernet": "registry.build",
