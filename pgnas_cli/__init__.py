@@ -25,7 +25,6 @@ names from their face (`__init__.py`):
     evaluation      test error and latency of exported networks
     backbone_check  what a backbone must do, checked
     exporting       choose a candidate, cut it out, verify it, write it
-    verbs           the commands as Python functions
     report          a run as one HTML page
     cli             the command line
 
@@ -37,6 +36,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import load_data as load_data
     from .errors import PgnasError as PgnasError
+    from .evaluation import evaluate as evaluate
+    from .exporting import export as export
     from .formats import load as load
     from .gates import draw as draw
     from .gates import drop_probabilities as drop_probabilities
@@ -46,34 +47,34 @@ if TYPE_CHECKING:
     from .graph import OperationGate as OperationGate
     from .machine import find_machine as find_machine
     from .progress import listening as listening
+    from .ranking import rank as rank
+    from .registry import Recipe as Recipe
     from .registry.build import create_supernet as create_supernet
     from .registry.build import inflate as inflate
+    from .sampling import sample as sample
     from .sizes import Target as Target
     from .sizes import count as count
     from .slimming import slim as slim
+    from .training import finetune as finetune
+    from .training import fit as fit
     from .training import fit_network as fit_network
-    from .verbs import evaluate as evaluate
-    from .verbs import export as export
-    from .verbs import finetune as finetune
-    from .verbs import fit as fit
-    from .verbs import rank as rank
-    from .verbs import sample as sample
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "OperationGate": "graph",
     "PgnasError": "errors",
+    "Recipe": "registry",
     "Target": "sizes",
     "count": "sizes",
     "create_supernet": "registry.build",
     "draw": "gates",
     "drop_probabilities": "gates",
-    "evaluate": "verbs",
-    "export": "verbs",
+    "evaluate": "evaluation",
+    "export": "exporting",
     "find_machine": "machine",
-    "finetune": "verbs",
-    "fit": "verbs",
+    "finetune": "training",
+    "fit": "training",
     "fit_network": "training",
     "inflate": "registry.build",
     "kl": "gates",
@@ -81,9 +82,9 @@ _HOMES = {
     "load": "formats",
     "load_data": "data",
     "masked": "gates",
-    "rank": "verbs",
+    "rank": "ranking",
     "relaxed": "gates",
-    "sample": "verbs",
+    "sample": "sampling",
     "slim": "slimming",
 }
 

@@ -119,7 +119,7 @@ _FROM_FILE = (
 
 
 def evaluate(
-    files: Sequence[Path],
+    files: str | Path | Sequence[str | Path],
     data: str | None = None,  # None: the data set that a file names
     *,
     data_root: Path = Path("data"),  # where timm's named data sets live
@@ -130,9 +130,10 @@ def evaluate(
 ) -> list[Evaluation]:
     """Test error and latency of exported networks, each beside the whole network it comes from."""
     check_range("batch_size", batch_size, 1, 4096)
-    found = [read_onnx(p) if p.suffix == ".onnx" else read_network(p) for p in files]
+    paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
+    found = [read_onnx(p) if p.suffix == ".onnx" else read_network(p) for p in paths]
     scores, titles = [], []
-    for path, (network, about) in zip(files, found, strict=True):
+    for path, (network, about) in zip(paths, found, strict=True):
         name = _data_of(about, path, data)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt)
         test = _test_images(source, name, about, path)
@@ -146,7 +147,7 @@ def evaluate(
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
         for name, title, (_, about), score, one, many in zip(
-            names or network_names(files), titles, found, scores, *times, strict=True
+            names or network_names(paths), titles, found, scores, *times, strict=True
         )
     ]  # fmt: skip
 

@@ -27,7 +27,7 @@ from .gates import gates
 from .machine import Machine
 from .progress import note
 from .ranking import Leaderboard, finished, held_out_evaluator, rank, read_ranking
-from .run import Run
+from .run import Run, run_at
 from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
@@ -50,8 +50,8 @@ class _Choice:
 
 
 def export(
-    run: Run,
-    path: Path,
+    path: str | Path,
+    run: Run | str | Path | None = None,  # None: the newest in runs/
     *,
     candidate: str = "",  # an id, "whole", or "twin" (random, as large); "": the winner
     max_params: str | None = None,  # names the budget, where there are several
@@ -66,6 +66,7 @@ def export(
     Raises PgnasError, and writes nothing, where the slim network's logits differ from those of the
     masked one.
     """
+    path, run = Path(path), run_at(run)
     onnx = path.suffix == ".onnx"
     round_to = (8 if onnx else 1) if round_to is None else round_to
     _check(run, path, round_to, opset, force)

@@ -33,9 +33,9 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for package, source in (("pgnas_cli", "pgnas_cli"), ("pgnas_backbones", "backbones")):
-        for path in (ROOT / source).iterdir():
-            if path.is_file():
-                assert f"{package}/{path.name}" in names
+        for path in (ROOT / source).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                assert f"{package}/{path.relative_to(ROOT / source).as_posix()}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -47,7 +47,7 @@ def export(
     from ..run import remember
 
     about = exported(
-        where, path, candidate=candidate, max_params=max_params, max_macs=max_macs,
+        path, where, candidate=candidate, max_params=max_params, max_macs=max_macs,
         round_to=round_to, opset=opset, force=force, machine=find_machine(device, workers),
     )  # fmt: skip
     remember(where, typed_line())

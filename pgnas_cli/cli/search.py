@@ -158,7 +158,7 @@ class _Steps:
         from ..exporting import export
 
         path = (into or run.folder) / f"{name}.safetensors"
-        export(run, path, candidate=candidate, force=True, machine=self.machine)
+        export(path, run, candidate=candidate, force=True, machine=self.machine)
         return path
 
     def evaluated(self, home: Run, files: dict[str, Path]) -> "list[Evaluation]":

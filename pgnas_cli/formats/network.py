@@ -149,9 +149,12 @@ def load(path: str | Path, layout: Layout = "small") -> nn.Module:
     """The exported network in `path`, in evaluation mode; needs neither run nor data.
 
     Layout "small" multiplies only what is kept, "fast" has zero weights where picking channels out
-    of a shared tensor would cost more time than it saves. Same outputs.
+    of a shared tensor would cost more time than it saves. Same outputs. The attribute `info` is its
+    `NetworkInfo`: classes, preprocessing, sizes.
     """
-    return read_network(Path(path), layout)[0]
+    network, info = read_network(Path(path), layout)
+    network.info = info  # type: ignore[assignment]
+    return network
 
 
 def size_fields(network: nn.Module, keep: Tensor, round_to: int = 1) -> dict[str, Any]:

@@ -8,6 +8,7 @@ there, as does one that is asked for more of the best.
 import dataclasses
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..errors import Interrupted, PgnasError
 from ..machine import Machine
 from ..progress import note
-from ..run import Run
+from ..run import Run, run_at
 from ..run.posterior import held_out_of, posterior_of
 from ..sampling import Candidates, read_candidates
 from ..seeds import numpy_generator
@@ -83,7 +84,7 @@ class Leaderboard:
 
 
 def rank(
-    run: Run,
+    run: Run | str | Path | None = None,  # None: the newest in runs/
     *,
     top: int = 10,
     exhaustive: bool = False,  # evaluate every pair
@@ -95,6 +96,7 @@ def rank(
     Returns one leaderboard per budget that was begun, in the order of `Run.budgets`. Raises
     Interrupted, with all that was found saved, on SIGINT and SIGTERM.
     """
+    run = run_at(run)
     if top < 1:
         raise PgnasError(f"`top` {top} is out of range; possible: 1 or more")
     if time_limit is not None and not time_limit > 0:

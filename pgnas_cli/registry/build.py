@@ -101,7 +101,7 @@ def inflate(
     return rows, sum(p.numel() for p in backbone.network.parameters())
 
 
-def create_supernet(
+def create_supernet(  # noqa: PLR0913 - public; each is an option of its own
     name: str,
     num_classes: int,
     *,

@@ -1,4 +1,4 @@
-"""What the files of a run say, gathered for its report: nothing is computed anew but small sums."""
+"""What the files of a run say, gathered for its report. Only small sums are computed here."""
 
 import json
 import math
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..evaluation import Evaluated, evaluations_of
+from ..evaluation import Evaluation, evaluations_of
 from ..gates import drop_probabilities, gates
 from ..graph import OperationGate
-from ..ranking import Board, board_of, read_ranking
+from ..ranking import Leaderboard, leaderboard_of, read_ranking
 from ..run import Command, FitSettings, Run, commands_of, read_settings
 from ..run.posterior import Posterior, posterior_of
-from ..sampling import Drawn, read_candidates
+from ..sampling import Candidates, read_candidates
 from ..sizes import parameter_count, whole_macs
 from ..storage import file_digest, from_json
 from ..training import EpochRecord
@@ -24,7 +24,7 @@ from ..training import EpochRecord
 
 @dataclass(frozen=True)
 class GatedLayer:
-    """A layer with gates on its input, and what was learned of them."""
+    """A layer with gates on its input, and what was learned about them."""
 
     name: str
     kind: str  # "conv 3x3", "linear", "pool or skip"
@@ -33,7 +33,42 @@ class GatedLayer:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Winner:
+    """The first candidate of a ranking."""
+
+    id: int
+    errors: int  # on the held-out images
+    images: int
+    expected_error: float  # share, corrected for its selection
+    params: int
+    macs: int
+
+    @property
+    def error(self) -> float:
+        """Share of the held-out images that it errs on."""
+        return self.errors / self.images
+
+
+def winner_of(board: Leaderboard) -> Winner:
+    """Return the first candidate of a board."""
+    best, sizes = board.best, board.candidates.sizes
+    return Winner(
+        id=best,
+        errors=int(board.errors[best]),
+        images=board.images,
+        expected_error=board.expected_error,
+        params=int(sizes.params[best]),
+        macs=int(sizes.macs[best]),
+    )
+
+
+def within(board: Leaderboard) -> str:
+    """Return " within ..." for a board that has a budget."""
+    return "" if board.candidates.budget is None else f" within {board.candidates.budget}"
+
+
+@dataclass(frozen=True)
+class RunSummary:
     """One run, as its report shows it."""
 
     folder: Path
@@ -41,34 +76,41 @@ class Findings:
     posterior: Posterior
     epochs: tuple[EpochRecord, ...]
     layers: tuple[GatedLayer, ...]  # in order of execution
-    params: int  # of the whole network
+    params: int  # of the original network
     macs: int
-    drawn: Drawn | None
-    boards: tuple[Board, ...]  # none where nothing has been ranked
-    waiting: int  # budgets whose ranking has not begun
-    recalibrate: int  # images for each candidate's batch-norm statistics in the ranking
-    evaluated: tuple[Evaluated, ...]
+    drawn: tuple[Candidates, ...]  # one per budget
+    boards: tuple[Leaderboard, ...]  # empty without a ranking
+    evaluated: tuple[Evaluation, ...]
     commands: tuple[Command, ...]
     digests: tuple[tuple[str, str], ...]  # (file, sha256)
 
     @property
-    def exact(self) -> bool:
-        """Whether the ranking was finished."""
-        running = any(len(board.ranking.running) for board in self.boards)
-        return bool(self.boards) and not running and not self.waiting
+    def waiting(self) -> int:
+        """Budgets whose ranking has not begun."""
+        return len(self.drawn) - len(self.boards) if self.boards else 0
+
+    @property
+    def undecided(self) -> int:
+        """Candidates that might still be better than the first."""
+        return sum(board.undecided for board in self.boards)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a ranking, and nothing of it is undecided."""
+        return bool(self.boards) and not self.undecided and not self.waiting
+
+    @property
+    def winner(self) -> Winner | None:
+        """The first candidate of the first board."""
+        return winner_of(self.boards[0]) if self.boards else None
 
     @property
     def baseline(self) -> str:
-        """What the candidates were drawn from, if not from the posterior."""
-        return self.drawn.baseline if self.drawn is not None else ""
+        """Name of the baseline that the candidates were drawn from; empty for the posterior."""
+        return self.drawn[0].baseline if self.drawn else ""
 
-    def evaluated_as(self, role: str) -> Evaluated | None:
-        """The network that was last evaluated in a role."""
-        rows = [row for row in self.evaluated if self.role(row) == role]
-        return max(rows, key=lambda row: row.at) if rows else None
-
-    def role(self, row: Evaluated) -> str:
-        """What an evaluated network is to this run, from what its file said."""
+    def role(self, row: Evaluation) -> str:
+        """Return what an evaluated network is to this run, a key of `text.ROLES`."""
         if row.finetuned_epochs:
             return "tuned"
         if row.fixed_drop is not None:
@@ -77,37 +119,41 @@ class Findings:
             return "other"
         if row.candidate in ("whole", "twin"):
             return "open" if row.candidate == "whole" else "twin"
-        if row.candidate == str(self.winner) and not self.baseline:
+        winner = self.winner
+        if winner is not None and row.candidate == str(winner.id) and not self.baseline:
             return "best"
-        return {"best": "former", "smallest": "smallest"}.get(row.chosen, "candidate")
+        return "former" if row.chosen == "best" else "candidate"
 
-    @property
-    def winner(self) -> int | None:
-        """Id of the first candidate of the first board."""
-        if not self.boards:
-            return None
-        return self.boards[0].first + self.boards[0].best
+    def evaluated_as(self, role: str, like: Evaluation | None = None) -> Evaluation | None:
+        """Return the latest evaluation of a role; None if it was not made under the conditions of
+        `like`.
+        """
+        rows = [row for row in self.evaluated if self.role(row) == role]
+        found = max(rows, key=lambda row: row.at, default=None)
+        if found is None or like is None or _conditions(found) == _conditions(like):
+            return found
+        return None
+
+    def evaluated_alike(self) -> list[Evaluation]:
+        """Return the evaluations made under the same conditions as the latest one."""
+        latest = max(self.evaluated, key=lambda row: row.at, default=None)
+        return [r for r in self.evaluated if latest and _conditions(r) == _conditions(latest)]
 
 
-def findings_of(run: Run) -> Findings:
-    """Read a run. What it has not come to is left empty; without a posterior, PgnasError."""
+def _conditions(row: Evaluation) -> tuple[str, int, str, int]:
+    return row.data, row.images, row.device, row.many.batch
+
+
+def run_summary(run: Run) -> RunSummary:
+    """Read the files of a run. What is missing stays empty; without a posterior, PgnasError."""
     settings = read_settings(run)
     network, posterior = posterior_of(run)
-    drawn = read_candidates(run, network) if run.candidates.exists() else None
-    stored = read_ranking(run, drawn) if drawn is not None else None
-    boards: list[Board] = []
-    waiting = 0
-    if drawn is not None and stored is not None:
-        for index, (budget, rows) in enumerate(drawn.boards()):
-            ranking = stored.ranking(drawn, index)
-            if ranking is None:
-                waiting += 1
-                continue
-            boards.append(board_of(budget, rows, ranking, posterior.seed))
-    keep = None
-    if boards and drawn is not None:
-        keep = drawn.keep[boards[0].first + boards[0].best]
-    return Findings(
+    drawn = [read_candidates(run, network, label) for label in run.budgets()]
+    races = [(one, read_ranking(run, one)) for one in drawn]
+    boards = [leaderboard_of(one, race, posterior.seed) for one, race in races if race is not None]
+    keep = boards[0].candidates.keep[boards[0].best] if boards else None
+    files = [run.posterior, *(p for p in run.drawn_files() if p.suffix == ".safetensors")]
+    return RunSummary(
         folder=run.folder,
         settings=settings,
         posterior=posterior,
@@ -115,17 +161,11 @@ def findings_of(run: Run) -> Findings:
         layers=tuple(_layers(network, keep)),
         params=parameter_count(network),
         macs=whole_macs(network),
-        drawn=drawn,
+        drawn=tuple(drawn),
         boards=tuple(boards),
-        waiting=waiting,
-        recalibrate=stored.recalibrate if stored else 0,
         evaluated=tuple(evaluations_of(run)),
         commands=tuple(commands_of(run)),
-        digests=tuple(
-            (path.name, file_digest(path))
-            for path in (run.posterior, run.candidates, run.ranking)
-            if path.exists()
-        ),
+        digests=tuple((path.name, file_digest(path)) for path in files),
     )
 
 
@@ -168,13 +208,11 @@ def _kind(module: Any) -> str:
     if isinstance(module, OperationGate):
         return "pool or skip"
     size = getattr(module, "kernel_size", None)
-    if size is None:
-        return "linear"
-    return f"conv {'x'.join(map(str, size))}"
+    return "linear" if size is None else f"conv {'x'.join(map(str, size))}"
 
 
 def front(errors: Tensor, params: Tensor) -> Tensor:
-    """Indices of the points that no other beats in errors and parameters at once, by size."""
+    """Return the indices of the Pareto front of errors and parameters, smallest first."""
     order = sorted(range(len(errors)), key=lambda i: (int(params[i]), int(errors[i])))
     found: list[int] = []
     for index in order:

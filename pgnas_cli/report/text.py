@@ -1,103 +1,86 @@
-"""The top of a report, and several runs side by side."""
+"""The sentences and tables of a report, of one run or of several side by side."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..data import FOLDER
-from ..evaluation import Evaluated
-from ..ranking import interval, paired_p
+from ..evaluation import Evaluation
+from ..ranking import (
+    RANKING_HEADINGS,
+    SHOWN,
+    Leaderboard,
+    certainty_lines,
+    interval,
+    paired_p,
+    ranking_rows,
+)
 from ..storage import to_json
 from ..units import clock, large, percent
-from . import markup, plots
-from .content import Findings
-from .markup import figure, table
+from .content import GatedLayer, RunSummary, front, within
 
-ROLES = {
-    "whole": "the whole network, trained without gates",
-    "fixed": "of a network whose gates dropped at one fixed rate",
+ROLES = {  # in the order of the table
+    "whole": "the original network, trained without gates",
     "open": "the gated network with all gates open, as no candidate was trained",
-    "twin": "random twin: as large as the best, drop probabilities dealt out by chance",
+    "fixed": "of a network whose gates dropped at one fixed rate",
+    "twin": "random baseline of the same size as the best, drop probabilities randomly permuted",
     "best": "best of the candidates",
-    "smallest": "the smallest that a test could not tell from the best",
     "former": "best of the candidates when it was exported; the ranking has another by now",
     "tuned": "fine-tuned",
     "other": "of another run",
     "candidate": "",
 }
 
-ORDER = ("whole", "open", "fixed", "twin", "best", "smallest")
+Cell = str | tuple[str, str]  # with a small second line
 
 
-def headline(run: Findings) -> str:
-    """The answer in one line."""
-    best = run.evaluated_as("best")
+@dataclass(frozen=True)
+class Table:
+    """A table of a page; the first cell of a row is its heading."""
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def headline(run: RunSummary) -> str:
+    """Return the answer in one line."""
+    best, winner = run.evaluated_as("best"), run.winner
     if best is not None:
+        text = f"{percent(best.params / best.whole_params)} of the parameters, {_error(best)}"
+        whole = run.evaluated_as("whole", like=best)
+        text += f" test error (original network {_error(whole)})" if whole else " test error"
+    elif winner is not None:
         text = (
-            f"{percent(best.params / best.whole_params)} of the parameters,"
-            f" {percent(best.errors / best.images)} test error"
+            f"{percent(winner.params / run.params)} of the parameters,"
+            f" {percent(winner.error)} held-out error"
         )
-        whole = _comparable(run, "whole", best)
-        if whole is not None:
-            text += f" (whole network {percent(whole.errors / whole.images)})"
-    elif run.boards:
-        board = run.boards[0]
-        share = int(board.ranking.sizes.params[board.best]) / run.params
-        text = f"{percent(share)} of the parameters, {percent(board.best_error)} held-out error"
     elif run.epochs:
         last = run.epochs[-1]
         text = (
-            f"fitted: candidates of {percent(last.expected_share)} of the parameters,"
+            f"trained: candidates of {percent(last.expected_share)} of the parameters,"
             f" {percent(last.hard_error)} held-out error on average"
         )
     else:
         text = "a fitted posterior"
-    if run.boards and not run.exact:
+    if run.boards and not run.finished:
         text += ", so far"
     return text if not run.baseline else f"{text}; a baseline ({run.baseline}), not the posterior"
 
 
-def answer(run: Findings) -> str:
-    """The networks that were evaluated, or what is known of the winner without that."""
-    subject = run.posterior.subject
-    images = f"{subject.data.removeprefix(FOLDER)}, {len(subject.classes)} classes"
-    shape = "x".join(map(str, subject.preprocessing.input_shape))
-    parts = [f"<p>{markup.text(f'{subject.backbone} on {images}, images of {shape}.')}</p>"]
-    rows = same_conditions(run)
-    if rows:
-        parts.append(_evaluated(run, rows))
-    if run.evaluated_as("best") is None:
-        parts.append(_untested(run))
-    notes = [_unfinished(run), _verdict(run), _faster(run)]
-    if len(rows) < len(run.evaluated):
-        others = ", ".join(row.name for row in run.evaluated if row not in rows)
-        notes.append(f"Left out, since evaluated on other images, devices or batches: {others}.")
-    return "\n".join([*parts, *(f"<p>{markup.text(note)}</p>" for note in notes if note)])
+def subject(run: RunSummary) -> str:
+    """Return the sentence that names network and images."""
+    found = run.posterior.supernet
+    shape = "x".join(map(str, found.preprocessing.input_shape))
+    return f"{found.backbone} on {found.data}, {len(found.classes)} classes, images of {shape}."
 
 
-def same_conditions(run: Findings) -> list[Evaluated]:
-    """The networks that were evaluated as the one evaluated last was, the best ones last."""
-    if not run.evaluated:
-        return []
-    latest = max(run.evaluated, key=lambda row: row.at)
-    rows = [row for row in run.evaluated if _conditions(row) == _conditions(latest)]
-    place = {role: index for index, role in enumerate(ORDER)}
-    return sorted(rows, key=lambda row: place.get(run.role(row), len(ORDER)))
-
-
-def _conditions(row: Evaluated) -> tuple[str, int, str, int]:
-    return row.data, row.images, row.device, row.batch
-
-
-def _comparable(run: Findings, role: str, other: Evaluated) -> Evaluated | None:
-    found = run.evaluated_as(role)
-    return found if found is not None and _conditions(found) == _conditions(other) else None
-
-
-def _evaluated(run: Findings, rows: list[Evaluated]) -> str:
-    lines: list[list[markup.Cell]] = []
-    for row in rows:
+def evaluated(run: RunSummary) -> Table | None:
+    """Return the networks that were evaluated alike, the original one first."""
+    rows: list[list[Cell]] = []
+    found = sorted(run.evaluated_alike(), key=lambda row: list(ROLES).index(run.role(row)))
+    for row in found:
         low, high = interval(row.errors, row.images)
         role = run.role(row)
         words = [ROLES[role]]
@@ -105,66 +88,77 @@ def _evaluated(run: Findings, rows: list[Evaluated]) -> str:
             words.append(f"candidate {row.candidate}")
         if row.finetuned_epochs:
             words = [*words[role == "tuned" :], f"fine-tuned for {row.finetuned_epochs} epochs"]
-        lines.append([
+        rows.append([
             (row.name, ", ".join(word for word in words if word)),
-            (percent(row.errors / row.images), f"{100 * low:.1f}-{100 * high:.1f}"),
+            (_error(row), f"{100 * low:.1f}-{100 * high:.1f}"),
             percent(row.held_out_errors / row.held_out_images),
             (large(row.params), percent(row.params / row.whole_params)),
             (large(row.macs), percent(row.macs / row.whole_macs)),
-            (f"{row.one_ms:.2f}", f"whole {row.one_whole_ms:.2f}"),
-            (f"{row.many_ms:.1f}", f"whole {row.many_whole_ms:.1f}"),
+            (f"{row.one.slim:.2f}", f"original {row.one.whole:.2f}"),
+            (f"{row.many.slim:.1f}", f"original {row.many.whole:.1f}"),
         ])  # fmt: skip
-    first = rows[0]
-    return markup.table(
-        f"On the {first.images} test images of {first.data.removeprefix(FOLDER)}; times on"
+    if not found:
+        return None
+    first = found[0]
+    return Table(
+        f"On the {first.images} test images of {first.data}; times on"
         f" {first.device}",
-        ("network", "test error, 95 %", "held-out", "parameters", "multiply-adds",
-         "ms, 1 image", f"ms, {first.batch} images"),
-        lines,
+        ("network", "test error, 95 %", "held-out", "parameters", "MACs", "ms, 1 image",
+         f"ms, {first.many.batch} images"),
+        rows,
     )  # fmt: skip
 
 
-def _untested(run: Findings) -> str:
-    if not run.boards:
-        step = "rank" if run.drawn is not None else "sample"
-        return f"<p>Nothing has been ranked yet: <code>pgnas {step}</code> is next.</p>"
-    board = run.boards[0]
-    ranking, best = board.ranking, board.best
-    low, high = interval(int(ranking.errors[best]), ranking.images)
-    params, macs = int(ranking.sizes.params[best]), int(ranking.sizes.macs[best])
-    row = [
-        f"candidate {run.winner}", percent(board.best_error),
-        f"{100 * low:.1f}-{100 * high:.1f}", percent(board.expected_error),
-        f"{large(params)} ({percent(params / run.params)})",
-        f"{large(macs)} ({percent(macs / run.macs)})",
-    ]  # fmt: skip
-    within = "" if board.budget is None else f" within {board.budget}"
-    table = markup.table(
-        f"The winner{within}, on {ranking.images} held-out images",
-        ("network", "error", "95 %", "to expect", "parameters", "multiply-adds"), [row],
+def untested(run: RunSummary) -> Table | None:
+    """Return what is known of the winner while it has no test error."""
+    winner = run.winner
+    if winner is None or run.evaluated_as("best") is not None:
+        return None
+    low, high = interval(winner.errors, winner.images)
+    return Table(
+        f"The winner{within(run.boards[0])}, on {winner.images} held-out images",
+        ("network", "error", "95 %", "corrected for selection", "parameters", "MACs"),
+        [[
+            f"candidate {winner.id}", percent(winner.error), f"{100 * low:.1f}-{100 * high:.1f}",
+            percent(winner.expected_error),
+            f"{large(winner.params)} ({percent(winner.params / run.params)})",
+            f"{large(winner.macs)} ({percent(winner.macs / run.macs)})",
+        ]],
     )  # fmt: skip
-    later = "<p>Its test error: <code>pgnas export</code>, then <code>pgnas evaluate</code>.</p>"
-    return f"{table}\n{later}"
 
 
-def _unfinished(run: Findings) -> str:
-    """What the ranking has not come to."""
-    undecided = sum(len(board.ranking.running) for board in run.boards)
-    more = f" {run.waiting} budgets have not begun." if run.waiting else ""
-    if not undecided and not more:
-        return ""
-    return (
-        f"The ranking is not finished: {undecided} candidates might still be better.{more} pgnas"
-        " rank goes on."
-    )
-
-
-def _verdict(run: Findings) -> str:
-    """Whether the test images can tell the best from the whole network."""
+def notes(run: RunSummary) -> list[str]:
+    """Return what has to be known beside the networks that were evaluated."""
+    found = []
+    if run.undecided or run.waiting:
+        more = f" {run.waiting} budgets have not begun." if run.waiting else ""
+        found.append(
+            f"The ranking is not finished: {run.undecided} candidates might still be better.{more}"
+            " pgnas rank resumes it."
+        )
     best = run.evaluated_as("best")
-    whole = None if best is None else _comparable(run, "whole", best)
-    if best is None or whole is None:
-        return ""
+    if best is not None:
+        whole = run.evaluated_as("whole", like=best)
+        found += [_verdict(best, whole)] if whole else []
+        one, many = best.one.ratio, best.many.ratio
+        words = ["faster" if ratio < 0.95 else "not faster" for ratio in (one, many)]
+        found.append(
+            f"Beside the original network, timed in turns, the best takes {one:.2f} of the time for"
+            f" one image ({words[0]}) and {many:.2f} for {best.many.batch} ({words[1]})."
+        )
+    alike = run.evaluated_alike()
+    others = ", ".join(row.name for row in run.evaluated if row not in alike)
+    if others:
+        found.append(f"Left out, since evaluated on other images, devices or batches: {others}.")
+    return found
+
+
+def _error(row: Evaluation) -> str:
+    return percent(row.errors / row.images)
+
+
+def _verdict(best: Evaluation, whole: Evaluation) -> str:
+    """Return whether the test images can tell the best from the original network."""
     wrong = [torch.zeros(best.images, dtype=torch.bool) for _ in range(2)]
     for mask, row in zip(wrong, (best, whole), strict=True):
         mask[list(row.wrong)] = True
@@ -172,76 +166,139 @@ def _verdict(run: Findings) -> str:
     p = paired_p(*wrong)
     told = "these images cannot tell the two apart" if p >= 0.05 else "that is more than chance"
     return (
-        f"Of the {best.images} test images the best errs on {only_best} that the whole network gets"
-        f" right, and is right on {only_whole} where that errs: {told} (exact McNemar test,"
+        f"Of the {best.images} test images the best errs on {only_best} that the original network"
+        f" gets right, and is right on {only_whole} where that errs: {told} (exact McNemar test,"
         f" p = {p:.3f})."
     )
 
 
-def _faster(run: Findings) -> str:
-    best = run.evaluated_as("best")
-    if best is None:
-        return ""
-    one, many = best.one_ms / best.one_whole_ms, best.many_ms / best.many_whole_ms
-    verdicts = ["faster" if ratio < 0.95 else "not faster" for ratio in (one, many)]
-    return (
-        f"Beside the whole network, timed in turns, the best takes {one:.2f} of the time for one"
-        f" image ({verdicts[0]}) and {many:.2f} for {best.batch} ({verdicts[1]})."
+def front_table(run: RunSummary) -> Table:
+    """Return the candidates that no other beats in size and errors at once."""
+    rows = []
+    for board in run.boards:
+        sizes, ids = board.candidates.sizes, board.race.finished.nonzero().flatten()
+        for index in ids[front(board.errors[ids], sizes.params[ids])].tolist():
+            rows.append([
+                str(index), percent(int(board.errors[index]) / board.images),
+                large(int(sizes.params[index])), large(int(sizes.macs[index])),
+                str(board.candidates.budget or "none"),
+            ])  # fmt: skip
+    return Table(
+        "The front: among the candidates of a budget that were evaluated on every image, no other"
+        " is both smaller and better; take one with export --candidate ID",
+        ("id", "held-out error", "parameters", "MACs", "budget"), rows,
+    )  # fmt: skip
+
+
+def confidence(board: Leaderboard) -> tuple[Table, list[str]]:
+    """Return the first places of a ranking, and how sure their order is."""
+    so_far = " so far" if board.undecided else ""
+    lines = "\n".join(certainty_lines(board)).replace("\n  ", " ").splitlines()  # unwrapped
+    caption = (
+        f"Best{so_far} of {len(board.errors)} candidates{within(board)} on {board.images}"
+        " held-out images"
     )
+    return Table(caption, RANKING_HEADINGS, ranking_rows(board, SHOWN)), lines
 
 
-def comparison(runs: Sequence[Findings]) -> list[str]:
-    """The table and the pictures of several runs."""
-    columns = [_summary(run) for run in runs]
-    names = ["name", "data", *_differing(runs), *list(columns[0])[2:]]
-    options = [_options(run) for run in runs]
+def pruned_table(run: RunSummary) -> Table | None:
+    """Return the channels and operations that the winner lacks, by kind of layer (Table 7)."""
+    if any(layer.kept is None for layer in run.layers):
+        return None
+    kinds: dict[str, list[GatedLayer]] = {}
+    for layer in run.layers:
+        kinds.setdefault(layer.kind, []).append(layer)
+    rows = []
+    for kind, layers in {**kinds, "all": run.layers}.items():
+        total = sum(len(layer.drop) for layer in layers)
+        pruned = total - sum(layer.kept or 0 for layer in layers)
+        gone = sum(layer.kept == 0 for layer in layers)
+        rows.append([
+            kind, f"{gone} of {len(layers)}", percent(gone / len(layers)),
+            f"{pruned} of {total}", percent(pruned / total),
+        ])  # fmt: skip
+    return Table(
+        "Operations and input channels whose gates the winner closes",
+        ("kind", "operations", "share", "channels", "share"), rows,
+    )  # fmt: skip
+
+
+def layer_table(run: RunSummary) -> Table:
+    """Return each layer with gates."""
+    rows = []
+    for layer in run.layers:
+        gates, kept = len(layer.drop), "" if layer.kept is None else str(layer.kept)
+        rows.append([layer.name, layer.kind, str(gates), kept, f"{sum(layer.drop) / gates:.3f}"])
+    return Table(
+        "Layers with gates, in order of execution",
+        ("layer", "kind", "gates", "kept by the winner", "mean p"), rows,
+    )  # fmt: skip
+
+
+def versions(run: RunSummary) -> str:
+    """Return the versions that the commands ran with."""
+    found = (
+        f"pgnas {c.pgnas}, torch {c.torch}, timm {c.timm}, Python {c.python}" for c in run.commands
+    )
+    return "; ".join(dict.fromkeys(found)) + "."
+
+
+def facts(run: RunSummary) -> Table:
+    """Return seed, images, prior and files of a run."""
+    split, objective = run.posterior.split, run.posterior.objective
     rows = [
-        [name, *(c.get(name, str(o.get(name))) for c, o in zip(columns, options, strict=True))]
-        for name in names
+        ["seed", str(run.posterior.seed)],
+        ["training images", f"{split.fit_images}, digest {split.fit_digest}"],
+        ["held-out images", f"{split.held_out_images}, digest {split.digest}"],
+        ["prior", f"l2 {objective.prior.l2:.6g}, N {objective.prior.images:.6g}"],
+        ["target", str(objective.target or "none")],
+        *([name, f"sha256 {digest}"] for name, digest in run.digests),
     ]
-    found = table(
+    if run.epochs:
+        rows.append(["training time", clock(sum(epoch.seconds for epoch in run.epochs))])
+    return Table("Seed, images, prior and files", ("what", "value"), rows)
+
+
+def recipe(run: RunSummary) -> Table:
+    """Return the recipe of the training."""
+    rows = [[key, str(value)] for key, value in to_json(run.posterior.recipe).items()]
+    return Table("The training recipe", ("field", "value"), rows)
+
+
+def comparison(runs: Sequence[RunSummary]) -> Table:
+    """Return several runs side by side: the options in which they differ, and the winner."""
+    options = [_options(run) for run in runs]
+    keys = dict.fromkeys(key for one in options for key in one)
+    differing = [k for k in keys if len({repr(one.get(k)) for one in options}) > 1]
+    columns = [_outcome(run) for run in runs]
+    rows = [
+        *([key, *(column[key] for column in columns)] for key in ("name", "data")),
+        *([key, *(str(one.get(key)) for one in options)] for key in differing if key != "data"),
+        *([key, *(column[key] for column in columns)] for key in list(columns[0])[2:]),
+    ]
+    return Table(
         "Each run, the options in which they differ, and the winner",
         ("", *(f"run {index + 1}" for index in range(len(runs)))), rows,
     )  # fmt: skip
-    shown = []
-    if any(run.boards for run in runs):
-        shown.append(figure(plots.runs_compared(runs, "all-runs")))
-    if any(run.epochs for run in runs):
-        shown.append(figure(plots.fits_compared(runs, "all-fits")))
-    return [found, '<div class="two">', *shown, "</div>"]
 
 
-def _summary(run: Findings) -> dict[str, str]:
-    """One run's column of the comparison."""
-    found = dict.fromkeys(
-        ("name", "data", "mean candidate, held-out", "winner, held-out", "winner, to expect",
-         "winner, test", "parameters", "multiply-adds", "time of the fit"), "",
-    )  # fmt: skip
-    found["name"] = run.folder.name
-    found["data"] = run.posterior.subject.data.removeprefix(FOLDER)
-    if run.epochs:
-        found["mean candidate, held-out"] = percent(run.epochs[-1].hard_error)
-        found["time of the fit"] = clock(sum(epoch.seconds for epoch in run.epochs))
-    if run.boards:
-        board = run.boards[0]
-        sizes = board.ranking.sizes
-        found["winner, held-out"] = percent(board.best_error)
-        found["winner, to expect"] = percent(board.expected_error)
-        found["parameters"] = percent(int(sizes.params[board.best]) / run.params)
-        found["multiply-adds"] = percent(int(sizes.macs[board.best]) / run.macs)
-    best = run.evaluated_as("best")
-    if best is not None:
-        found["winner, test"] = percent(best.errors / best.images)
-    return found
-
-
-def _options(run: Findings) -> dict[str, Any]:
+def _options(run: RunSummary) -> dict[str, Any]:
     settings = to_json(run.settings)
-    return {**{k: v for k, v in settings.items() if k != "recipe"}, **settings["recipe"]}
+    recipe = settings.pop("recipe")
+    return {**settings, **recipe}
 
 
-def _differing(runs: Sequence[Findings]) -> list[str]:
-    """The options in which some run differs from another."""
-    given = [_options(run) for run in runs]
-    keys = dict.fromkeys(key for one in given for key in one)
-    return [key for key in keys if key != "data" and len({repr(one.get(key)) for one in given}) > 1]
+def _outcome(run: RunSummary) -> dict[str, str]:
+    """Return one run's column of the comparison."""
+    last, winner, best = run.epochs[-1:], run.winner, run.evaluated_as("best")
+    return {
+        "name": run.folder.name,
+        "data": run.posterior.supernet.data.name,
+        "mean candidate, held-out": percent(last[0].hard_error) if last else "",
+        "winner, held-out": percent(winner.error) if winner else "",
+        "winner, corrected for selection": percent(winner.expected_error) if winner else "",
+        "winner, test": _error(best) if best else "",
+        "parameters": percent(winner.params / run.params) if winner else "",
+        "MACs": percent(winner.macs / run.macs) if winner else "",
+        "training time": clock(sum(epoch.seconds for epoch in run.epochs)) if last else "",
+    }

@@ -96,6 +96,13 @@ def _ending(budget: str) -> str:
     return f"-{budget}" if budget else ""
 
 
+def run_at(run: Run | str | Path | None) -> Run:
+    """The run in a folder; None: the newest in runs/."""
+    if isinstance(run, Run):
+        return run
+    return newest_run(fitted=True) if run is None else Run(Path(run))
+
+
 def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:
     """The run below `root` that was started last; `fitted` prefers those with a posterior."""
     found = sorted(root.glob("*/run.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))

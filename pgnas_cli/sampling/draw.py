@@ -7,6 +7,7 @@ per budget. What is derived inside a run is replaced when it is drawn again.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import PgnasError
 from ..gates import drop_probabilities, gates, hard_keep
 from ..progress import note, track
-from ..run import Run
+from ..run import Run, run_at
 from ..run.posterior import posterior_of
 from ..seeds import generator
 from ..sizes import Sizes, Target, budgets_of, count
@@ -43,7 +44,7 @@ class Candidates:
 
 
 def sample(
-    run: Run,
+    run: Run | str | Path | None = None,  # None: the newest in runs/
     n: int = 1500,  # candidates, for each budget
     *,
     baseline: str = "",  # "permuted" or "fixed": not from the posterior, but as large
@@ -56,6 +57,7 @@ def sample(
     Returns one record per budget, or one in all. Raises PgnasError for a budget that draws cannot
     keep within.
     """
+    run = run_at(run)
     if n < 1:
         raise PgnasError(f"`n` {n} is out of range; possible: 1 or more candidates")
     network, posterior = posterior_of(run)

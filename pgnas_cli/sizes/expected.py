@@ -57,7 +57,7 @@ class ExpectedSize:
                     params = params + weights + others
         return params + self.untouched, macs + self.rest_macs
 
-    def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:
+    def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:  # noqa: C901 - one rule per kind of node
         """Per node, the logarithm of the probability that nobody needs a channel, (channels,).
 
         Nodes on a chain share one tensor, which keeps the number of operations small.

@@ -122,7 +122,7 @@ def _aliased(graph: Graph) -> set[int]:
     return found
 
 
-def _needed(
+def _needed(  # noqa: C901 - one rule per kind of node
     graph: Graph,
     kept: dict[str, Tensor],
     constant: list[Tensor],

@@ -1,13 +1,13 @@
 """Train: a super-network with its drop probabilities, or an exported network further."""
 
 from .checkpoint import StopRequest
-from .finetuning import EPOCHS, FinetunedEpoch, finetune_events
+from .epoch import EpochRecord
+from .finetuning import FinetunedEpoch, finetune, finetune_events
 from .fitting import (
-    SAVE_MINUTES,
-    EpochRecord,
     FitEvents,
     FitPlan,
     FitSummary,
+    fit,
     fit_events,
     fit_network,
     gated,

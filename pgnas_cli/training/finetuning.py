@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -113,6 +114,23 @@ def finetune_events(
     write_network(output, network.eval(), about)
     unfinished.unlink(missing_ok=True)
     return about
+
+
+def finetune(
+    source: str | Path,
+    output: str | Path,
+    run: str | Path | None = None,  # that it came from; None: found
+    **options: Any,  # epochs, lr, force, save_minutes, machine
+) -> NetworkInfo:
+    """Train the network in `source` on the training images of its fit and write it to `output`."""
+    named = None if run is None else Run(Path(run))
+    events = finetune_events(Path(source), Path(output), named, **options)
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            found: NetworkInfo = end.value
+            return found
 
 
 def finetuning_loop(

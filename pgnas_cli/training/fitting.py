@@ -12,55 +12,29 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import ImageData, cut_data, find_data, held_out_decoded
 from ..data import digest as data_digest
 from ..errors import PgnasError
-from ..gates import Prior, drop_probabilities, gates, make_concrete_, masked, per_gate, relaxed
+from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
-from ..run import FitSettings, Run, check_recipe
+from ..run import FitSettings, Run, check_recipe, run_to_fit
 from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
-from ..seeds import generator
 from ..sizes import Target, parameter_count, target_of
 from ..storage import differences, to_json, write_text
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .drop_learning import DropLearning
-from .loop import Loop, Pass, train
+from .epoch import EpochRecord, EpochWatch
+from .loop import Loop, train
 from .probe import probe_
 
 SAVE_MINUTES = 5.0  # between two checkpoints
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch of a fit did. Errors are shares of images; p stands for drop probabilities."""
-
-    epoch: int  # counted from 1
-    epochs: int
-    loss: float  # mean cross-entropy under relaxed gates, nats per image
-    kl: float  # divergence term of the loss at the epoch's end, nats per image
-    train_error: float
-    soft_error: float  # held-out, relaxed gates
-    hard_error: float  # held-out, hard gates drawn anew for every image: the mean candidate
-    expected_params: float  # the file's count, mean over the posterior
-    expected_macs: float  # mean over the posterior
-    expected_share: float  # of the whole network's parameters
-    expected_macs_share: float  # of the whole network's MACs
-    price: float  # nats per image that the target makes the whole network's size worth, or 0
-    mean_drop: float  # mean of p over gates
-    settled: float  # share of gates whose p is below 0.05 or above 0.95
-    drift: (
-        float  # change of p in 100 steps at the full rate of its optimizer, mean over gates; <= 1
-    )
-    drop_histogram: tuple[int, ...]  # gates in ten equal bins of p
-    learning_rate: float
-    seconds: float
-    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +96,7 @@ def fit_events(
         device=machine.device, fixed_drop=settings.fixed_drop, target=posterior.objective.target,
         bfloat16=settings.precision == "bfloat16",
     )  # fmt: skip
-    watch = _Watch(loop)
+    watch = EpochWatch(loop)
     remarks = [*prepared.remarks, *_idle(posterior.recipe, settings, data)]
     if unfinished is None:
         remarks += _probed(prepared, settings.seed, machine)
@@ -155,6 +129,26 @@ def fit_events(
     )  # fmt: skip
 
 
+def fit(
+    run: str | Path | None = None,  # None: runs/<backbone>-<date>-<time>
+    *,
+    resume: bool = False,
+    force: bool = False,
+    save_minutes: float = SAVE_MINUTES,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+    **options: Any,  # fields of FitSettings and Recipe
+) -> FitSummary:
+    """Learn weights and drop probabilities at once; the posterior lies in the run."""
+    folder = None if run is None else Path(run)
+    where, settings = run_to_fit(folder, options, resume=resume)
+    events = fit_events(
+        where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
+    )
+    *_, summary = events
+    assert isinstance(summary, FitSummary)
+    return summary
+
+
 def fit_network(
     network: nn.Module,
     data: ImageData,
@@ -175,7 +169,7 @@ def fit_network(
         network, data, recipe, prior or prior_of(recipe, len(data.fit)), seed=seed,
         device=machine.device, fixed_drop=fixed_drop, target=target, bfloat16=bfloat16,
     )  # fmt: skip
-    watch = _Watch(loop)
+    watch = EpochWatch(loop)
     passes = train(
         loop, workers=machine.workers, save=lambda _: None, save_seconds=math.inf, what="fitting",
         resume_with="another call",
@@ -375,115 +369,9 @@ def _begin(run: Run, settings: FitSettings) -> None:
     write_text(run.settings, json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n")
 
 
-def _saver(path: Path, posterior: Posterior, watch: "_Watch") -> Callable[[State], None]:
+def _saver(path: Path, posterior: Posterior, watch: EpochWatch) -> Callable[[State], None]:
     def save(state: State) -> None:
         numbers = {**state.numbers, **watch.numbers()}
         write_checkpoint(path, dataclasses.replace(state, numbers=numbers), posterior)
 
     return save
-
-
-# --- after each epoch ------------------------------------------------------------------------
-
-
-class _Watch:
-    """Measures and judges the epochs of a fit, and stops one that collapses."""
-
-    def __init__(self, loop: Loop) -> None:
-        assert loop.drops is not None
-        self.loop, self.drops = loop, loop.drops
-        self.best_loss = math.inf
-        self.lost_epochs = 0  # in a row, at chance
-
-    def numbers(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
-        return {"best_loss": min(self.best_loss, 1e30), "lost_epochs": self.lost_epochs}
-
-    def restore(self, state: State) -> None:
-        """The inverse of `numbers`."""
-        self.best_loss = state.numbers["best_loss"]
-        self.lost_epochs = int(state.numbers["lost_epochs"])
-
-    def record(self, done: Pass) -> EpochRecord:
-        """The record of the epoch that ends."""
-        loop, drops = self.loop, self.drops
-        probability = drop_probabilities(loop.network)
-        drop = per_gate(loop.network, probability).cpu()
-        self._refuse_collapse(loop.loss, float(1 - drop.mean()), done.epoch)
-        self.best_loss = min(self.best_loss, loop.loss)
-        moved = per_gate(loop.network, (probability - drops.before).abs()).mean()
-        with torch.no_grad():
-            divergence = drops.divergence()
-            params, macs = map(float, drops.size(probability.cpu()))
-        soft, hard = held_out_errors(loop, done.epoch)
-        return EpochRecord(
-            epoch=done.epoch,
-            epochs=loop.recipe.epochs,
-            loss=loop.loss,
-            kl=float(divergence),
-            train_error=loop.train_error,
-            soft_error=soft,
-            hard_error=hard,
-            expected_params=params,
-            expected_macs=macs,
-            expected_share=params / drops.size.whole[0],
-            expected_macs_share=macs / max(1, drops.size.whole[1]),
-            price=drops.price,
-            mean_drop=float(drop.mean()),
-            settled=float(((drop < 0.05) | (drop > 0.95)).float().mean()),
-            drift=min(1.0, 100 * float(moved) / (drops.full_rate_steps or math.inf)),
-            drop_histogram=tuple(int(n) for n in torch.histc(drop, 10, 0, 1)),
-            learning_rate=float(loop.weights.param_groups[0]["lr"]),
-            seconds=done.seconds,
-            images_per_second=done.images / done.seconds,
-        )
-
-    def _refuse_collapse(self, loss: float, kept: float, epoch: int) -> None:
-        chance = math.log(len(self.loop.data.classes))
-        advice = "lower `l2` or `initial_drop`, or lengthen `drop_delay_epochs`"
-        if self.drops.control is not None:
-            advice = "choose a larger target size, or lengthen the fit with `epochs`"
-        if not math.isfinite(loss):
-            raise PgnasError(
-                f"the loss is {loss} in epoch {epoch}; lower `lr` (now {self.loop.recipe.lr})"
-            )
-        back = self.best_loss < 0.7 * chance and loss > 0.98 * chance
-        self.lost_epochs = self.lost_epochs + 1 if back else 0
-        if self.lost_epochs == 2:  # one alone may be noise where epochs are short
-            raise PgnasError(
-                f"the fit collapsed in epoch {epoch}: the loss is back at chance ({loss:.2f} of"
-                f" {chance:.2f} nats, {100 * kept:.0f} % of the channels kept); {advice}"
-            )
-        if kept < 0.02 and self.drops.fixed_drop is None:
-            raise PgnasError(
-                f"the fit collapsed in epoch {epoch}: every gate is closing"
-                f" ({100 * kept:.1f} % of the channels kept); {advice}"
-            )
-
-
-@torch.no_grad()
-def held_out_errors(loop: Loop, epoch: int) -> tuple[float, float]:
-    """Held-out errors under relaxed gates, and under hard gates drawn anew for each image."""
-    assert loop.drops is not None
-    network = loop.network.eval()
-    wrong = [0, 0]
-    for place, (images, labels) in enumerate(_held_out_batches(loop)):
-        soft = relaxed(
-            network, batch=len(images), generator=generator(loop.seed, "soft", epoch, place),
-            temperature=loop.recipe.temperature,
-        )  # fmt: skip
-        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), len(images))
-        for which, context in enumerate((soft, masked(network, keep))):
-            with context:
-                wrong[which] += int((network(images).argmax(1) != labels).sum())
-    images_in_all = len(loop.data.held_out)
-    return wrong[0] / images_in_all, wrong[1] / images_in_all
-
-
-def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
-    part = loop.data.held_out
-    assert part.pixels is not None, "the caller decodes the held-out images once"
-    for images, labels in zip(
-        part.pixels.split(loop.batch), part.labels.split(loop.batch), strict=True
-    ):
-        yield loop.data.preprocessing.normalised(images.to(loop.device)), labels.to(loop.device)

@@ -1,5 +1,7 @@
 """The report: what it says is what the files say, and it is a page that needs nothing else."""
 
+import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -7,18 +9,21 @@ import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 import torch
+from PIL import Image
 
 from pgnas_cli.evaluation import evaluations_of
 from pgnas_cli.gates import gates
 from pgnas_cli.ranking import Ranking
 from pgnas_cli.ranking.race import begun
-from pgnas_cli.report.content import findings_of, front
+from pgnas_cli.report.content import front, run_summary
 from pgnas_cli.report.page import page_of
 from pgnas_cli.report.plots import expected_errors
-from pgnas_cli.report.svg import STYLE, VARIABLES, themed
+from pgnas_cli.report.svg import STYLE, VARIABLES, figure_of, picture_of, styled
 from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
@@ -50,7 +55,7 @@ def copied(run: Run, folder: Path) -> Run:
 class Page(HTMLParser):
     """Elements with their attributes, and which of them were left open."""
 
-    VOID = ("meta", "link", "br", "use", "path")
+    VOID = ("meta", "link", "br", "img")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -75,9 +80,25 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+def pictures_of(page: Page) -> list[str]:
+    """The SVG documents of a page."""
+    addresses = [image["src"].partition("data:image/svg+xml;base64,") for image in page.all("img")]
+    assert not any(before for before, _, _ in addresses)
+    return [base64.b64decode(data, validate=True).decode() for _, _, data in addresses]
+
+
+def attributes_of(svg: str) -> list[tuple[str, str]]:
+    """All attributes of an SVG document, names without their namespace."""
+    return [
+        (name.rpartition("}")[2], value)
+        for element in ElementTree.fromstring(svg).iter()
+        for name, value in element.items()
+    ]
+
+
 def text_of(page: str) -> str:
     """What a reader sees."""
-    body = re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    body = re.sub(r"<style.*?</style>", " ", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", body).replace("\u00a0", " ").split())
 
 
@@ -90,85 +111,137 @@ def test_the_page_asks_for_nothing_and_runs_nothing(searched: Run) -> None:
     assert not page.open
     assert len(text) < 5_000_000
     assert not page.all("script")
-    assert not page.all("img")
     addresses = {
         value
-        for _, attributes in page.elements
+        for tag, attributes in page.elements
         for name, value in attributes.items()
-        if name in ("src", "href", "xlink:href", "srcset", "action", "data")
+        if name in ("src", "href", "srcset", "action", "data") and tag != "img"
     }
-    assert all(address.startswith("#") or address == "data:," for address in addresses)
-    style = text[text.index("<style>") : text.index("</style>")]
-    assert "@import" not in style
-    assert "url(" not in style
-    assert not re.findall(r"url\((?!#)", text)
+    assert addresses == {"data:,"}
+    assert all(set(image) == {"src", "alt"} for image in page.all("img"))
     assert not any(name.startswith("on") for _, a in page.elements for name in a)
+    for words in (text, *pictures_of(page)):
+        assert "@import" not in words
+        assert not re.findall(r"url\((?!#)", words)
+    for svg in pictures_of(page):
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(svg).iter()}
+        assert not tags & {"script", "image", "foreignObject", "a"}
+        for name, value in attributes_of(svg):
+            assert name != "href" or value.startswith("#")
+            assert not name.startswith("on")
 
 
 def test_every_figure_and_table_has_a_name_and_ids_are_used_once(searched: Run) -> None:
-    page = Page(searched.report.read_text(encoding="utf-8"))
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert not [name for name, times in Counter(ids).items() if times > 1]
-    drawn = page.all("svg")
-    assert len(drawn) == len(page.all("figure")) == 7
-    for picture in drawn:
-        assert picture["role"] == "img"
-        assert {picture["aria-labelledby"], picture["aria-describedby"]} <= set(ids)
-    for _, attributes in page.elements:
-        for name in ("xlink:href", "clip-path"):
-            for used in re.findall(r"#([\w-]+)", attributes.get(name, "")):
-                assert used in ids
+    text = searched.report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.all("img")) == len(page.all("figure")) == len(page.all("figcaption")) == 7
+    titles = re.findall(r"<figcaption><b>(.+?\.)</b> (.+?)</figcaption>", text)
+    for image, (title, words) in zip(page.all("img"), titles, strict=True):
+        assert image["alt"].replace(" %", "\u00a0%") == f"{title} {words}"
+    own = [pair for _, attributes in page.elements for pair in attributes.items()]
+    for pairs in (own, *map(attributes_of, pictures_of(page))):
+        ids = [value for name, value in pairs if name == "id"]
+        assert not [name for name, times in Counter(ids).items() if times > 1]
+        for name, value in pairs:
+            if name in ("href", "clip-path", "aria-labelledby", "aria-describedby"):
+                assert set(re.findall(r"#([\w-]+)", value)) <= set(ids)
     assert len(page.all("table")) == len(page.all("caption"))
     assert all(region["aria-label"] for region in page.all("div") if "role" in region)
 
 
-def test_pictures_take_their_colours_from_the_page(searched: Run) -> None:
+def test_pictures_take_their_colours_from_variables_of_both_themes(searched: Run) -> None:
     text = searched.report.read_text(encoding="utf-8")
-    assert not [colour for colour in VARIABLES if colour in text]
-    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
-    assert not re.findall(r"(?:fill|stroke|color): *(?!none|var|inherit)[#a-z]\w*", drawn)
-    style = text[text.index("<style>") : text.index("</style>")]
-    for variable in set(re.findall(r"var\((--\w+)\)", drawn)):
-        assert style.count(f"{variable}:") == 3  # light, dark, print
+    drawn = pictures_of(Page(text))
+    assert len(drawn) == 7
+    for svg in drawn:
+        sheet = svg[svg.index("<style>") : svg.index("</style>")]
+        rest = svg.replace(sheet, "")
+        assert not [colour for colour in VARIABLES if colour in rest.lower()]
+        assert not re.findall(
+            r"(?:fill|stroke|color)(?:: *|=\")(?!none|var|inherit)[#a-z]\w*", rest
+        )
+        light, dark = sheet.split("prefers-color-scheme: dark")
+        for variable in {"--paper", *re.findall(r"var\((--\w+)\)", rest)}:
+            colours = [re.findall(rf"{variable}: (#\w+);", part) for part in (light, dark)]
+            assert [len(found) for found in colours] == [1, 1]
+            assert colours[0] != colours[1]
+            assert f"{variable}: {colours[0][0]};" in text  # the page has the same
+            assert f"{variable}: {colours[1][0]};" in text
 
 
 def test_the_same_run_gives_the_same_page(searched: Run) -> None:
-    assert page_of([findings_of(searched)]) == searched.report.read_text(encoding="utf-8")
+    assert page_of([run_summary(searched)]) == searched.report.read_text(encoding="utf-8")
 
 
 def test_the_readers_own_matplotlib_settings_change_nothing(searched: Run) -> None:
-    import matplotlib
+    own = {"font.size": 30, "axes.facecolor": "red", "text.color": "pink", "axes.grid.axis": "x",
+           "svg.fonttype": "path", "font.sans-serif": ["serif"], "scatter.marker": "x"}  # fmt: skip
+    assert {"font.size", "text.color", "svg.fonttype"} < set(STYLE)
+    with matplotlib.rc_context(own):
+        assert page_of([run_summary(searched)]) == searched.report.read_text(encoding="utf-8")
 
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "text.color": "pink"}):
-        assert set(STYLE) > {"font.size"}
-        assert page_of([findings_of(searched)]) == searched.report.read_text(encoding="utf-8")
+
+def photographed(page: Path, folder: Path, dark: bool) -> Image.Image:
+    """A page as Chromium shows it, 800 pixels wide."""
+    shot = folder / f"{dark}.png"
+    found = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
+            "--window-size=800,5000", f"--screenshot={shot}",
+            *(["--blink-settings=preferredColorScheme=0"] if dark else []), page.resolve().as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in found.stderr
+    with Image.open(shot) as picture:
+        return picture.convert("RGB")
+
+
+def pixels(picture: Image.Image) -> Counter[tuple[int, int, int]]:
+    """How often each colour occurs."""
+    return Counter({found: times for times, found in picture.getcolors(2**24)})
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here")
 def test_a_browser_draws_every_figure_in_both_themes(searched: Run, tmp_path: Path) -> None:
-    from PIL import Image
+    images = re.findall(r"<img ([^>]+)>", searched.report.read_text(encoding="utf-8"))
+    alone = tmp_path / "alone.html"
+    placed = (
+        f'<img style="position: absolute; left: 0; top: {500 * place}px" {image}>'
+        for place, image in enumerate(images)
+    )
+    alone.write_text(
+        '<meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        f'<body style="background: #00ff00">{"".join(placed)}'
+    )
+    for dark, paper, ink in (
+        (False, (255,) * 3, (27, 31, 36)),
+        (True, (20, 23, 26), (230, 233, 236)),
+    ):
+        page = photographed(searched.report, tmp_path, dark)
+        assert page.getpixel((2, 2)) == paper
+        assert len(page.convert("L").getcolors()) > 50
+        shown = photographed(alone, tmp_path, dark)
+        for place in range(len(images)):
+            found = pixels(shown.crop((0, 500 * place, 400, 500 * place + 150)))
+            assert (0, 255, 0) not in found
+            assert found[paper] > 10_000
+            assert found[ink] > 20
+            assert sum(n for colour, n in found.items() if max(colour) - min(colour) > 60) > 20
 
-    inks = []
-    for dark in (False, True):
-        shot = tmp_path / f"{dark}.png"
-        flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
-        found = subprocess.run(
-            [
-                "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update",
-                f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-                "--window-size=800,5000", f"--screenshot={shot}", *flags,
-                searched.report.resolve().as_uri(),
-            ],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        assert "CONSOLE" not in found.stderr
-        with Image.open(shot) as picture:
-            grey = picture.convert("L")
-            inks.append(grey.getpixel((2, 2)))
-            assert len(grey.getcolors()) > 50
-    assert inks[0] == 255
-    assert inks[1] < 40
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here")
+def test_nothing_is_wider_than_the_window_of_a_telephone(searched: Run, tmp_path: Path) -> None:
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        '<body style="margin: 0"><iframe style="border: 0; width: 390px; height: 5000px"'
+        f' scrolling="no" src="{searched.report.resolve().as_uri()}"></iframe>'
+    )
+    shown = photographed(frame, tmp_path, dark=False)
+    assert len(pixels(shown.crop((0, 0, 375, 5000)))) > 50
+    assert set(pixels(shown.crop((375, 0, 390, 5000)))) == {(255, 255, 255)}  # the margin
 
 
 # --- what it says ----------------------------------------------------------------------------
@@ -182,7 +255,7 @@ def test_the_answer_is_what_evaluate_found(
     assert command("evaluate", str(best), "--json", "-q") == 0
     found = json.loads(capsys.readouterr().out)
     text = text_of(searched.report.read_text(encoding="utf-8"))
-    assert f"{100 * found['error']:.1f} % test error (whole network" in text
+    assert f"{100 * found['error']:.1f} % test error (original network" in text
     assert f"{100 * found['params'] / 151_930:.1f} % of the parameters" in text
     rows = {row.name: row for row in evaluations_of(searched)}
     assert set(rows) == {"best", "smallest", "twin", "whole"}
@@ -192,10 +265,11 @@ def test_the_answer_is_what_evaluate_found(
 
 def test_dropped_channels_and_operations_are_those_that_the_winner_lacks(searched: Run) -> None:
     network, _ = posterior_of(searched)
-    drawn, found = read_candidates(searched, network), findings_of(searched)
+    drawn, found = read_candidates(searched, network), run_summary(searched)
     rows = searched.ranking_table.read_text(encoding="utf-8").splitlines()
     winner = int(rows[1].split(",")[1])
-    assert found.winner == winner
+    assert found.winner is not None
+    assert found.winner.id == winner
     keep = drawn.keep[winner]
     spans = gates(network).spans
     text = text_of(page_of([found]))
@@ -262,7 +336,7 @@ def test_a_fit_alone_has_a_report_that_says_what_is_next(
         assert "<b>&$x$" not in text
         if line:
             assert command(*line, "-q", "--run", str(fitted.folder)) == 0
-    assert "a &lt;b&gt;&amp;$x$ &#x27;run&#x27;" in text
+    assert "a &lt;b&gt;&amp;$x$ &#39;run&#39;" in text
 
 
 def test_runs_are_put_side_by_side_with_the_options_that_differ(
@@ -282,6 +356,7 @@ def test_runs_are_put_side_by_side_with_the_options_that_differ(
     assert "target_params 59.4% None" in words
     assert "epochs 3 1" in words
     assert "seed 0 0" not in words
+    assert "recipe {" not in words
     assert command("report", *folders, "--run", folders[0]) == 1
 
 
@@ -417,12 +492,26 @@ def test_a_new_fit_forgets_what_the_old_one_came_to(searched: Run, tmp_path: Pat
     assert not run.evaluation.exists()
 
 
+def test_words_of_a_run_cannot_become_elements(fitted: Run) -> None:
+    found = run_summary(fitted)
+    hostile = '"><b>x</b>&'
+    layers = tuple(dataclasses.replace(layer, name=hostile) for layer in found.layers)
+    page = Page(page_of([dataclasses.replace(found, layers=layers)]))
+    assert not page.open
+    assert len(page.all("b")) == len(page.all("figure"))
+    assert any(hostile in image["alt"] for image in page.all("img"))
+
+
 def test_words_in_a_picture_cannot_become_elements() -> None:
-    svg = '<?xml version="1.0"?><svg viewBox="0 0 1 1"><metadata>x</metadata><g id="a"/></svg>'
-    found = themed(svg, "n", "<b>", "a & b")
-    assert "<b>" not in found
-    assert "a &amp; b" in found
-    assert "metadata" not in found
+    @styled
+    def drawn() -> str:
+        figure, axes = figure_of(2.0, "<b>", "a & b")
+        axes.plot([1], [1], label="</svg>")
+        return picture_of(figure, "", "").svg
+
+    tree = ElementTree.fromstring(drawn())
+    assert {"<b>", "a & b", "</svg>"} <= {element.text for element in tree.iter()}
+    assert "metadata" not in {element.tag.rpartition("}")[2] for element in tree.iter()}
 
 
 def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
@@ -431,15 +520,17 @@ def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
     other = copied(searched, tmp_path)
     content = json.loads(other.evaluation.read_text(encoding="utf-8"))
     best = next(row for row in content["networks"] if row["name"] == "best")
-    winner = findings_of(other).winner
+    first = run_summary(other).winner
+    assert first is not None
+    winner = first.id
     assert best["candidate"] == str(winner)
     content["networks"] = [row for row in content["networks"] if row["name"] != "smallest"]
     best["candidate"] = "7" if winner != 7 else "8"
     other.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    words = text_of(page_of([findings_of(other)]))
+    words = text_of(page_of([run_summary(other)]))
     assert "the ranking has another by now" in words
     assert f"candidate {winner} " in words  # what is known of the winner of today
-    assert "test error (whole" not in words
+    assert "test error (original" not in words
     assert command("sample", "-n", "8", "-q", "--run", str(other.folder)) == 0
     assert not other.evaluation.exists()
     assert not other.report.exists()
@@ -450,8 +541,9 @@ def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
 ) -> None:
     run = copied(searched, tmp_path)
     run.evaluation.unlink()
-    winner = findings_of(run).winner
-    other = "3" if winner != 3 else "4"
+    winner = run_summary(run).winner
+    assert winner is not None
+    other = "3" if winner.id != 3 else "4"
     for name, more in (
         ("whole", ["--candidate", other]),  # a candidate in disguise
         ("best", ["--candidate", "whole"]),  # the open super-network in disguise
@@ -464,7 +556,7 @@ def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
     names = ("whole", "best", "mine", "little", "dense")
     files = [str(tmp_path / f"{name}.safetensors") for name in names]
     assert command("evaluate", *files, "-q", "--run", str(run.folder)) == 0
-    found = findings_of(run)
+    found = run_summary(run)
     roles = {row.name: found.role(row) for row in found.evaluated}
     assert roles.pop("little") in ("smallest", "best")
     assert roles == {"whole": "candidate", "best": "open", "mine": "best", "dense": "whole"}
@@ -488,7 +580,7 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
     only = [int((wrong[a] & ~wrong[b]).sum()) for a, b in (("best", "whole"), ("whole", "best"))]
     p = binomtest(only[0], sum(only), 0.5).pvalue if sum(only) else 1.0
     words = text_of(searched.report.read_text(encoding="utf-8"))
-    assert f"errs on {only[0]} that the whole network gets right" in words
+    assert f"errs on {only[0]} that the original network gets right" in words
     assert f"is right on {only[1]} where that errs" in words
     assert f"p = {p:.3f}" in words
 
@@ -502,10 +594,10 @@ def test_rows_of_other_conditions_are_left_out_and_named(searched: Run, tmp_path
     run.evaluation.write_text(json.dumps(content), encoding="utf-8")
     best = str(run.folder / "best.safetensors")
     assert command("evaluate", best, "-b", "3", "-q", "--run", str(run.folder)) == 0
-    words = text_of(page_of([findings_of(run)]))
+    words = text_of(page_of([run_summary(run)]))
     assert "ms, 3 images" in words
     assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
-    assert "(whole network" not in words
+    assert "(original network" not in words
 
 
 def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(
@@ -515,15 +607,15 @@ def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(
     where = ["-q", "--run", str(run.folder)]
     assert command("sample", "-n", "3000", *where) == 0
     assert command("rank", "--time-limit", "0.0001", *where) == 0
-    words = text_of(page_of([findings_of(run)]))
-    undecided = len(findings_of(run).boards[0].ranking.running)
+    words = text_of(page_of([run_summary(run)]))
+    undecided = len(run_summary(run).boards[0].ranking.running)
     assert undecided
     assert f"{undecided} candidates might still be better" in words
     assert "so far" in words.split("multibranch-tiny on")[0]
     assert f"{undecided} are not decided, and not shown" in words
     assert command("sample", "-n", "8", "--baseline", "permuted", *where) == 0
     assert command("rank", *where) == 0
-    words = text_of(page_of([findings_of(run)]))
+    words = text_of(page_of([run_summary(run)]))
     assert "a baseline (permuted), not the posterior" in words
 
 
@@ -532,9 +624,9 @@ def test_the_front_is_that_of_each_budget(searched: Run, tmp_path: Path) -> None
     where = ["-q", "--run", str(run.folder)]
     assert command("sample", "-n", "12", "--max-params", "57%,50%", *where) == 0
     assert command("rank", "--exhaustive", *where) == 0
-    found = findings_of(run)
+    found = run_summary(run)
     text = page_of([found])
-    part = text_of(text[text.index("The front: ") : text.index("How sure")])
+    part = text_of(text[text.index("The front: ") : text.index("Statistical confidence")])
     assert [str(board.budget) for board in found.boards] == [
         "57 % of the parameters", "50 % of the parameters",
     ]  # fmt: skip
