@@ -1,8 +1,6 @@
-"""Ranking as a stage: exact, stopped, interrupted, gone on with."""
+"""Ranking a run: exact, stopped, interrupted, resumed, and budget by budget."""
 
-import json
-import os
-import shutil
+import csv
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,198 +8,190 @@ from typing import Any
 import pytest
 import torch
 
+import pgnas_cli
 from pgnas_cli.errors import Interrupted, PgnasError
-from pgnas_cli.ranking import Progress, Ranking, rank_stage, read_ranking
+from pgnas_cli.progress import listening
+from pgnas_cli.ranking import Leaderboard, Race, rank, read_ranking
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
-from pgnas_cli.sampling import read_candidates
+from pgnas_cli.sampling import read_candidates, sample
+from pgnas_cli.tensors import read_tensors, write_tensors
 
 from ..conftest import run as command
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a posterior and 60 candidates."""
-    folder = tmp_path_factory.mktemp("fitted") / "run"
-    for given in (["fit", "--epochs", "3", "--target-params", "60%"], ["sample", "-n", "60"]):
-        assert command(*given, "--run", str(folder), "-q") == 0
-    return folder
+from ..listeners import Heard
 
 
 @pytest.fixture
-def run(fitted: Path, tmp_path: Path) -> Run:
-    shutil.copytree(fitted, tmp_path / "run")
-    return Run(tmp_path / "run")
+def run(fitted: Run) -> Run:
+    """A run with a posterior and 60 candidates, not yet ranked."""
+    fitted.ranking().unlink()
+    return fitted
 
 
-def ranked(run: Run, **how: Any) -> Ranking:
-    how = {"top": 5, "device": CPU, "workers": 0, "track": lambda items, _: items} | how
-    return rank_stage(run, **how).boards[0].ranking
+def ranked(run: Run, **how: Any) -> Leaderboard:
+    (board,) = rank(run, **{"top": 5, **how})
+    return board
 
 
-def best(ranking: Ranking, top: int = 5) -> list[tuple[int, int]]:
-    return [(int(i), int(ranking.errors[i])) for i in ranking.order[:top]]
+def best(race: Race, top: int = 5) -> list[tuple[int, int]]:
+    return [(int(i), int(race.errors[i])) for i in race.best()[:top]]
 
 
-def stored(run: Run) -> Ranking:
-    drawn = read_candidates(run, posterior_of(run)[0])
-    found = read_ranking(run, drawn)
-    assert found is not None
-    ranking = found.ranking(drawn, 0)
-    assert ranking is not None
-    return ranking
+def stored(run: Run, label: str = "") -> Race:
+    race = read_ranking(run, read_candidates(run, posterior_of(run)[0], label))
+    assert race is not None
+    return race
+
+
+def pairs(race: Race) -> int:
+    return int(race.seen.sum())
 
 
 def test_the_race_names_the_winners_of_an_exhaustive_ranking(run: Run) -> None:
-    race = ranked(run)
-    assert not race.exhaustive
+    board = ranked(run)
+    assert not board.exhaustive
     full = ranked(run, exhaustive=True)
     assert full.exhaustive
     assert len(full.order) == 60
-    assert best(race) == best(full)
-    assert best(stored(run)) == best(full)
+    assert best(board.race) == best(full.race)
+    assert best(stored(run)) == best(full.race)
 
 
-def test_the_winners_lead_is_told_with_what_to_expect_of_it(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command("rank", "--run", str(run.folder), "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    full = ranked(run, exhaustive=True)
-    mean = float(full.errors.double().mean()) / full.images
-    assert found["top"][0]["error"] <= found["expected_error"] <= 1.1 * mean
+def test_the_table_holds_the_leaderboard(run: Run) -> None:
+    board = ranked(run)
+    with run.ranking_table().open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["id"]), int(row["errors"])) for row in rows] == best(board.race)
+    first = board.candidates.sizes.part(slice(board.best, board.best + 1))
+    assert (int(rows[0]["params"]), int(rows[0]["macs"])) == (int(first.params), int(first.macs))
+    assert float(rows[0]["error"]) == pytest.approx(board.best_error, abs=1e-6)
 
 
 def test_a_second_call_evaluates_nothing_and_more_can_be_asked_for(run: Run) -> None:
     ranked(run)
-    before = stored(run).pairs
-    calls: list[Progress] = []
-    ranked(run, watch=calls.append)
-    assert calls == []
-    assert stored(run).pairs == before
+    before = pairs(stored(run))
+    with listening(again := Heard()):
+        ranked(run)
+    assert "ranking" in dict(again.tasks)
+    assert "ranking" not in again.counts
+    assert pairs(stored(run)) == before
     more = ranked(run, top=20)
     assert more.pairs > before
-    shutil.rmtree(run.folder / "nothing", ignore_errors=True)
-    run.ranking.unlink()
-    assert best(more, 20) == best(ranked(run, top=20), 20)
+    run.ranking().unlink()
+    assert best(more.race, 20) == best(ranked(run, top=20).race, 20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_ranking_goes_on_to_the_same_end(run: Run, number: signal.Signals) -> None:
-    calls = 0
-
-    def interrupt(progress: Progress) -> None:
-        nonlocal calls
-        calls += 1
-        if progress.race is not None:
-            os.kill(os.getpid(), number)
-
-    with pytest.raises(Interrupted, match="candidates are not decided on, go on with pgnas rank"):
-        ranked(run, watch=interrupt)
+def test_an_interrupted_ranking_resumes_to_the_same_end(run: Run, number: signal.Signals) -> None:
+    stop = Heard(lambda task, done: "candidates left" in task, number)
+    hint = f"candidates are undecided, resume with pgnas rank --run {run.folder} --top 5"
+    with listening(stop), pytest.raises(Interrupted, match=hint):
+        ranked(run)
     half = stored(run)
-    assert len(half.running)
+    assert len(half.walking())
     on = ranked(run)
-    assert on.pairs > half.pairs
-    run.ranking.unlink()
-    assert best(on) == best(ranked(run))
+    assert on.pairs > pairs(half)
+    run.ranking().unlink()
+    assert best(on.race) == best(ranked(run).race)
 
 
 def test_a_time_limit_leaves_the_best_so_far_and_says_who_is_still_in(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    early = ranked(run, time_limit=1e-3, top=60)
-    assert len(early.running)
+    early = ranked(run, time_limit=1e-9, top=60)
+    assert early.undecided
     assert len(early.order) >= 1
-    assert command("export", str(run.folder / "b.safetensors"), "--run", str(run.folder)) == 0
-    assert "the ranking is not finished" in capsys.readouterr().err
-    assert command("rank", "--run", str(run.folder), "--time-limit", "0.00001", "--top", "60") == 0
+    with listening(heard := Heard()):
+        pgnas_cli.export(run.folder / "b.safetensors", run)
+    assert any("the ranking is not finished" in note for note in heard.notes)
+    where = ["--run", str(run.folder)]
+    assert command("rank", *where, "--time-limit", "1e-9", "--top", "60") == 0
     text = capsys.readouterr()
     assert "might still be better" in text.err
-    assert "goes on" in text.err
+    assert f"next: pgnas rank --run {run.folder} --top 60   to resume" in text.err
 
 
-def test_a_ranking_stopped_among_its_pilots_goes_on_with_them(run: Run) -> None:
-    straight = ranked(run, top=5)
-    run.ranking.unlink()
+def test_a_ranking_stopped_among_its_pilots_resumes_with_them(run: Run) -> None:
+    straight = ranked(run)
+    run.ranking().unlink()
     early = ranked(run, time_limit=1e-9)
     assert 0 < len(early.race.margins) < 16
-    on = ranked(run, top=5)
+    on = ranked(run)
     assert len(on.race.margins) == 16
     assert on.pairs == straight.pairs
-    assert best(on) == best(straight)
+    assert best(on.race) == best(straight.race)
 
 
-def test_a_ranking_made_otherwise_is_started_anew_and_the_hint_repeats_how(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    where = ["--run", str(run.folder)]
-    assert command("rank", "--recalibrate", "64", "--time-limit", "1e-9", *where) == 0
-    assert f"next: pgnas rank --run {run.folder} --recalibrate 64   goes on" in (
-        capsys.readouterr().err
-    )
-    assert command("export", str(run.folder / "x.safetensors"), "--smallest-within-noise", *where)
-    assert "the ranking is not finished" in capsys.readouterr().err
-    assert command("rank", *where) == 0
-    assert "was made otherwise" in capsys.readouterr().err
-
-
-def test_a_baseline_is_exported_with_a_word_and_no_file_of_the_run_is_overwritten(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    where = ["--run", str(run.folder)]
-    before = run.posterior.read_bytes()
-    assert command("export", str(run.posterior), "--force", *where) == 1
-    assert "is a file of the run itself" in capsys.readouterr().err
-    assert run.posterior.read_bytes() == before
-    assert command("sample", "-n", "5", "--baseline", "permuted", *where) == 0
-    assert command("export", str(run.folder / "p.safetensors"), *where) == 0
-    assert "these candidates are a baseline (permuted)" in capsys.readouterr().err
-
-
-def test_a_single_row_is_told_with_what_to_expect_of_it(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command("rank", "--top", "1", "--run", str(run.folder)) == 0
-    assert "chosen for it among 60: expect" in capsys.readouterr().err
-
-
-def test_the_smallest_within_noise_is_exported(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ranked(run)
-    file = run.folder / "small.safetensors"
-    options = ["--smallest-within-noise", "--run", str(run.folder), "--json"]
-    assert command("export", str(file), *options) == 0
-    text = capsys.readouterr()
-    assert "is the smallest that cannot be told from the best" in text.err
-    written = json.loads(text.out)
-    sizes = read_candidates(run, posterior_of(run)[0]).sizes.params
-    assert written["params"] <= int(sizes[stored(run).order[0]])
-    with_both = ["--candidate", "3", "--smallest-within-noise", "--run", str(run.folder)]
-    assert command("export", str(run.folder / "other.safetensors"), *with_both) == 1
-    assert "leave --candidate out" in capsys.readouterr().err
+def test_a_ranking_that_was_evaluated_otherwise_is_started_anew(run: Run) -> None:
+    straight = ranked(run)
+    tensors, content = read_tensors(run.ranking(), "pgnas.ranking/1")
+    how = content["evaluated"]
+    content["evaluated"] = "512 pairs, float32, cuda"
+    write_tensors(run.ranking(), "pgnas.ranking/1", tensors, content)
+    with listening(heard := Heard()):
+        again = ranked(run)
+    (note,) = heard.notes
+    assert f"evaluated otherwise (512 pairs, float32, cuda, now {how}): starting anew" in note
+    assert heard.counts["ranking"][-1] == again.pairs
+    assert best(again.race) == best(straight.race)
 
 
 @pytest.mark.parametrize(
-    "change", ["mistakes", "seen", "walk", "hardness", "images", "top", "recalibrate"]
+    "change", ["mistakes", "seen", "walk", "hardness", "margins", "images", "top"]
 )
 def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
-    from pgnas_cli.tensors import read_tensors, write_tensors
-
-    ranked(run)
-    tensors, content = read_tensors(run.ranking, "pgnas.ranking/5")
-    if f"0.{change}" in tensors:
-        values = tensors[f"0.{change}"]
-        values[0] = values[1:].max() + 10**6
+    straight = ranked(run)
+    tensors, content = read_tensors(run.ranking(), "pgnas.ranking/1")
+    if change in tensors:
+        values = tensors[change]
+        values[0] = torch.inf if change == "margins" else values[1:].max() + 10**6
     else:
         content[change] = "none"
-    write_tensors(run.ranking, "pgnas.ranking/5", tensors, content)
+    write_tensors(run.ranking(), "pgnas.ranking/1", tensors, content)
     with pytest.raises(PgnasError, match="is damaged"):
         stored(run)
-    ranked(run)  # what is derived is replaced
-    assert best(stored(run)) == best(ranked(run, exhaustive=True))
+    assert best(ranked(run).race) == best(straight.race)  # what is derived is replaced
+    assert best(stored(run)) == best(straight.race)
+
+
+def test_several_budgets_are_ranked_one_by_one_and_resumed_in_the_second(run: Run) -> None:
+    sample(run, 40, max_params="50%,57%")
+    assert run.budgets() == ["params-57", "params-50"]
+    assert not run.candidates().exists()
+    (early,) = rank(run, time_limit=1e-9)  # minutes; the second is not begun
+    assert early.candidates.label == "params-57"
+    assert not run.ranking("params-50").exists()
+
+    def in_the_second(task: str, done: int) -> bool:
+        return [name for name, _ in stop.tasks] == 2 * ["ranking"] and "candidates left" in task
+
+    stop = Heard(in_the_second)
+    with listening(stop), pytest.raises(Interrupted):
+        rank(run, top=5)
+    first = run.ranking("params-57").read_bytes()
+    assert len(stored(run, "params-57").walking()) == 0
+    half = stored(run, "params-50")
+    assert len(half.walking())
+    boards = rank(run, top=5)
+    assert run.ranking("params-57").read_bytes() == first
+    assert boards[1].pairs > pairs(half)
+    for board, full in zip(boards, rank(run, exhaustive=True), strict=True):
+        assert len(full.order) == 40
+        assert best(board.race) == best(full.race)
+        assert run.ranking_table(board.candidates.label).exists()
+
+
+def test_a_baseline_is_exported_with_a_word_and_no_file_of_the_run_is_overwritten(
+    run: Run,
+) -> None:
+    before = run.posterior.read_bytes()
+    with pytest.raises(PgnasError, match="is a file of the run itself"):
+        pgnas_cli.export(run.posterior, run, force=True)
+    assert run.posterior.read_bytes() == before
+    sample(run, 5, baseline="permuted")
+    with listening(heard := Heard()):
+        pgnas_cli.export(run.folder / "p.safetensors", run)
+    assert any("these candidates are a baseline (permuted)" in note for note in heard.notes)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +199,7 @@ def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
     [(["--top", "0"], "--top 0 is out of range"), (["--time-limit", "0"], "--time-limit 0 is out")],
 )
 def test_wrong_options_are_named(
-    run: Run, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    fitted_once: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert command("rank", "--run", str(run.folder), *options) == 1
+    assert command("rank", "--run", str(fitted_once), *options) == 1
     assert message in capsys.readouterr().err

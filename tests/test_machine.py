@@ -1,0 +1,51 @@
+"""Devices by name, worker processes, and a process set up for its CPU."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.machine import Machine, find_machine
+
+
+def test_without_a_gpu_the_machine_is_the_cpu_and_a_worker_for_each_core_up_to_eight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for cores, workers in ((3, 3), (64, 8), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert find_machine() == Machine(torch.device("cpu"), workers)
+    assert find_machine("cpu", 0) == Machine()
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_here_is_named(name: str) -> None:
+    with pytest.raises(PgnasError, match=f"no device '{name}' here; possible: cpu, or auto"):
+        find_machine(name)
+    with pytest.raises(PgnasError, match="`workers` -1 is out of range; possible: 0 or more"):
+        find_machine("cpu", -1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands blocks back")
+def test_a_process_on_the_cpu_keeps_its_large_blocks_and_flushes_denormal_numbers() -> None:
+    """Page faults of ten products of 38 MB, before and after the device was named."""
+    work = (
+        "import resource, torch\nfrom pgnas_cli.machine import find_machine\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): images * 2\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "torch.set_num_threads(1)\nimages = torch.zeros(10_000_000)\nplain = faults()\n"
+        "find_machine('cpu')\nfaults()\n"
+        "print(plain, faults(), float(torch.tensor(1e-39) * 0.5))"
+    )
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
+    plain, tuned, denormal = map(float, done.stdout.split())
+    assert denormal == 0
+    version = tuple(map(int, platform.libc_ver()[1].split(".")))
+    if plain < 5_000 or version < (2, 35):
+        pytest.skip("huge pages, or a glibc that does not keep blocks above 32 MB")
+    assert 10 * tuned < 5_000
