@@ -1,6 +1,7 @@
 """Drop probabilities over a fit: when they learn, when they stay, and how the gates act."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from pgnas_cli.data import ImageData
 from pgnas_cli.gates import drop_probabilities, gates
+from pgnas_cli.registry import Recipe
 from pgnas_cli.sizes import Target
+from pgnas_cli.training.size_control import Phases, SizeControl
 
 from .conftest import loop_of, small_fit, steps
 
@@ -62,3 +65,19 @@ def test_gates_are_hard_and_of_each_image_once_p_is_frozen(digits: ImageData) ->
     for part in (seen[:half], seen[half:]):  # drawn anew in each step, relaxed or hard
         moved = [(a[:50] != b[:50]).any() for a, b in pairwise(part)]
         assert sum(moved) > len(moved) / 2
+
+
+def test_sharpening_multiplies_the_drop_logits_that_have_their_size() -> None:
+    """Symmetric logits have a mean p of one half however sharp: no other step is due."""
+    start = torch.tensor([-1.2, -0.4, 0.4, 1.2], dtype=torch.float64)
+    logits = torch.nn.Parameter(start.clone())
+    still = torch.optim.Adam([logits], lr=0.0, betas=(0.9, 0.99))
+    logits.grad = torch.ones_like(start)
+    still.step()
+    size: Any = SimpleNamespace(shares=lambda p: {"params": 1 - p.mean()})
+    control = SizeControl(size, HALF, Phases(0, 10, 20), Recipe(sharpen=8.0))
+    torch.testing.assert_close(control.corrected(logits, still, 9), start)
+    for steps_of_phase, factor in ((range(10, 15), 8**0.5), (range(15, 20), 8)):
+        for step in steps_of_phase:
+            logits.data.copy_(control.corrected(logits, still, step))
+        torch.testing.assert_close(logits.data, start * factor)
