@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,32 +98,31 @@ def test_a_probe_changes_the_head_and_nothing_else() -> None:
     assert not network.head._forward_pre_hooks
 
 
+def chain(**layers: nn.Module) -> nn.Module:
+    return nn.Sequential(OrderedDict(layers))
+
+
 @pytest.mark.parametrize(
-    ("head", "reason"),
+    ("network", "reason"),
     [
-        (nn.Identity(), "it is no linear layer with a bias"),
-        (nn.Linear(3, 3, bias=False), "it is no linear layer with a bias"),
-        (nn.Conv2d(3, 3, 1), "it does not read one vector of features for each image"),
+        (Small(nn.Identity()), "it is no linear layer with a bias"),
+        (Small(nn.Linear(3, 3, bias=False)), "it is no linear layer with a bias"),
+        (chain(head=nn.Conv2d(3, 3, 1), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()),
+         "it does not read one vector of features for each image"),
     ],
     ids=["identity", "no bias", "on a map"],
-)
-def test_a_head_that_cannot_be_a_probe_stays_as_it_was(head: nn.Module, reason: str) -> None:
-    network = Small(head) if not isinstance(head, nn.Conv2d) else nn.Sequential()
-    if isinstance(head, nn.Conv2d):
-        network.add_module("head", head)
-        network.add_module("pool", nn.AdaptiveAvgPool2d(1))
-        network.add_module("flat", nn.Flatten())
+)  # fmt: skip
+def test_a_head_that_cannot_be_a_probe_stays_as_it_was(network: nn.Module, reason: str) -> None:
     before = {k: v.clone() for k, v in network.state_dict().items()}
     assert probed(network) == f"the head 'head' starts at random, not as a linear probe: {reason}"
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_a_head_that_is_a_convolution_of_one_pixel_can_be_a_probe() -> None:
-    network = nn.Sequential()
-    network.add_module("norm", nn.BatchNorm2d(3))
-    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
-    network.add_module("head", nn.Conv2d(3, 3, 1))
-    network.add_module("flat", nn.Flatten())
+    network = chain(
+        norm=nn.BatchNorm2d(3), pool=nn.AdaptiveAvgPool2d(1), head=nn.Conv2d(3, 3, 1),
+        flat=nn.Flatten(),
+    )  # fmt: skip
     assert "it errs on 0.0 %" in probed(network)
     network.eval()
     data = coloured(30)
@@ -195,11 +195,9 @@ def fitted(folder: Path, name: str, *options: str) -> torch.Tensor:
 
 
 def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
-    photo_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    photo_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     # These weights are random, and their batch-norm statistics not those of the photos.
     falling = itertools.count(0, -1)
@@ -226,11 +224,9 @@ def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
 
 
 def test_an_image_size_that_the_network_does_not_take_is_one_line_all_the_same(
-    photo_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    photo_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     model = timm.create_model("levit_conv_128s", num_classes=7)
     save_file(model.state_dict(), "weights.safetensors")
