@@ -1,4 +1,13 @@
-"""TODO registry/inflate"""
+"""Super-networks from ordinary ones: a convolution becomes several side by side, of other sizes.
+
+Each k x k convolution (k >= 3, not grouped, not the first) gives way to branches whose outputs are
+concatenated. A branch larger than 3x3 is a 3x3 or 5x5 with holes, as in the paper: 5 is 3x3 with
+dilation 2, 9 is 5x5 with dilation 2.
+
+Where the outputs have one reader, behind batch-norm and activation, their number may change: by
+`width`, or because the original convolution is kept beside the branches. The reader's weights for
+added channels start at zero there, so that the network computes what it did.
+"""
 
 from dataclasses import dataclass
 from typing import Any, cast
