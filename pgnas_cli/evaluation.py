@@ -156,7 +156,7 @@ def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
     known = about.supernet.data
     if named is None and known.folder:
         raise PgnasError(
-            f"'{path}' was fitted on a folder called '{known}'; say where it lies with `data`"
+            f"'{path}' was trained on a folder called '{known}'; say where it lies with `data`"
         )
     return named or known.name
 
@@ -164,7 +164,7 @@ def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
 def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Part:
     if data.classes != about.supernet.classes:
         raise PgnasError(
-            f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was fitted on"
+            f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was trained on"
             f" {', '.join(about.supernet.classes[:5])}..."
         )
     if data.test is None:

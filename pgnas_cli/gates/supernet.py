@@ -93,7 +93,7 @@ def make_concrete_(
     network: nn.Module,
     input_shape: tuple[int, int, int],  # channels, height, width
     *,
-    layers: str = "all",  # "all", or "hidden": only channels that die with their one reader;
+    layers: str = "all",  # "all", or "hidden": only channels that die with their one consumer;
     # with "+operations" also the marked operations without weights
     groups: str = "layer",  # "layer", "channel", or a number of consecutive channels
     initial_drop: float = 0.1,

@@ -1,9 +1,9 @@
-"""Bring the drop probabilities to a target size, early enough for the weights to live with it.
+"""Constrain the expected size to its target during training, then freeze the drop probabilities.
 
-With a target a fit has four phases: the weights warm up; the aimed size falls from the whole
+With a target a fit has four phases: the weights learn alone; the aimed size falls from the whole
 network to the target; the drop logits are sharpened at that size, until nearly every p is close to
-0 or 1; p is frozen, and the weights go on learning under hard masks drawn from it. Without a target
-p learns from the warm-up to the end.
+0 or 1; p is frozen, and the weights continue to learn under hard masks drawn from it. Without a
+target p learns from the first phase to the end.
 """
 
 from collections.abc import Callable
