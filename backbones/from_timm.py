@@ -40,8 +40,8 @@ def build(
         if not pretrained:
             raise
         raise PgnasError(
-            f"timm cannot fetch the pretrained weights of '{model}' ({one_line(error)}); download them where"
-            " there is a network and give the file with `weights`"
+            f"timm cannot fetch the pretrained weights of '{model}' ({one_line(error)}); download"
+            " them where there is a network and give the file with `weights`"
         ) from None
     finally:
         loud.setLevel(level)
