@@ -16,6 +16,7 @@ from .evaluation import latencies
 from .fields import check_range
 from .formats import (
     OPSETS,
+    READERS,
     NetworkInfo,
     OnnxNetwork,
     checked_slim,
@@ -101,8 +102,8 @@ def export(
 
 
 def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None:
-    if path.suffix not in (".safetensors", ".onnx"):
-        raise PgnasError(f"'{path}' has no known ending; possible: .safetensors, .onnx")
+    if path.suffix not in READERS:
+        raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
     if path.resolve() in {file.resolve() for file in run.files()}:
         raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
     new_file(path, force)
