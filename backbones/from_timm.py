@@ -7,7 +7,7 @@ import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from pgnas_cli.data import Preprocessing
-from pgnas_cli.errors import PgnasError
+from pgnas_cli.errors import PgnasError, one_line
 from pgnas_cli.registry import Backbone, Recipe
 
 
@@ -39,10 +39,9 @@ def build(
     except Exception as error:  # the hub behind timm fails in many ways
         if not pretrained:
             raise
-        cause = " ".join(str(error).split())[:200]
         raise PgnasError(
-            f"timm cannot fetch the pretrained weights of '{model}' ({cause}); download them where"
-            " there is a network and give the file with `weights`"
+            f"timm cannot fetch the pretrained weights of '{model}' ({one_line(error)}); download"
+            " them where there is a network and give the file with `weights`"
         ) from None
     finally:
         loud.setLevel(level)

@@ -15,7 +15,7 @@ names from their face (`__init__.py`):
     data            image data sets: found, split, read in batches
     gates           gates on input channels, their posterior and prior
     slimming        cut a candidate out of a super-network, exactly
-    sizes           parameters and multiply-adds: exact, expected, targets
+    sizes           parameters and MACs: exact, expected, targets
     registry        super-networks by name; starting weights, inflation
     run             a run directory: options, posterior, history
     formats         exported networks on disk: safetensors, ONNX

@@ -11,3 +11,8 @@ class PgnasError(Exception):
 
 class Interrupted(PgnasError):
     """The user stopped a fit, and its state is saved; the command ends with status 130."""
+
+
+def one_line(error: Exception) -> str:
+    """What a library's exception says, short enough for a message."""
+    return " ".join(str(error).split())[:200]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .data import Part, Source, find_data, placed
 from .errors import PgnasError
 from .fields import check_range
-from .formats import NetworkInfo, OnnxNetwork, in_onnx, read_network, read_onnx
+from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
 from .machine import Machine
 from .run import Run, now
 from .slimming import arranged, ungated_copy
@@ -131,7 +131,7 @@ def evaluate(
     """Test error and latency of exported networks, each beside the whole network it comes from."""
     check_range("batch_size", batch_size, 1, 4096)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
-    found = [read_onnx(p) if p.suffix == ".onnx" else read_network(p) for p in paths]
+    found = [READERS.get(p.suffix, read_network)(p) for p in paths]
     scores, titles = [], []
     for path, (network, about) in zip(paths, found, strict=True):
         name = _data_of(about, path, data)
@@ -156,7 +156,7 @@ def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
     known = about.supernet.data
     if named is None and known.folder:
         raise PgnasError(
-            f"'{path}' was fitted on a folder called '{known}'; say where it lies with `data`"
+            f"'{path}' was trained on a folder called '{known}'; say where it lies with `data`"
         )
     return named or known.name
 
@@ -164,7 +164,7 @@ def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
 def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Part:
     if data.classes != about.supernet.classes:
         raise PgnasError(
-            f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was fitted on"
+            f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was trained on"
             f" {', '.join(about.supernet.classes[:5])}..."
         )
     if data.test is None:

@@ -16,6 +16,7 @@ from .evaluation import latencies
 from .fields import check_range
 from .formats import (
     OPSETS,
+    READERS,
     NetworkInfo,
     OnnxNetwork,
     checked_slim,
@@ -32,7 +33,7 @@ from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
 from .slimming import Layout
-from .storage import file_digest, write_bytes
+from .storage import file_digest, new_file, write_bytes
 from .training import Batches
 
 CANDIDATES = 1500  # that `export` draws where there are none
@@ -101,12 +102,11 @@ def export(
 
 
 def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None:
-    if path.suffix not in (".safetensors", ".onnx"):
-        raise PgnasError(f"'{path}' has no known ending; possible: .safetensors, .onnx")
+    if path.suffix not in READERS:
+        raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
     if path.resolve() in {file.resolve() for file in run.files()}:
         raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
-    if path.exists() and not force:
-        raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
+    new_file(path, force)
     check_range("round_to", round_to, 1, 1024)
     check_range("opset", opset, *OPSETS)
 

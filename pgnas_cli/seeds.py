@@ -2,7 +2,7 @@
 
 Every draw is a pure function of the run's seed, of what the draw is for, and of whole numbers that
 say which one it is (epoch and image, step and rank, candidate). Nothing is read from or left in the
-global generators, so a run can stop between any two draws and go on, and the number of loader
+global generators, so a run can stop between any two draws and resume, and the number of loader
 workers changes nothing.
 """
 

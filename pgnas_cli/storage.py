@@ -51,6 +51,12 @@ def _umask() -> int:
     return now
 
 
+def new_file(path: Path, force: bool) -> None:
+    """Raise PgnasError where a file that the user named exists, unless `force` says otherwise."""
+    if path.exists() and not force:
+        raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     digest = hashlib.sha256()

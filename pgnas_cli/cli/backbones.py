@@ -26,7 +26,10 @@ def backbones(
     verbose: options.Verbose = False,
     as_json: options.Json = False,
 ) -> None:
-    """List super-networks, or the layers of one: their gates, or why they have none."""
+    """List super-networks, or the layers of one.
+
+    Of a layer: its gates, or why it has none.
+    """
     terminal = terminal_of(False)
     if name is None:
         names = backbone_names()

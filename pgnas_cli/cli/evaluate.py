@@ -35,7 +35,10 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Test error, size and time of exported networks."""
+    """Measure test error, size and time.
+
+    Of exported networks, each beside the original network.
+    """
     terminal = terminal_of(quiet)
     from ..evaluation import evaluate as evaluated
     from ..evaluation import write_evaluations

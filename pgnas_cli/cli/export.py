@@ -36,9 +36,9 @@ def export(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write one candidate as a slim network, checked.
+    """Write one candidate as a slim network.
 
-    Its logits are compared with those of the masked super-network.
+    Its logits are checked against those of the masked super-network.
     """
     terminal = terminal_of(quiet)
     where = run_of(run, terminal)

@@ -39,9 +39,9 @@ def finetune(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train an exported network further, on the training images of its fit.
+    """Train an exported network further.
 
-    An interrupted fine-tuning is resumed by the same command.
+    On the training images of its fit. An interrupted fine-tuning is resumed by the same command.
     """
     terminal = terminal_of(quiet)
     from ..formats import origin

@@ -39,7 +39,10 @@ def inflate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Put parallel convolutions into a network; the result is a super-network for fit."""
+    """Put parallel convolutions into a network.
+
+    The result is a super-network for fit.
+    """
     terminal = terminal_of(quiet)
     from ..registry.build import inflate as inflated
     from ..registry.inflate import kernels_of

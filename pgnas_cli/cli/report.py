@@ -23,9 +23,9 @@ def report(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show a run as a page, or several side by side.
+    """Show a run as a page.
 
-    Made from the files of the runs alone.
+    Or several side by side. Made from the files of the runs alone.
     """
     terminal = terminal_of(quiet)
     if runs and run is not None:

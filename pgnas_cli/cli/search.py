@@ -55,9 +55,9 @@ def search(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run fit, sample, rank, export, evaluate and report.
+    """Run the whole search, from images to a page.
 
-    Repeating the command resumes it.
+    Fits, samples, ranks, exports, evaluates and reports. Repeating the command resumes it.
     """
     terminal = terminal_of(quiet)
     if max_params and max_macs:

@@ -137,7 +137,7 @@ def _schedule(
 def evaluation_images(
     part: Part, preprocessing: Preprocessing, *, batch: int = 256, workers: int = 0
 ) -> Generator[Tensor, None, None]:
-    """The images as the network is judged on them, uint8, in order, `batch` at a time."""
+    """The images as the network is evaluated on them, uint8, in order, `batch` at a time."""
     if part.pixels is not None and part.pixels.shape[1:] == preprocessing.input_shape:
         yield from part.pixels.split(batch)
         return

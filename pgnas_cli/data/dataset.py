@@ -1,9 +1,8 @@
-"""Image data sets, cut once and for all into fit, held-out and test.
+"""Image data sets, split once and for all into training, held-out and test images.
 
-A data set is a list of named images with labels. The training images are cut by class into a part
-to fit on and a part to rank on; the cut is decided by a hash of each image's name and the seed, so
-it depends on neither order nor platform. The test split is a list of its own that only reporting
-reads.
+A data set is a list of named images with labels. The images of train/ are split by class into a
+part to train on and a part to rank on. A hash of each image's name and the seed decides the split,
+so it depends on neither order nor platform. Only reporting reads the test images.
 
 Small images of one size (CIFAR, digits) live in memory as bytes; photos are opened when read.
 """
@@ -121,7 +120,7 @@ def cut_data(
     held_out: float = 0.2,  # share of the training images kept for ranking, HELD_OUT_MOST at most
     preprocessing: Preprocessing | None = None,  # None: measured where small, else ImageNet's
     size: int | None = None,  # pixels, where `preprocessing` does not say
-    fitting: bool = True,  # False leaves the images to fit on undecoded
+    fitting: bool = True,  # False leaves the training images undecoded
 ) -> ImageData:
     """Cut the training images into fit and held-out; small ones are decoded into memory."""
     if not 0 < held_out < 1:
@@ -168,7 +167,7 @@ def cut_part(train: Part, seed: int, share: float, classes: Sequence[str]) -> tu
         if len(members) < 2:
             raise PgnasError(
                 f"class '{name}' has {len(members)} training image(s); at least 2 are needed, one"
-                " to fit on and one to rank on"
+                " to train on and one to rank on"
             )
         members.sort(key=lambda i: derived_seed(seed, f"held-out {train.keys[i]}"))
         held += members[: min(max(1, round(share * len(members))), len(members) - 1)]

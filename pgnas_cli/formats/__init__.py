@@ -10,3 +10,6 @@ from .network import (
     write_network,
 )
 from .onnx import OPSETS, OnnxNetwork, in_onnx, onnx_content, read_onnx
+
+# What `export` can write and `evaluate` can read, by the ending of the file.
+READERS = {".safetensors": read_network, ".onnx": read_onnx}

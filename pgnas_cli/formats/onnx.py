@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PgnasError
+from ..errors import PgnasError, one_line
 from ..storage import from_json, to_json
 from ..tensors import parsed, versioned
 from .network import NETWORK, NetworkInfo
@@ -42,17 +42,13 @@ def onnx_content(
     except PgnasError:
         raise
     except Exception as error:  # exporter and runtime raise many kinds
-        raise PgnasError(f"'{path}' was not written: {_one_line(error)}") from None
+        raise PgnasError(f"'{path}' was not written: {one_line(error)}") from None
     if not difference <= TOLERANCE:
         raise PgnasError(
             f"'{path}' was not written: its logits differ by {difference:.1e} of the largest"
             f" (allowed {TOLERANCE:.0e}), please report this"
         )
     return content
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _packages() -> Any:
@@ -145,7 +141,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, NetworkInfo]:
         raise
     except Exception as error:  # ONNX Runtime raises kinds of its own
         raise PgnasError(
-            f"'{path}' is not an ONNX file that ONNX Runtime takes ({_one_line(error)})"
+            f"'{path}' is not an ONNX file that ONNX Runtime takes ({one_line(error)})"
         ) from None
     text = network.session.get_modelmeta().custom_metadata_map.get("pgnas")
     fields = {k: v for k, v in parsed(path, text, NETWORK).items() if k not in versioned(NETWORK)}

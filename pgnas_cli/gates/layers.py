@@ -1,4 +1,20 @@
-"""TODO gates/layers"""
+"""The gate: its draw, and the layers that carry it.
+
+A gate sits on one input channel of a convolution or linear layer and multiplies it by a number in
+[0, 1]. Gates of a group share one drop probability, and **drop probability means the probability
+that a channel is removed**. The paper writes Bernoulli(p) for the mask in Eq. 11 and 13 and (1-p)
+for what is kept in Eq. 15; Table 4 (a larger prior strength gives fewer parameters) settles it.
+
+Masking the k-th input slice of a kernel is the same as zeroing its k-th input channel (Eq. 12-13),
+so the gate acts on the input. What stays is not rescaled by 1/(1-p): the weights are used as drawn.
+
+Training draws a relaxed gate (Eq. 16, where the printed log(log r) can only mean log(-log r)):
+
+    z = sigmoid((logit(p) + g1 - g2) / temperature),   g1, g2 ~ Gumbel,   g1 - g2 ~ Logistic
+    kept = 1 - z
+
+and a candidate a hard one: kept ~ Bernoulli(1 - p), the same for every image.
+"""
 
 from functools import cache
 from typing import Any

@@ -44,7 +44,7 @@ def gateable(network: nn.Module, graph: Graph) -> dict[str, str]:
 
 
 def followers(graph: Graph) -> dict[str, str]:
-    """Small readers beside a main one -> the main one.
+    """Small consumers beside a main one -> the main one.
 
     A squeeze-excite block reads features, and multiplies them, before the layer that they are for.
     The squeeze sees them through the same gates, so that a channel can die.
@@ -59,30 +59,30 @@ def segments(graph: Graph, layer: str) -> tuple[int, ...]:
 
 
 def reads_hidden_channels(graph: Graph, layer: str) -> bool:
-    """Whether `layer` is the one reader of some other layer's outputs.
+    """Whether `layer` is the one consumer of some other layer's outputs.
 
     Channels between the two die with their gate; the input of any other layer is shared, so that a
     dropped channel goes on being computed for the others.
     """
     calls = graph.calls()[layer]
-    readers = graph.consumers()
+    consumers = graph.consumers()
     products = {product: main for _, main, product in _squeezes(graph)}
     return len(calls) == 1 and _hidden(
-        graph, readers, products, layer, graph.nodes[calls[0]].inputs[0]
+        graph, consumers, products, layer, graph.nodes[calls[0]].inputs[0]
     )
 
 
 def _hidden(
-    graph: Graph, readers: list[list[int]], products: dict[int, str], layer: str, at: int
+    graph: Graph, consumers: list[list[int]], products: dict[int, str], layer: str, at: int
 ) -> bool:
     """Whether the tensor `at` comes from layers that write for nobody but `layer`."""
-    beside = 1  # readers of one tensor, the squeeze of a squeeze-excite block not counted
-    while len(readers[at]) == beside:
+    beside = 1  # consumers of one tensor, the squeeze of a squeeze-excite block not counted
+    while len(consumers[at]) == beside:
         node = graph.nodes[at]
         if node.kind == "mix":
             return True
         if node.kind == "concatenate":
-            return all(_hidden(graph, readers, products, layer, source) for source in node.inputs)
+            return all(_hidden(graph, consumers, products, layer, source) for source in node.inputs)
         if products.get(at) == layer:
             at, beside = node.inputs[0], 2
         elif node.kind in ("norm", "channelwise", "flatten") or _depthwise(node):
@@ -121,7 +121,7 @@ def _pieces(graph: Graph, at: int) -> Iterator[int]:
 
 def _squeezes(graph: Graph) -> Iterator[tuple[str, str, int]]:
     """(squeeze, main layer, position of the product) of each squeeze-excite block."""
-    readers = graph.consumers()
+    consumers = graph.consumers()
     behind = _ancestors(graph)
     for product, node in enumerate(graph.nodes):
         if not node.product or node.kind != "elementwise" or len(node.inputs) != 2:
@@ -133,8 +133,8 @@ def _squeezes(graph: Graph) -> Iterator[tuple[str, str, int]]:
                 if graph.nodes[at].kind == "mix"
                 and _through_channelwise(graph, graph.nodes[at].inputs[0], features)
             ]
-            main = _only_mix_ahead(graph, readers, product)
-            if len(squeezes) == 1 and len(readers[features]) == 2 and main is not None:
+            main = _only_mix_ahead(graph, consumers, product)
+            if len(squeezes) == 1 and len(consumers[features]) == 2 and main is not None:
                 squeeze = graph.nodes[squeezes[0]]
                 alone = all(len(graph.calls()[n.layer]) == 1 for n in (squeeze, main))
                 same = graph.nodes[features].channels == graph.nodes[main.inputs[0]].channels
@@ -148,9 +148,9 @@ def _through_channelwise(graph: Graph, at: int, goal: int) -> bool:
     return at == goal
 
 
-def _only_mix_ahead(graph: Graph, readers: list[list[int]], at: int) -> Node | None:
-    while len(readers[at]) == 1:
-        at = readers[at][0]
+def _only_mix_ahead(graph: Graph, consumers: list[list[int]], at: int) -> Node | None:
+    while len(consumers[at]) == 1:
+        at = consumers[at][0]
         if graph.nodes[at].kind == "mix":
             return graph.nodes[at]
         if graph.nodes[at].kind not in ("norm", "channelwise"):

@@ -1,4 +1,15 @@
-"""TODO gates/supernet"""
+"""A network with gates in place.
+
+`make_concrete_` turns chosen layers of an ordinary network into gated ones. All gates of a network
+live in one `Gates` module, registered as `network.gates`: one vector of drop logits, so that a
+training step draws all its gates in one call. Three contexts say how the gates act:
+
+    with relaxed(network, batch=64, generator=g, temperature=0.2): ...   one draw per image
+    with masked(network, keep): ...                                      one candidate
+    with opened(network): ...                                            the whole network
+
+Outside of them the gates are open.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -82,7 +93,7 @@ def make_concrete_(
     network: nn.Module,
     input_shape: tuple[int, int, int],  # channels, height, width
     *,
-    layers: str = "all",  # "all", or "hidden": only channels that die with their one reader;
+    layers: str = "all",  # "all", or "hidden": only channels that die with their one consumer;
     # with "+operations" also the marked operations without weights
     groups: str = "layer",  # "layer", "channel", or a number of consecutive channels
     initial_drop: float = 0.1,

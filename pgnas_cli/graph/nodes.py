@@ -65,11 +65,11 @@ class Graph:
 
     def consumers(self) -> list[list[int]]:
         """For each node, the positions of the nodes that read it."""
-        readers: list[list[int]] = [[] for _ in self.nodes]
+        found: list[list[int]] = [[] for _ in self.nodes]
         for position, node in enumerate(self.nodes):
             for source in node.inputs:
-                readers[source].append(position)
-        return readers
+                found[source].append(position)
+        return found
 
     def calls(self) -> dict[str, list[int]]:
         """For each module or parameter, the positions of its uses (two where it is used twice)."""

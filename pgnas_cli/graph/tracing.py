@@ -11,7 +11,7 @@ from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm
 
-from ..errors import PgnasError
+from ..errors import PgnasError, one_line
 from ..seeds import generator
 from .nodes import Graph, described
 from .operations import OperationGate, Reader, Seen
@@ -68,12 +68,12 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise PgnasError(
             f"{type(network).__name__} does not take images of {input_shape[1]}x{input_shape[2]}"
-            f" pixels with {input_shape[0]} channels ({_one_line(error)}); try another `img_size`"
+            f" pixels with {input_shape[0]} channels ({one_line(error)}); try another `img_size`"
         ) from None
     try:
         program, seen = _traced(network, image)
     except Exception as error:  # fx raises many kinds; each means that the forward is not traceable
-        cause = _one_line(error)
+        cause = one_line(error)
         raise PgnasError(
             f"{type(network).__name__} cannot be traced: {cause}; a forward that branches on tensor"
             " values cannot be searched, rewrite it without the branch"
@@ -98,13 +98,9 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
         nodes = tuple(Reader(network, program, facts).nodes())
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PgnasError(
-            f"{name} has a step that the analysis misreads ({_one_line(error)}); please report this"
+            f"{name} has a step that the analysis misreads ({one_line(error)}); please report this"
         ) from error
     return Graph(nodes, program, input_shape)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _traced(network: nn.Module, image: Tensor) -> tuple[fx.Graph, _Watch]:
@@ -127,7 +123,7 @@ def _traced(network: nn.Module, image: Tensor) -> tuple[fx.Graph, _Watch]:
             if attempt is attempts[-1]:
                 last = next(reversed(tracer.graph.nodes), None)
                 where = f"behind step {described(last)}: " if last is not None else ""
-                raise RuntimeError(f"{where}{_one_line(error)}") from error
+                raise RuntimeError(f"{where}{one_line(error)}") from error
         else:
             return program, seen
     raise AssertionError("the last attempt returns or raises")

@@ -151,7 +151,7 @@ def leaderboard_of(candidates: Candidates, race: Race, seed: int) -> Leaderboard
     shown = race.best()[:SHOWN]
     wrong = torch.stack([race.row(candidate) for candidate in shown.tolist()])
     sure = confidence(wrong, race.place[shown], randomness=numpy_generator(seed, "other images"))
-    # The pilots saw everything whatever they are worth.
+    # The pilots saw every image, good or bad.
     unselected = torch.stack([race.row(candidate) for candidate in range(len(race.margins))])
     expected = expected_error(int(race.errors[shown[0]]), unselected)
     return Leaderboard(candidates, race, sure, expected)
@@ -232,7 +232,7 @@ def _among(mistakes: Tensor, order: Tensor, seen: Tensor) -> bool:
 
 
 def _race_to_resume(run: Run, candidates: Candidates, evaluator: Evaluator) -> Race | None:
-    """An earlier race of the same candidates, evaluated as `evaluator` does; None: start anew."""
+    """An earlier race of the same candidates, evaluated as `evaluator` does; None: start again."""
     try:
         found = _read(run, candidates)
     except PgnasError:
@@ -243,7 +243,7 @@ def _race_to_resume(run: Run, candidates: Candidates, evaluator: Evaluator) -> R
     if evaluated != evaluator.name:
         note(
             f"the earlier ranking was evaluated otherwise ({evaluated}, now {evaluator.name}):"
-            " starting anew"
+            " starting again"
         )
         return None
     return race if len(race.order) == len(evaluator.labels) else None

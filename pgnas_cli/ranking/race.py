@@ -160,7 +160,7 @@ def pairs_of(race: Race, ids: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def advance(race: Race, candidates: Tensor, images: Tensor, wrong: Tensor) -> None:
-    """Enter what pairs, in the order of `pairs_of`, came to; a part of them will do."""
+    """Record outcomes of evaluated pairs, in the order of `pairs_of`; a prefix is allowed."""
     race.seen.index_add_(0, candidates, torch.ones_like(candidates))
     race.errors.index_add_(0, candidates, wrong.long())
     race.mistakes.append((candidates * len(race.order) + images)[wrong])
@@ -168,7 +168,7 @@ def advance(race: Race, candidates: Tensor, images: Tensor, wrong: Tensor) -> No
 
 def run(
     race: Race,
-    judge: Callable[[Tensor, Tensor], Tensor],  # (candidates, images) -> wrong, bool (pairs,)
+    evaluate: Callable[[Tensor, Tensor], Tensor],  # (candidates, images) -> wrong, bool (pairs,)
     *,
     fill: int = 1,
     chunk: int = 4096,
@@ -181,6 +181,6 @@ def run(
             return
         candidates, images = pairs_of(race, ids, steps)
         for some, shown in zip(candidates.split(chunk), images.split(chunk), strict=True):
-            advance(race, some, shown, judge(some, shown))
+            advance(race, some, shown, evaluate(some, shown))
             yield len(some)
         turn += 1

@@ -1,7 +1,7 @@
-"""What an order of candidates is worth: intervals, paired tests, resampled images.
+"""Uncertainty of a ranking: confidence intervals, paired tests, bootstrap over images.
 
-Candidates are judged on the same images, so they are compared image by image: what only one of two
-gets wrong decides, what both get wrong says nothing.
+Candidates are evaluated on the same images, so they are compared image by image: what only one of
+two gets wrong decides, what both get wrong says nothing.
 """
 
 from dataclasses import dataclass

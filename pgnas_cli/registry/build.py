@@ -11,7 +11,7 @@ from ..errors import PgnasError
 from ..gates import make_concrete_
 from ..progress import note
 from ..seeds import derived_seed, seeded_globals
-from ..storage import from_json, to_json
+from ..storage import from_json, new_file, to_json
 from ..tensors import read_tensors, write_tensors
 from .backbone import Backbone, Inflation, Start
 from .inflate import Inflated, check, inflate_
@@ -80,11 +80,12 @@ def inflate(
     if classes < 2:
         raise PgnasError(f"`classes` {classes} is out of range; possible: 2 or more")
     if ":" in name:
-        raise PgnasError(f"'{name}' is no installed backbone; package it first: docs/backbones.md")
+        raise PgnasError(
+            f"'{name}' is not an installed backbone; package it first: docs/backbones.md"
+        )
     if path.suffix != ".safetensors":
         raise PgnasError(f"'{path}' has no known ending; possible: .safetensors")
-    if path.exists() and not force:
-        raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
+    new_file(path, force)
     check(inflation)
     if Path(name).suffix == ".safetensors":
         raise PgnasError(f"'{name}' is inflated already; start from a backbone's name")

@@ -1,4 +1,13 @@
-"""TODO registry/inflate"""
+"""Super-networks from ordinary ones: a convolution becomes several side by side, of other sizes.
+
+Each k x k convolution (k >= 3, not grouped, not the first) gives way to branches whose outputs are
+concatenated. A branch larger than 3x3 is a 3x3 or 5x5 with holes, as in the paper: 5 is 3x3 with
+dilation 2, 9 is 5x5 with dilation 2.
+
+Where the outputs have one consumer, behind batch-norm and activation, their number may change: by
+`width`, or because the original convolution is kept beside the branches. The consumer's weights for
+added channels start at zero there, so that the network computes what it did.
+"""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -80,9 +89,9 @@ def inflate_(
         if not isinstance(module, nn.Conv2d) or max(module.kernel_size) < 3:
             continue
         reason = reason or _unfit(module) or ("used twice" if len(graph.calls()[layer]) > 1 else "")
-        reader = None if reason else _reader(graph, layer)
+        consumer = None if reason else _consumer(graph, layer)
         resized = inflation.width != 1 or inflation.keep_original
-        if not reason and resized and (reader is None or not _plain(modules, graph, reader)):
+        if not reason and resized and (consumer is None or not _plain(modules, graph, consumer)):
             reason = "what reads its outputs fixes their number"
         if not reason and round(inflation.width * module.out_channels) < len(inflation.kernels):
             reason = "it has fewer outputs than there are kernels"
@@ -94,8 +103,8 @@ def inflate_(
         parent, _, name = layer.rpartition(".")
         setattr(network.get_submodule(parent), name, Parallel([b for b, _ in branches]))
         before, after = module.out_channels, sum(b.out_channels for b, _ in branches)
-        if resized and reader is not None:
-            for at in reader:
+        if resized and consumer is not None:
+            for at in consumer:
                 node = graph.nodes[at]
                 if node.layer:
                     _resize_(modules[node.layer], before, after, zeros=inflation.keep_original)
@@ -122,13 +131,13 @@ def _unfit(module: nn.Conv2d) -> str:
     return ""
 
 
-def _reader(graph: Graph, layer: str) -> list[int] | None:
+def _consumer(graph: Graph, layer: str) -> list[int] | None:
     """The way from the outputs of `layer` to the one layer that reads them, that included."""
-    readers = graph.consumers()
+    consumers = graph.consumers()
     at = graph.calls()[layer][0]
     way: list[int] = []
-    while len(readers[at]) == 1:
-        at = readers[at][0]
+    while len(consumers[at]) == 1:
+        at = consumers[at][0]
         node = graph.nodes[at]
         if node.kind == "mix":
             return [*way, at]

@@ -21,10 +21,10 @@ def write_report(runs: Sequence[Run], path: Path) -> list[RunSummary]:
     if path.suffix not in (".html", ".htm"):
         raise PgnasError(f"'{path}' has no known ending; possible: .html")
     if path.exists() and not _ours(path):
-        raise PgnasError(f"'{path}' exists and is no report; choose another name")
+        raise PgnasError(f"'{path}' exists and is not a report; choose another name")
     for run in runs:
         if not run.folder.is_dir():
-            raise PgnasError(f"'{run.folder}' is no run; pgnas report wants the folder of one")
+            raise PgnasError(f"'{run.folder}' is not the folder of a run")
     found = [run_summary(run) for run in runs]
     write_text(path, page_of(found))
     return found

@@ -1,4 +1,4 @@
-"""The fitted super-network of a run on disk, and the data it was fitted on."""
+"""The fitted super-network of a run on disk, and the data it was trained on."""
 
 import dataclasses
 from dataclasses import dataclass

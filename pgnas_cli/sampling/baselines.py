@@ -14,7 +14,7 @@ def baseline_probabilities(
 ) -> Tensor:  # (groups,)
     """What to draw from to see what the posterior is worth, at the mean size of its own draws.
 
-    "permuted" deals the learned probabilities out among groups by chance: if its candidates do as
+    "permuted" permutes the learned probabilities at random among groups: if its candidates do as
     well, the posterior taught nothing but how much to drop. "fixed" gives every group one rate.
     The drop logits are shifted together until the mean candidate is as large (the file's count).
     """
@@ -55,14 +55,14 @@ def mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> 
 
 
 def random_baseline(network: nn.Module, params: int, seed: int) -> Tensor:
-    """A random candidate of `params` parameters: the learned probabilities dealt out by chance.
+    """A random candidate of `params` parameters: the learned probabilities, randomly permuted.
 
     Of 100 draws the one nearest in size; errors are not looked at.
     """
     randomness = generator(seed, "twin")
     learned = drop_probabilities(network).cpu()
     noise = torch.rand(100, gates(network).count, generator=randomness)
-    dealt = learned[torch.randperm(len(learned), generator=randomness)]
-    probability = shifted_to_size(network, dealt, params, noise)
+    permuted = learned[torch.randperm(len(learned), generator=randomness)]
+    probability = shifted_to_size(network, permuted, params, noise)
     keep = noise >= probability[gates(network).group.cpu()]
     return keep[(count(network, keep).params - params).abs().argmin()]

@@ -1,4 +1,4 @@
-"""Candidates within a size that is named after the fit.
+"""Candidates within a budget that is named after the fit.
 
 The learned posterior p is tilted by what each group costs:
 
@@ -6,7 +6,7 @@ The learned posterior p is tilted by what each group costs:
 
 with the price at which the expected size is the wanted one. Among all posteriors that drop as much,
 weighed by these costs, q is the one nearest to p (least Kullback-Leibler divergence). The costs are
-those at p: taken anew at q they fall on whatever layer is about to close, and close it.
+those at p: recomputed at q they would fall on the layer that is about to close, and close it.
 
 Draws are counted exactly; those above the budget are left out, and where it binds also those that
 use less than 97 % of it.

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of candidates: exact, in expectation, and as a target."""
+"""Parameters and MACs of candidates: exact, in expectation, and as a target."""
 
 from .exact import Sizes, count, joined, parameter_count, whole_macs
 from .expected import ExpectedSize

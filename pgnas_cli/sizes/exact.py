@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of candidates, counted exactly.
+"""Parameters and MACs of candidates, counted exactly.
 
 Nothing is built to count. Two sizes are given everywhere:
 
@@ -25,7 +25,7 @@ class Sizes:
 
     params: Tensor  # of the file: parameters of the slim network
     paper_params: Tensor  # the paper's count
-    macs: Tensor  # multiply-adds of convolutions and linear layers, one image
+    macs: Tensor  # of convolutions and linear layers, one image
 
     def part(self, rows: slice | Tensor) -> "Sizes":
         """Those of some of the candidates."""
@@ -68,7 +68,7 @@ def count(network: nn.Module, keep: Tensor, *, rows: int = 256, round_to: int = 
 
 
 def whole_macs(network: nn.Module) -> int:
-    """Multiply-adds of the whole network for one image."""
+    """MACs of the whole network for one image."""
     everything = torch.ones(1, gates(network).count, dtype=torch.bool)
     return int(count(network, everything).macs)
 
@@ -95,7 +95,7 @@ def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:
 
 
 def whole_layer_macs(module: nn.Module | None, node: Node) -> int:
-    """Multiply-adds of a convolution or linear layer that the analysis keeps whole."""
+    """MACs of a convolution or linear layer that the analysis keeps whole."""
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
         return 0
     weight = module.weight
@@ -116,7 +116,7 @@ def untouched_params(network: nn.Module) -> int:
 def _layer_cost(
     module: nn.Module, node: Node, out: Tensor, wiring: Wiring
 ) -> tuple[Tensor, Tensor]:
-    """Parameters of a cut layer and multiply-adds at one pixel, each (candidates,)."""
+    """Parameters of a cut layer and MACs at one pixel, each (candidates,)."""
     varies, wanted = wiring.varies(node.layer), wiring.wanted(node.layer)
     fixed = out * (wanted & ~varies)  # the numbers of a constant
     if node.kind == "norm":

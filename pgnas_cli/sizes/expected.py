@@ -1,7 +1,7 @@
 """The expected size of a candidate, differentiable.
 
 `ExpectedSize` walks the graph as slimming.wiring does, with probabilities in place of bits: a
-channel is needed unless every reader drops it, readers drop independently, and a layer costs
+channel is needed unless every consumer drops it, consumers drop independently, and a layer costs
 (inputs that it keeps) x (outputs that are needed). It is the file's count, in expectation.
 """
 
@@ -20,7 +20,7 @@ LEAST = 1e-9  # probability of being dropped: its logarithm stays finite
 
 
 class ExpectedSize:
-    """Expected parameters and multiply-adds of the candidates of one network."""
+    """Expected parameters and MACs of the candidates of one network."""
 
     def __init__(self, network: nn.Module) -> None:
         bank = gates(network)
@@ -36,12 +36,12 @@ class ExpectedSize:
         self.cut = self.graph.cut()
 
     def shares(self, drop_probability: Tensor) -> dict[str, Tensor]:
-        """Of the whole network's parameters and multiply-adds, each (); (groups,) on the CPU."""
+        """Of the whole network's parameters and MACs, each (); (groups,) on the CPU."""
         params, macs = self(drop_probability)
         return {"params": params / self.whole[0], "macs": macs / max(1, self.whole[1])}
 
     def __call__(self, drop_probability: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters (the file's count) and multiply-adds, each (), from (groups,) on the CPU."""
+        """Parameters (the file's count) and MACs, each (), from (groups,) on the CPU."""
         drop = drop_probability.double().clamp(LEAST, 1 - LEAST)[self.group]
         kept = {layer: 1 - drop[first:last] for layer, (first, last) in self.spans.items()}
         unneeded = self._settled(self._unneeded(kept))
@@ -79,7 +79,7 @@ class ExpectedSize:
                     found[source] = needed.double()
             elif node.kind == "mix":
                 if node.layer in self.followers and node.layer in self.spans:
-                    continue  # its gates are those of another reader
+                    continue  # its gates are those of another consumer
                 width = nodes[node.inputs[0]].channels
                 share = kept.get(node.layer, torch.ones(width, dtype=torch.float64))
                 reads = -torch.expm1(own.sum()) * share

@@ -25,7 +25,7 @@ from .wiring import Wiring, wire
 
 Layout = Literal["small", "fast"]
 
-PICK_COST = 30  # time to pick a channel, in multiply-adds; measured on a CPU at 7 to 56 pixels
+PICK_COST = 30  # time to pick a channel, in MACs; measured on a CPU at 7 to 56 pixels
 
 
 def slim(
@@ -203,7 +203,9 @@ class _Values(fx.Interpreter):
             level = flat[:, 0].clone()
             fixed = self.constant[at][0].to(flat.device)
             if not torch.allclose(flat[fixed], level[fixed, None], rtol=1e-3, atol=1e-5):
-                raise PgnasError(f"step '{n.name}' is no constant as analysed; please report this")
+                raise PgnasError(
+                    f"step '{n.name}' is not constant, as analysed; please report this"
+                )
             self.levels[at] = level
         return value
 
@@ -247,7 +249,7 @@ def _widen_(layer: Any) -> None:
     if layer.read is None:
         return
     old = layer.weight.detach()
-    spared = (layer.picks - len(layer.read)) * old[:, 0].numel()  # multiply-adds at one pixel
+    spared = (layer.picks - len(layer.read)) * old[:, 0].numel()  # MACs at one pixel
     if spared > PICK_COST * len(layer.read):
         return
     weight = old.new_zeros(old.shape[0], layer.picks + layer.plane, *old.shape[2:])

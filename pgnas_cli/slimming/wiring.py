@@ -12,7 +12,7 @@ Three passes over the graph, all on bool tensors with a row per candidate:
    is as wide as its parts, an activation as its input. Convolutions, linear layers and batch-norms
    are free: each picks its inputs from a wider tensor. One channel stays where none is needed.
 
-There are no coupling groups: what one reader drops stays for the others.
+There are no coupling groups: what one consumer drops stays for the others.
 
 `round_to` then brings dropped channels back until every layer's number of outputs and inputs is a
 multiple, as some hardware likes it; they are multiplied by zero weights (`spare`).
@@ -110,14 +110,14 @@ def _constant(
 
 def _aliased(graph: Graph) -> set[int]:
     """Nodes whose memory an in-place step overwrites before a later step reads them again."""
-    readers = graph.consumers()
+    consumers = graph.consumers()
     found = set()
     for writer, node in enumerate(graph.nodes):
         if not node.in_place:
             continue
         memory = {graph.nodes[source].memory for source in node.inputs}
         for at in range(writer):
-            if graph.nodes[at].memory in memory and any(r > writer for r in readers[at]):
+            if graph.nodes[at].memory in memory and any(r > writer for r in consumers[at]):
                 found.add(at)
     return found
 

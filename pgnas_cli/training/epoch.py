@@ -42,7 +42,7 @@ class EpochRecord:
 
 
 class EpochWatch:
-    """Measures and judges the epochs of a fit, and stops one that collapses."""
+    """Measures the epochs of a fit, and stops one that collapses."""
 
     def __init__(self, loop: Loop) -> None:
         assert loop.drops is not None

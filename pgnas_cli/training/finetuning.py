@@ -24,7 +24,7 @@ from ..registry import Recipe
 from ..run import Run
 from ..run.posterior import held_out_of, posterior_of
 from ..seeds import derived_seed
-from ..storage import differences, file_digest
+from ..storage import differences, file_digest, new_file
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .fitting import SAVE_MINUTES
 from .loop import Loop, train
@@ -160,8 +160,7 @@ def _check(source: Path, output: Path, epochs: int, lr: float | None, force: boo
             raise PgnasError(f"'{path}' cannot be fine-tuned; possible: FILE.safetensors")
     if output.resolve() == source.resolve():
         raise PgnasError(f"'{output}' is the network itself; choose another name with `output`")
-    if output.exists() and not force:
-        raise PgnasError(f"'{output}' exists; choose another name, or add `force`")
+    new_file(output, force)
     check_range("epochs", epochs, 1, 10**6)
     if lr is not None:
         check_range("lr", lr, 0, 1e3)

@@ -333,7 +333,7 @@ def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | Non
     if run.checkpoint.exists() and not force:
         if not resume:
             raise PgnasError(
-                f"'{run.folder}' holds an unfinished fit; add `resume` to go on, or `force` to"
+                f"'{run.folder}' holds an unfinished fit; add `resume` to resume it, or `force` to"
                 " start again"
             )
         return read_checkpoint(run.checkpoint, Posterior)
@@ -352,7 +352,7 @@ def _same_fit(
     changed = differences(started, posterior)
     if changed:
         raise PgnasError(
-            f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to go on,"
+            f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
             " or start again with `force`"
         )
     numbers = {"seen", "full_rate_steps", "best_loss", "lost_epochs"}

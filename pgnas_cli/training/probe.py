@@ -1,4 +1,4 @@
-"""Start a new classifier at what the network's features say of the classes already: a linear probe.
+"""Initialise a new classifier head by a linear probe: logistic regression on frozen features.
 
 A pretrained network meets new classes with a new head. Left random, its noise goes back into every
 layer while it learns, and the features are worse for it on images that nobody has seen (Kumar et
@@ -116,7 +116,7 @@ def _features(
 
 
 def _batch(part: Part, data: ImageData, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and labels of one batch by lot: one class alone has other statistics than all."""
+    """Images and labels of one random batch: one class alone has other statistics than all."""
     by_lot = torch.randperm(len(part), generator=generator(seed, "batch of the probe"))
     few = part.subset(by_lot[:_BATCH].tolist())
     with closing(evaluation_images(few, data.preprocessing, batch=_BATCH)) as batches:
@@ -171,7 +171,7 @@ def logistic_regression(
 
 
 def _some(part: Part, classes: int, seed: int) -> Part:
-    """All images, or `MOST` of them by lot, and one of each class that the lot left out."""
+    """All images, or `MOST` random ones, and one of each class that they lack."""
     if len(part) <= MOST:
         return part
     shuffled = torch.randperm(len(part), generator=generator(seed, "probe"))

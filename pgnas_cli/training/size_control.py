@@ -1,9 +1,9 @@
-"""Bring the drop probabilities to a target size, early enough for the weights to live with it.
+"""Constrain the expected size to its target during training; say when p learns and is frozen.
 
-With a target a fit has four phases: the weights warm up; the aimed size falls from the whole
+With a target a fit has four phases: the weights learn alone; the aimed size falls from the whole
 network to the target; the drop logits are sharpened at that size, until nearly every p is close to
-0 or 1; p is frozen, and the weights go on learning under hard masks drawn from it. Without a target
-p learns from the warm-up to the end.
+0 or 1; p is frozen, and the weights continue to learn under hard masks drawn from it. Without a
+target p learns from the first phase to the end.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Phases:
 def phases(recipe: Recipe, steps: int, per_epoch: int, target: Target | None) -> Phases:
     """The phases of a fit of `steps` steps.
 
-    With a target the warm-up leaves at least two fifths of the ramp to the drop probabilities,
+    With a target the delay leaves at least two fifths of the ramp to the drop probabilities,
     however few epochs there are.
     """
     delay = round(recipe.drop_delay_epochs * per_epoch)
@@ -44,7 +44,7 @@ def phases(recipe: Recipe, steps: int, per_epoch: int, target: Target | None) ->
 
 
 class SizeControl:
-    """Corrects the drop logits after each step of their optimizer, between warm-up and freeze."""
+    """Corrects the drop logits after each step of their optimizer, between delay and freeze."""
 
     def __init__(self, size: ExpectedSize, target: Target, phases: Phases, recipe: Recipe) -> None:
         self.size, self.target, self.phases = size, target, phases
