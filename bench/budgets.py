@@ -12,53 +12,56 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.opened import CPU, opened
-from pgnas_cli.errors import PgnasError
-from pgnas_cli.ranking import held_out_evaluator, rank
+from bench import ranked, test_error
+from pgnas_cli import PgnasError, Target, count, drop_probabilities
+from pgnas_cli.run import Run
+from pgnas_cli.run.posterior import held_out_of, posterior_of
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sampling.budget import draw_within
-from pgnas_cli.sizes import ExpectedSize, Sizes, Target, count, parameter_count, whole_macs
+from pgnas_cli.sizes import KINDS, ExpectedSize, Sizes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--kind", choices=("params", "macs"), default="params")
+    parser.add_argument("--kind", choices=tuple(KINDS), default="params")
     parser.add_argument("--shares", type=float, nargs="*", default=[0.8, 0.6, 0.4])
     parser.add_argument("--candidates", type=int, default=1500)
     options = parser.parse_args()
-    run = opened(options.run)
-    network, posterior, data = run.network, run.posterior, run.data
-    probability = run.probability
-    whole = parameter_count(network) if options.kind == "params" else whole_macs(network)
+    run = Run(options.run)
+    network, posterior = posterior_of(run)
+    data = held_out_of(run, posterior, workers=0)
+    probability = drop_probabilities(network)
+    whole = KINDS[options.kind][1](network)
     own = float(ExpectedSize(network).shares(probability)[options.kind])
-    print(f"{posterior.subject.backbone}, posterior's mean {own:.1%} of the {options.kind}")
+    print(f"{posterior.supernet.backbone}, posterior's mean {own:.1%} of the {options.kind}")
+
+    def cost(sizes: Sizes) -> Tensor:
+        return getattr(sizes, options.kind)  # type: ignore[no-any-return]
 
     def winner(keep: Tensor, sizes: Sizes) -> str:
-        found = rank(held_out_evaluator(network, keep, data, CPU), sizes, top=10)
-        best = int(found.order[0])
-        test_error = run.test_error(keep[best])
-        size = int(getattr(sizes, options.kind)[best]) / whole
-        held_out = int(found.errors[best]) / found.images
-        return f"winner {size:.1%}, held-out {held_out:.2%}, test {test_error:.2%}"
+        race = ranked(network, keep, data)
+        best = int(race.best()[0])
+        held_out = int(race.errors[best]) / len(race.order)
+        return (f"winner {int(cost(sizes)[best]) / whole:.1%}, held-out {held_out:.2%},"
+                f" test {test_error(network, keep[best], data):.2%}")  # fmt: skip
 
     drawn = draw_candidates(probability, network, options.candidates, 0)
     drawn_sizes = count(network, drawn)
     for share in options.shares:
-        budget = Target(options.kind, share)
         start = time.perf_counter()
         try:
-            within = draw_within(network, probability, budget, options.candidates, 0)
+            budget = Target(options.kind, share)
+            keep, sizes = draw_within(network, probability, budget, options.candidates, 0)
         except PgnasError as error:
             print(f"{share:.0%}: {error}")
             continue
         seconds = time.perf_counter() - start
-        found = getattr(within.sizes, options.kind)
-        print(f"{share:.0%} tilted: {options.candidates} of {within.drawn} draws,"
-              f" {int((found > share * whole).sum())} violations, mean"
-              f" {float(found.double().mean()) / whole / share:.2%} of the budget, {seconds:.0f} s;"
-              f" {winner(within.keep, within.sizes)}", flush=True)  # fmt: skip
-        kept = (getattr(drawn_sizes, options.kind) <= share * whole).nonzero().flatten()
+        most = int(share * whole + 1e-6)
+        print(f"{share:.0%} tilted: {len(keep)} candidates, {int((cost(sizes) > most).sum())}"
+              f" violations, mean {float(cost(sizes).double().mean()) / most:.2%} of the budget,"
+              f" {seconds:.0f} s; {winner(keep, sizes)}", flush=True)  # fmt: skip
+        kept = (cost(drawn_sizes) <= most).nonzero().flatten()
         rejected = "none within the budget"
         if len(kept):
             rejected = winner(drawn[kept], drawn_sizes.part(kept))

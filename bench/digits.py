@@ -5,40 +5,36 @@ same probabilities dealt out by chance, and of a network trained at one fixed (r
 with the same mean size (the file's count); and the whole network trained plainly. Prints one table
 and the rank correlation of the learned probabilities between seeds. Some minutes on two cores.
 
-    .venv/bin/python -m bench.digits [--seeds 3] [--candidates 300]
+    python -m bench.digits [--seeds 3] [--candidates 300]
 """
 
 import argparse
 import dataclasses
 import itertools
-import platform
 
 import torch
-from pgnas_cli.cli.machine import tune_for_cpu
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from pgnas_cli.data import ImageData, load_data
-from pgnas_cli.gates import drop_probabilities, gates, make_concrete_
-from pgnas_cli.ranking import held_out_evaluator, rank
-from pgnas_cli.registry.lookup import load_backbone
+from bench import machine_line, ranked, test_error
+from pgnas_cli import count, drop_probabilities, fit_network, load_data
+from pgnas_cli.data import ImageData
+from pgnas_cli.gates import gates
+from pgnas_cli.registry import Start
+from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.sampling import baseline_probabilities, draw_candidates
 from pgnas_cli.sampling.baselines import mean_params
 from pgnas_cli.seeds import generator
-from pgnas_cli.sizes import count
-from pgnas_cli.slimming import slim
-from pgnas_cli.training import fit
-from pgnas_cli.training import score as score_on_test
-
-CPU = torch.device("cpu")
+from pgnas_cli.training import gated
 
 
 def fitted(data: ImageData, seed: int, fixed_drop: float | None = None) -> nn.Module:
     """multibranch-tiny by its own recipe."""
-    shape = data.preprocessing.input_shape
-    backbone = load_backbone("multibranch-tiny", classes=10, channels=1, size=8, seed=seed)
-    network = make_concrete_(backbone.network, shape, initial_drop=backbone.recipe.initial_drop)
-    for _ in fit(network, data, backbone.recipe, seed=seed, fixed_drop=fixed_drop):
+    backbone = build_backbone(
+        "multibranch-tiny", classes=10, channels=1, size=8, start=Start(seed=seed)
+    )
+    network = gated(backbone, backbone.recipe)
+    for _ in fit_network(network, data, backbone.recipe, seed=seed, fixed_drop=fixed_drop):
         pass
     return network.eval()
 
@@ -53,21 +49,17 @@ class Row:
     test: float  # test error of the winner
 
 
-def judged(
+def row_of(
     network: nn.Module, data: ImageData, probability: Tensor, candidates: int, seed: int
 ) -> Row:
     """Draw, rank, and test the winner."""
     keep = draw_candidates(probability, network, candidates, seed)
-    sizes = count(network, keep)
-    board = rank(held_out_evaluator(network, keep, data, CPU), sizes)
-    winner = keep[board.order[0]]
-    assert data.test is not None
-    score = score_on_test(
-        slim(network, winner), data.test, data.preprocessing, device=CPU, workers=0
-    )
-    errors = board.errors.double() / board.images
-    return Row(float(sizes.params.double().mean()), float(errors.mean()), float(errors.min()),
-               score.error)  # fmt: skip
+    race = ranked(network, keep, data)
+    errors = race.errors.double() / len(race.order)
+    return Row(
+        float(count(network, keep).params.double().mean()), float(errors.mean()),
+        float(errors.min()), test_error(network, keep[race.best()[0]], data),
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -75,9 +67,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--candidates", type=int, default=300)
     options = parser.parse_args()
-    tune_for_cpu()
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads,"
-          f" {options.candidates} candidates")  # fmt: skip
+    print(f"{machine_line()}, {options.candidates} candidates")
     print(f"{'seed':4} {'drawn from':14} {'params':>8} {'mean':>7} {'best':>7} {'test':>7}")
     learned = []
     for seed in range(options.seeds):
@@ -95,10 +85,10 @@ def main() -> None:
                    - 1) < 0.05  # fmt: skip
         trained_at = fitted(data, seed, float(fixed[0]))
         rows = {
-            "posterior": judged(network, data, probability, options.candidates, seed),
-            "permuted": judged(network, data, permuted, options.candidates, seed),
-            "fixed rate": judged(trained_at, data, fixed, options.candidates, seed),
-            "whole": judged(fitted(data, seed, 0.0), data, torch.zeros_like(fixed), 1, seed),
+            "posterior": row_of(network, data, probability, options.candidates, seed),
+            "permuted": row_of(network, data, permuted, options.candidates, seed),
+            "fixed rate": row_of(trained_at, data, fixed, options.candidates, seed),
+            "whole": row_of(fitted(data, seed, 0.0), data, torch.zeros_like(fixed), 1, seed),
         }
         for name, row in rows.items():
             print(f"{seed:4} {name:14} {row.params:8.0f} {row.mean:7.2%} {row.best:7.2%}"
@@ -106,9 +96,8 @@ def main() -> None:
         ratio = rows["posterior"].mean / rows["fixed rate"].mean
         print(f"     posterior / fixed rate, mean error: {ratio:.2f}")
     for a, b in itertools.combinations(range(options.seeds), 2):
-        print(
-            f"rank correlation of p, seeds {a} and {b}: {spearmanr(learned[a], learned[b])[0]:.2f}"
-        )
+        correlation = spearmanr(learned[a], learned[b])[0]
+        print(f"rank correlation of p, seeds {a} and {b}: {correlation:.2f}")
 
 
 if __name__ == "__main__":

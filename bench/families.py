@@ -5,27 +5,25 @@ sizes, both layouts, batch-norm and per-channel parameters randomised, and the c
 against those of the built network. Then, at drop rate 0.3, parameters and the time of a forward
 in both layouts, whole = 1. One row per family as it is done; status 1 if any is not exact.
 
-    .venv/bin/python -m bench.families [NAME ...]
+    python -m bench.families [NAME ...]
 """
 
 import argparse
 import itertools
-import platform
 import sys
 import time
 
 import timm
 import torch
-from pgnas_cli.cli.machine import tune_for_cpu
-from torch import Tensor, nn
+from torch import nn
 
-from pgnas_cli.errors import PgnasError
+from bench import CPU, machine_line
+from pgnas_cli import PgnasError, count, create_supernet, slim
 from pgnas_cli.evaluation import latencies
-from pgnas_cli.gates import draw, gates, masked
-from pgnas_cli.registry.build import create_supernet
-from pgnas_cli.sizes import count, parameter_count
-from pgnas_cli.slimming import Layout, slim, ungated_copy
-from tests.networks import randomised
+from pgnas_cli.gates import gates
+from pgnas_cli.sizes import parameter_count, whole_macs
+from pgnas_cli.slimming import Layout, largest_difference, ungated_copy
+from tests.networks import random_keep, randomised, seeded
 
 FAMILIES = """
 resnet18 resnet26d resnetaa50 resnetblur18 resnext50_32x4d wide_resnet50_2 seresnet18 ecaresnet26t
@@ -46,35 +44,22 @@ LARGE = {"inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "l
 TOLERANCE = 1e-4  # of the largest logit
 
 
-def candidate(network: nn.Module, drop: float, *, close: bool = False) -> Tensor:
-    """A draw at one rate; with `close`, the layer in the middle has no input left."""
-    rates = torch.full((len(gates(network).groups),), drop)
-    keep = draw(network, generator=torch.Generator().manual_seed(1), drop_probability=rates)
-    if close:
-        spans = list(gates(network).spans.values())
-        first, last = spans[len(spans) // 2]
-        keep[first:last] = False
-    return keep
-
-
-@torch.no_grad()
-def largest_difference(network: nn.Module, sizes: tuple[int, ...]) -> float:
+def difference_of(network: nn.Module, sizes: tuple[int, ...]) -> float:
     """Of masked and slim logits, as a share of the largest; infinite where a count is wrong."""
     worst = 0.0
     layouts: tuple[Layout, ...] = ("small", "fast")
     for drop, layout in itertools.product((0.3, 0.9), layouts):
-        keep = candidate(network, drop, close=drop < 0.5)
+        keep = random_keep(network, drop, seed=1)
+        if drop < 0.5:  # the layer in the middle has no input left
+            spans = list(gates(network).spans.values())
+            first, last = spans[len(spans) // 2]
+            keep[first:last] = False
         smaller = slim(network, keep, layout)
         built = sum(p.numel() for p in smaller.parameters())
         if layout == "small" and built != int(count(network, keep[None]).params):
             return float("inf")
-        for size in sizes:
-            x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(size))
-            with masked(network, keep):
-                expected = network(x)
-            scale = float(expected.abs().max())
-            assert scale > 0
-            worst = max(worst, float((smaller(x) - expected).abs().max()) / scale)
+        batches = [torch.randn(2, 3, size, size, generator=seeded(size)) for size in sizes]
+        worst = max(worst, largest_difference(network, keep, smaller, batches))
     return worst
 
 
@@ -87,15 +72,14 @@ def row(name: str) -> tuple[str, bool, bool]:
     except PgnasError as error:
         return f"| {name} | left out: {error} |", False, False
     randomised(network)
-    difference = largest_difference(network, sizes)
-    keep = candidate(network, 0.3)
+    difference = difference_of(network, sizes)
+    keep = random_keep(network, 0.3, seed=1)
     found = count(network, keep[None])
     share = int(found.params) / parameter_count(network)
-    macs = int(found.macs) / int(count(network, torch.ones_like(keep)[None]).macs)
+    macs = int(found.macs) / whole_macs(network)
     networks = [ungated_copy(network), slim(network, keep, "small"), slim(network, keep, "fast")]
     whole, small, fast = latencies(
-        networks, [(3, 96, 96) if sizes[0] < 96 else (3, 128, 128)] * 3, batch=8,
-        device=torch.device("cpu"),
+        networks, [(3, sizes[1], sizes[1])] * 3, batch=8, device=CPU.device
     )  # fmt: skip
     graph = gates(network).graph
     text = (
@@ -109,9 +93,7 @@ def row(name: str) -> tuple[str, bool, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=FAMILIES)
-    tune_for_cpu()
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()},"
-          f" {torch.get_num_threads()} threads")  # fmt: skip
+    print(f"{machine_line()}, timm {timm.__version__}")
     print("| family | difference | params | MACs | time small | time fast | kept whole | s |")
     print("|---|---|---|---|---|---|---|---|")
     rows = []

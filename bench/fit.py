@@ -6,8 +6,8 @@
 Tasks: t1, t1c, t2, t3, of tasks.py. Sides: whole, pgnas, fixed (ramped, sizes as --set target),
 random (one mask of that size, drawn before the fit and trained as long), narrow (t2: a uniformly
 narrower network), and t1, t1c by others at the same sizes (rivals.py): magnitude, group-norm, oto.
-`--set` changes fields of the recipe, and target, kind. A head starts
-as a linear probe on every side, unless `--set probe=False`.
+`--set` changes fields of the recipe, and target, kind, width. A head starts as a linear probe on
+every side, unless `--set probe=False`.
 
 Every cell appends one JSON line to `--results`; a cell that is there is not run again. The test
 split is scored only with `--final`, for cells whose settings were chosen on held-out images.
@@ -23,45 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pgnas_cli.cli.machine import tune_for_cpu
 from torch import Tensor, nn
 
-from bench import rivals
-from bench.tasks import CPU, remember_batches, task_of
-from pgnas_cli.data import ImageData, held_out_decoded, placed, steps_per_epoch
-from pgnas_cli.gates import drop_probabilities, gates, make_concrete_, masked
-from pgnas_cli.ranking import Ranking, held_out_evaluator, rank
-from pgnas_cli.registry import Recipe
+from bench import CPU, ranked, rivals, test_error
+from bench.tasks import task_of
+from pgnas_cli import Target, count, drop_probabilities, fit_network
+from pgnas_cli.data import ImageData, placed, steps_per_epoch, training_batches
+from pgnas_cli.gates import gates
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sampling.baselines import shifted_to_size
 from pgnas_cli.seeds import generator
-from pgnas_cli.sizes import Target, count, parameter_count, whole_macs
-from pgnas_cli.slimming import slim
+from pgnas_cli.sizes import parameter_count, whole_macs
 from pgnas_cli.storage import to_json
-from pgnas_cli.training import BATCH, Batches
-from pgnas_cli.training import loop as training
-from pgnas_cli.training import score as score_on_test
+from pgnas_cli.training import gated, score
 from pgnas_cli.training.size_control import DECIDED
 
 RIVALS = ("magnitude", "group-norm", "oto")
 SIDES = ("whole", "pgnas", "fixed", "random", "narrow", *RIVALS)
 CANDIDATES = {"t1": 20, "t1c": 20, "t2": 60, "t3": 100}
-
-
-def recalibrated(network: nn.Module, keep: Tensor, images: list[Tensor]) -> nn.Module:
-    """Batch-norm statistics of `network` under the mask `keep`, from `images`; in place."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over the batches
-    network.train()
-    with torch.no_grad(), masked(network, keep):
-        for batch in images:
-            network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return network.eval()
+# Names that fields of the recipe had when most cells were recorded.
+RENAMED = {"learning_rate": "lr", "warmup_epochs": "drop_delay_epochs"}
 
 
 @dataclasses.dataclass
@@ -74,44 +55,11 @@ class Jury:
     number: int
     final: bool
 
-    def board(self, probability: Tensor) -> dict[str, Any]:
+    def row(self, probability: Tensor) -> dict[str, Any]:
+        """Shares of errors and of the whole network's size, mean candidate and winner."""
         keep = draw_candidates(probability, self.network, self.number, self.seed)
-        sizes = count(self.network, keep)
-        found = rank(held_out_evaluator(self.network, keep, self.data, CPU), sizes)
-        return self._row(found, keep)
-
-    def recalibrated_board(self, probability: Tensor, images: int) -> dict[str, Any]:
-        """The same after each candidate's batch-norm statistics were taken anew."""
-        keep = draw_candidates(probability, self.network, self.number, self.seed)
-        sizes = count(self.network, keep)
-        own = {k: v.clone() for k, v in self.network.state_dict().items()}
-        pixels, labels = self.data.held_out.pixels, self.data.held_out.labels
-        assert pixels is not None
-        batches = fit_images(self.data, images)
-        errors = []
-        for row in range(len(keep)):
-            recalibrated(self.network, keep[row], batches)
-            one = dataclasses.replace(
-                sizes, **{k: v[row : row + 1] for k, v in vars(sizes).items()}
-            )
-            errors.append(
-                rank(
-                    held_out_evaluator(self.network, keep[row : row + 1], self.data, CPU), one
-                ).errors[0]
-            )
-        errors_ = torch.stack(errors)
-        best = int(min(range(len(keep)), key=lambda i: (int(errors_[i]), int(sizes.params[i]))))
-        result = {"mean": float(errors_.double().mean()) / len(labels),
-                  "best": int(errors_[best]) / len(labels)}  # fmt: skip
-        if self.final:
-            recalibrated(self.network, keep[best], batches)
-            result["test"] = self._test(keep[best])
-        self.network.load_state_dict(own)
-        return result
-
-    def _row(self, board: Ranking, keep: Tensor) -> dict[str, Any]:
-        errors, sizes = board.errors.double() / board.images, board.sizes
-        winner = int(board.order[0])
+        sizes, race = count(self.network, keep), ranked(self.network, keep, self.data)
+        errors, winner = race.errors.double() / len(race.order), int(race.best()[0])
         whole = parameter_count(self.network), whole_macs(self.network)
         row = {
             "mean": float(errors.mean()), "best": float(errors[winner]),
@@ -122,40 +70,20 @@ class Jury:
             "distinct": len({bytes(k.numpy()) for k in keep}),
         }  # fmt: skip
         if self.final:
-            row["test"] = self._test(keep[winner])
+            row["test"] = test_error(self.network, keep[winner], self.data)
         return row
-
-    def _test(self, keep: Tensor) -> float:
-        assert self.data.test is not None
-        return score_on_test(
-            slim(self.network, keep), self.data.test, self.data.preprocessing, device=CPU, workers=0
-        ).error
-
-
-def fit_images(data: ImageData, images: int) -> list[Tensor]:
-    """The first images of the fit as they are judged (not augmented), in batches."""
-    chosen = torch.randperm(len(data.fit), generator=generator(0, "recalibration"))[:images]
-    part = data.fit.subset(chosen.tolist())
-    if part.pixels is None:
-        source = dataclasses.replace(data, held_out=part)
-        part = held_out_decoded(source, 0).held_out
-    assert part.pixels is not None
-    whole = part.pixels[: len(part.pixels) // BATCH * BATCH]  # a padded batch has other statistics
-    return list(Batches(whole, data.preprocessing, CPU))
 
 
 def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """T1 by another tool, judged alike. Its learning rate is `--set learning_rate`."""
+    """T1 by another tool, judged alike. Its learning rate is `--set lr`."""
     began = time.perf_counter()
     changes = dict(options.set)
     kind, share = str(changes.get("kind", "params")), float(changes["target"])
     backbone, data = task_of(task, seed, options, probe=changes.get("probe", True))
-    network = placed(backbone.network, CPU)
+    network = placed(backbone.network, CPU.device)
     epochs, batch = options.epochs or backbone.recipe.epochs, backbone.recipe.batch_size
     steps = epochs * steps_per_epoch(len(data.fit), batch)
-    batches = training.training_batches(
-        data, batch=batch, seed=seed, first_step=0, steps=steps, workers=0
-    )
+    batches = training_batches(data, batch=batch, seed=seed, first_step=0, steps=steps, workers=0)
     example = torch.zeros(1, *backbone.input_shape)
     whole = {kind: rivals.size_of(network, kind, example) for kind in ("params", "macs")}
     plan = (network, batches, steps, data.preprocessing, float(changes["lr"]))
@@ -165,13 +93,10 @@ def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> 
         head = network.get_submodule(backbone.heads[0])
         found = rivals.torch_pruned(side, *plan, head=head, share=share, kind=kind)
     row = {k: rivals.size_of(found, k, example) / whole[k] for k in whole}
-
-    def error(part: Any) -> float:
-        return score_on_test(found, part, data.preprocessing, device=CPU, workers=0).error
-
-    row["mean"] = row["best"] = error(data.held_out)
+    row["mean"] = row["best"] = score(found, data.held_out, data.preprocessing).error
     if options.final:
-        row["test"] = error(data.test)
+        assert data.test is not None
+        row["test"] = score(found, data.test, data.preprocessing).error
     drawn = {**row, "mean_params": row["params"], "mean_macs": row["macs"], "distinct": 1}
     return {"drawn": drawn, "seconds": time.perf_counter() - began}
 
@@ -192,17 +117,12 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
     kind = str(changes.pop("kind", "params"))
     width = float(changes.pop("width", 1))
     began = time.perf_counter()
-    probe = changes.get("probe", True)
-    backbone, data = task_of(task, seed, options, probe=probe, width=width)
+    backbone, data = task_of(task, seed, options, probe=changes.get("probe", True), width=width)
     changes = {k: str(v) if k == "groups" else v for k, v in changes.items()}
-    recipe: Recipe = dataclasses.replace(backbone.recipe, **changes)
     if options.epochs:
-        recipe = dataclasses.replace(recipe, epochs=options.epochs)
-    network = make_concrete_(
-        backbone.network, backbone.input_shape, layers=recipe.gates, groups=recipe.groups,
-        initial_drop=recipe.initial_drop,
-    )  # fmt: skip
-    placed(network, CPU)
+        changes["epochs"] = options.epochs
+    recipe = dataclasses.replace(backbone.recipe, **changes)
+    network = gated(backbone, recipe)
     fixed: float | None = None
     if side in ("whole", "narrow"):
         fixed = 0.0
@@ -218,26 +138,23 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
             gates(network).drop_logit.data.copy_(DECIDED * (2.0 * closed - 1))
     target = Target(kind, share) if share and side == "pgnas" else None
     history = []
-    for record in training.fit(network, data, recipe, seed=seed, fixed_drop=fixed, target=target):
+    for record in fit_network(network, data, recipe, seed=seed, fixed_drop=fixed, target=target):
         if record.epoch == record.epochs or record.epoch % max(1, record.epochs // 8) == 0:
             row = [record.epoch, round(record.loss, 3), round(record.hard_error, 4),
                    round(record.expected_share, 3), list(record.drop_histogram)]  # fmt: skip
             history.append(row)
     network.eval()
-    judge = Jury(network, data, seed, options.candidates or CANDIDATES[task], options.final)
+    jury = Jury(network, data, seed, options.candidates or CANDIDATES[task], options.final)
     probability = drop_probabilities(network)
     if fixed == 0:
-        judge.number = 1
+        jury.number = 1
         probability = torch.zeros_like(probability)
-    found: dict[str, Any] = {"drawn": judge.board(probability)}
-    if options.recalibrate and side in ("pgnas", "fixed"):
-        found["recalibrated"] = judge.recalibrated_board(probability, options.recalibrate)
+    found: dict[str, Any] = {"drawn": jury.row(probability)}
     if options.final and side == "pgnas":
         noise = torch.rand(64, gates(network).count, generator=generator(seed, "permuted"))
         order = torch.randperm(len(probability), generator=generator(seed, "order"))
         size = found["drawn"]["mean_params"] * parameter_count(network)
-        dealt = shifted_to_size(network, probability[order], size, noise)
-        found["permuted"] = judge.board(dealt)
+        found["permuted"] = jury.row(shifted_to_size(network, probability[order], size, noise))
     found["recipe"] = to_json(recipe)
     return {**found, "history": history, "seconds": time.perf_counter() - began}
 
@@ -252,6 +169,12 @@ def value(text: str) -> tuple[str, Any]:
     return key, {"True": True, "False": False, "None": None}.get(given, given)
 
 
+def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What rows of one cell agree in; their seeds differ."""
+    changes = sorted((RENAMED.get(k, k), v) for k, v in row["set"])
+    return row["task"], row["side"], row["epochs"], *changes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("t1", "t1c", "t2", "t3", "table"))
@@ -259,56 +182,55 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the weights")
     parser.add_argument("--photos", type=Path, default=Path("data/photos"))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
-    parser.add_argument("--cache", type=Path, default=Path("bench/cache"))
     parser.add_argument("--results", type=Path, default=Path("docs/data/fit.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--candidates", type=int)
-    parser.add_argument("--recalibrate", type=int, default=0, help="images")
     parser.add_argument("--set", type=value, nargs="*", default=[])
     parser.add_argument("--final", action="store_true")
     options = parser.parse_args()
-    tune_for_cpu()
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.cache.mkdir(parents=True, exist_ok=True)
     lines = options.results.read_text().splitlines() if options.results.exists() else []
     done = [json.loads(line) for line in lines]
     if options.task == "table":
         table(done)
         return
-    remember_batches(options.cache, options.task)
     settings = {"task": options.task, "side": options.side, "set": sorted(map(list, options.set)),
-                "epochs": options.epochs, "final": options.final,
-                "recalibrate": options.recalibrate}  # fmt: skip
+                "epochs": options.epochs, "final": options.final}  # fmt: skip
+    there = {(identity(row), row["seed"], row["final"]) for row in done}
     for seed in options.seeds:
-        key = {**settings, "seed": seed}
-        if any(all(old.get(k) == v for k, v in key.items()) for old in done):
+        if (identity(settings), seed, options.final) in there:
             continue
         found = cell(options.task, options.side, seed, options)
         versions = {"torch": torch.__version__, "machine": platform.machine(),
                     "threads": torch.get_num_threads()}  # fmt: skip
         with options.results.open("a") as file:
-            file.write(json.dumps({**key, **found, **versions}) + "\n")
+            file.write(json.dumps({**settings, "seed": seed, **found, **versions}) + "\n")
         drawn = found["drawn"]
-        again = found.get("recalibrated")
         print(options.task, options.side, seed, " ".join(f"{k}={v}" for k, v in options.set),
               f"| params {drawn['mean_params']:.3f} macs {drawn['mean_macs']:.3f} mean"
               f" {drawn['mean']:.2%} best {drawn['best']:.2%} distinct {drawn['distinct']}",
-              f"recalibrated {again['mean']:.2%} {again['best']:.2%}" if again else "",
               f"test {drawn['test']:.2%}" if "test" in drawn else "",
               f"{found['seconds']:.0f} s", flush=True)  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Means over seeds of all cells that are there, and the standard error of the best error."""
+    """Means over seeds of all cells that are there, and the standard error of the best error.
+
+    Some cells were judged twice: `recalibrated`, with batch-norm statistics taken anew.
+    """
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        name = " ".join([row["task"], row["side"], str(row["epochs"] or ""),
-                         *(f"{k}={v}" for k, v in row["set"])])  # fmt: skip
-        cells.setdefault(name, []).append(row)
+        cells.setdefault(identity(row), []).append(row)
+
+    def name(found: list[dict[str, Any]]) -> str:
+        first = found[0]
+        return " ".join([first["task"], first["side"], str(first["epochs"] or ""),
+                         *(f"{k}={v}" for k, v in first["set"])])  # fmt: skip
+
     print("| cell | seeds | params | MACs | mean held-out | best held-out | test | permuted |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, found in sorted(cells.items()):
+    for found in sorted(cells.values(), key=name):
         for kind in ("drawn", "recalibrated"):
             have = [row[kind] for row in found if kind in row]
             if not have:
@@ -321,7 +243,7 @@ def table(rows: list[dict[str, Any]]) -> None:
                 values = [row[key] for row in have if key in row]
                 return statistics.mean(values) if values else float("nan")
 
-            print(f"| {name} {kind if kind != 'drawn' else ''} | {len(have)} |"
+            print(f"| {name(found)} {kind if kind != 'drawn' else ''} | {len(have)} |"
                   f" {mean('params'):.2f} | {mean('macs'):.2f} | {mean('mean'):.2%} |"
                   f" {mean('best'):.2%} |"
                   + (f" {statistics.mean(tests):.2%} ± {spread:.2%} |" if tests else " |")

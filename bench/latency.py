@@ -2,24 +2,20 @@
 
 Gates at one drop rate, batch 16, both layouts and the whole network taking turns; median of runs.
 
-    .venv/bin/python -m bench.latency [NAME ...] [--gates hidden] [--profile]
+    python -m bench.latency [NAME ...] [--gates hidden] [--profile]
 """
 
 import argparse
-import platform
 
 import torch
-from pgnas_cli.cli.machine import tune_for_cpu
 from torch.profiler import ProfilerActivity, profile
 
-from bench.families import candidate
+from bench import CPU, machine_line
+from pgnas_cli import count, create_supernet, slim
 from pgnas_cli.evaluation import latencies
-from pgnas_cli.registry.build import create_supernet
-from pgnas_cli.sizes import count, parameter_count, whole_macs
-from pgnas_cli.slimming import slim, ungated_copy
-from tests.networks import randomised
-
-CPU = torch.device("cpu")
+from pgnas_cli.sizes import parameter_count, whole_macs
+from pgnas_cli.slimming import ungated_copy
+from tests.networks import random_keep, randomised
 
 
 def main() -> None:
@@ -33,15 +29,13 @@ def main() -> None:
     parser.add_argument("--gates", default="all", choices=("all", "hidden"))
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    tune_for_cpu()
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads,"
-          f" batch {options.batch}, {options.size} px, drop rate {options.drop}")  # fmt: skip
+    print(f"{machine_line()}, batch {options.batch}, {options.size} px, drop rate {options.drop}")
     shape = (3, options.size, options.size)
     for name in options.names:
         network = randomised(
             create_supernet(f"timm/{name}", 1000, input_shape=shape, layers=options.gates)
         )
-        keep = candidate(network, options.drop)
+        keep = random_keep(network, options.drop, seed=1)
         found = count(network, keep[None], round_to=options.round_to)
         macs = int(found.macs) / whole_macs(network)
         networks = [ungated_copy(network)]
@@ -49,7 +43,7 @@ def main() -> None:
             slim(network, keep, layout, round_to=options.round_to) for layout in ("small", "fast")
         ]
         whole, small, fast = latencies(
-            networks, [shape] * 3, batch=options.batch, device=CPU, seconds=options.seconds
+            networks, [shape] * 3, batch=options.batch, device=CPU.device, seconds=options.seconds
         )
         best = min(small, fast) / whole
         print(f"{name}: params {int(found.params) / parameter_count(network):.2f}, MACs {macs:.2f},"

@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.opened import CPU, opened
+from bench import CPU
+from pgnas_cli import count, drop_probabilities
 from pgnas_cli.gates import gates
-from pgnas_cli.ranking import held_out_evaluator, rank
+from pgnas_cli.ranking import held_out_evaluator, races
+from pgnas_cli.run import Run
+from pgnas_cli.run.posterior import held_out_of, posterior_of
 from pgnas_cli.sampling import draw_candidates
-from pgnas_cli.sizes import count
 
 
 def plain_loop(
@@ -58,14 +60,15 @@ def main() -> None:
     parser.add_argument("--loop", type=int, help="candidates in the plain loop; scaled up")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    run = opened(options.run)
-    network, data = run.network, run.data
+    run = Run(options.run)
+    network, posterior = posterior_of(run)
+    data = held_out_of(run, posterior, workers=0)
     assert data.held_out.pixels is not None
     pixels, labels = data.held_out.pixels, data.held_out.labels
-    keep = draw_candidates(run.probability, network, options.candidates, 0)
-    sizes = count(network, keep)
+    keep = draw_candidates(drop_probabilities(network), network, options.candidates, 0)
+    params = count(network, keep).params
     inputs = data.preprocessing.normalised(pixels).contiguous(memory_format=torch.channels_last)
-    judge = held_out_evaluator(network, keep, data, CPU)
+    evaluator = held_out_evaluator(network, keep, data, CPU.device)
     looped = min(options.loop or options.candidates, options.candidates)
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(options.rounds):
@@ -73,20 +76,21 @@ def main() -> None:
         errors = plain_loop(network, keep[:looped], inputs, labels, options.batch)
         times[0].append((time.perf_counter() - start) * options.candidates / looped)
         start = time.perf_counter()
-        found = rank(judge, sizes, top=options.top)
+        *_, race = races(evaluator, params, top=options.top)
         times[1].append(time.perf_counter() - start)
+        first = race.best()
         if looped == options.candidates:
             rows = sorted((int(e), int(p), i) for i, (e, p) in
-                          enumerate(zip(errors, sizes.params, strict=True)))  # fmt: skip
-            same = [i for _, _, i in rows[: options.top]] == found.order.tolist()
+                          enumerate(zip(errors, params, strict=True)))  # fmt: skip
+            same = [i for _, _, i in rows[: options.top]] == first.tolist()
         else:
-            same = bool((errors >= found.errors[:looped]).all())
-        loop, race = (statistics.median(t) for t in times)
-        best = int(found.errors[found.order[-1]]) / found.images
-        share = found.pairs / len(keep) / len(labels)
+            same = bool((errors >= race.errors[:looped]).all())
+        loop_time, race_time = (statistics.median(t) for t in times)
+        last = int(race.errors[first[-1]]) / len(labels)
+        share = int(race.seen.sum()) / len(keep) / len(labels)
         print(f"round {turn + 1}: {options.candidates} candidates, {len(labels)} images, error of"
-              f" number {options.top} {best:.2%}, pairs {share:.2%},"
-              f" loop {loop:.1f} s, race {race:.1f} s, ratio {loop / race:.1f}, agree {same}",
+              f" number {options.top} {last:.2%}, pairs {share:.2%}, loop {loop_time:.1f} s,"
+              f" race {race_time:.1f} s, ratio {loop_time / race_time:.1f}, agree {same}",
               flush=True)  # fmt: skip
 
 

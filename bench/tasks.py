@@ -8,27 +8,17 @@ t1c: the same on 2,000 CIFAR images as JPEG, which the weights have never seen, 
 
 import argparse
 import dataclasses
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 from pgnas_backbones.multibranch import MultiBranch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from pgnas_cli.data import ImageData, Preprocessing, cut_data, find_data, held_out_decoded
-from pgnas_cli.progress import untracked
-from pgnas_cli.registry import Backbone
-from pgnas_cli.registry.lookup import load_backbone
+from bench import CPU
+from pgnas_cli.data import ImageData, cut_data, find_data, held_out_decoded
+from pgnas_cli.registry import Backbone, Start
+from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.seeds import derived_seed, generator, seeded_globals
-from pgnas_cli.storage import to_json
-from pgnas_cli.training import loop as training
 from pgnas_cli.training.probe import probe_
 
-CPU = torch.device("cpu")
 PRETRAINED = ("t1", "t1c")
 
 
@@ -36,14 +26,17 @@ def backbone_of(task: str, seed: int, options: argparse.Namespace, width: float 
     """The network of a task, at `width` times its usual width (t2, t3)."""
     if task in PRETRAINED:
         weights = options.data / "tf_efficientnet_lite0.safetensors"
-        found = load_backbone(
-            "timm/tf_efficientnet_lite0", classes=10, size=112, weights=weights, seed=seed
-        )
+        found = build_backbone(
+            "timm/tf_efficientnet_lite0", classes=10, size=112,
+            start=Start(weights=weights, seed=seed),
+        )  # fmt: skip
         return dataclasses.replace(
             found, recipe=dataclasses.replace(found.recipe, epochs=7, batch_size=40)
         )
     channels, size = (3, 32) if task == "t2" else (1, 8)
-    found = load_backbone("multibranch-tiny", classes=10, channels=channels, size=size, seed=seed)
+    found = build_backbone(
+        "multibranch-tiny", classes=10, channels=channels, size=size, start=Start(seed=seed)
+    )
     if width == 1:
         return found
     widths = [max(1, round(width * w)) for w in (16, 32, 64, 16)]
@@ -61,12 +54,9 @@ def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespac
         total, held_out = (3500, 3 / 7) if task == "t1c" else (12500, 0.2)
         chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:total]
         source = dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
-    preprocessing = None
-    if backbone.images is not None:
-        shape = backbone.input_shape
-        preprocessing = Preprocessing(shape[0], shape[1], **to_json(backbone.images))
-        if source.small is not None:
-            preprocessing = dataclasses.replace(preprocessing, crop=1.0)
+    preprocessing = backbone.images
+    if preprocessing is not None and source.small is not None:
+        preprocessing = dataclasses.replace(preprocessing, crop=1.0)
     cut = cut_data(
         source, seed=seed, held_out=held_out, preprocessing=preprocessing,
         size=backbone.input_shape[1],
@@ -86,30 +76,6 @@ def task_of(
     if not (probe and backbone.new_heads):
         return backbone, data
     for head in backbone.new_heads:
-        probe_(backbone.network, head, data, device=CPU, seed=seed, workers=0, track=untracked)
+        probe_(backbone.network, head, data, machine=CPU, seed=seed)
     recipe = dataclasses.replace(backbone.recipe, epochs=backbone.recipe.epochs - 1)
     return dataclasses.replace(backbone, recipe=recipe), data
-
-
-def remember_batches(folder: Path, task: str) -> None:
-    """Photos are decoded once per seed: what a step sees is a function of seed and step."""
-    real = training.training_batches
-
-    def batches(data: ImageData, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        if data.fit.pixels is not None:
-            yield from real(data, **how)
-            return
-        size, batch = data.preprocessing.size, how["batch"]
-        path = folder / f"{task}-{size}-{how['seed']}-{batch}-{how['steps']}.safetensors"
-        if not path.exists():
-            pairs = list(real(data, **{**how, "first_step": 0}))
-            part = path.with_suffix(f".{time.time_ns()}")
-            images, labels = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
-            save_file({"images": images, "labels": labels}, part)
-            part.rename(path)
-        with safe_open(path, "pt") as stored:
-            images, labels = stored.get_slice("images"), stored.get_slice("labels")
-            for step in range(how["first_step"], how["steps"]):
-                yield images[step], labels[step]
-
-    training.training_batches = batches  # type: ignore[assignment]
