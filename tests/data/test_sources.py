@@ -116,7 +116,9 @@ def test_one_class_and_one_image_are_too_few(tmp_path: Path) -> None:
     other = tmp_path / "train" / "other"
     other.mkdir()
     Image.new("RGB", (80, 80)).save(other / "a.png")
-    with pytest.raises(PgnasError, match="at least 2 are needed, one to fit on and one to rank on"):
+    with pytest.raises(
+        PgnasError, match="at least 2 are needed, one to train on and one to rank on"
+    ):
         load_data(str(tmp_path), seed=0)
 
 

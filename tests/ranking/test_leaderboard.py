@@ -122,7 +122,7 @@ def test_a_ranking_stopped_among_its_pilots_resumes_with_them(run: Run) -> None:
     assert best(on.race) == best(straight.race)
 
 
-def test_a_ranking_that_was_evaluated_otherwise_is_started_anew(run: Run) -> None:
+def test_a_ranking_that_was_evaluated_otherwise_is_started_again(run: Run) -> None:
     straight = ranked(run)
     tensors, content = read_tensors(run.ranking(), "pgnas.ranking/1")
     how = content["evaluated"]
@@ -131,7 +131,7 @@ def test_a_ranking_that_was_evaluated_otherwise_is_started_anew(run: Run) -> Non
     with listening(heard := Heard()):
         again = ranked(run)
     (note,) = heard.notes
-    assert f"evaluated otherwise (512 pairs, float32, cuda, now {how}): starting anew" in note
+    assert f"evaluated otherwise (512 pairs, float32, cuda, now {how}): starting again" in note
     assert heard.counts["ranking"][-1] == again.pairs
     assert best(again.race) == best(straight.race)
 
