@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pgnas_cli.gates import draw, gates, masked
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.sizes import count
-from pgnas_cli.slimming import Layout, largest_difference, slim
+from pgnas_cli.slimming import Layout, arranged, largest_difference, slim
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -97,11 +97,10 @@ def assert_exact(network: nn.Module, keep: Tensor, size: int | None = None, rows
     with torch.no_grad(), masked(network, keep):
         expected = network(images)
     assert expected.abs().max() > 0
+    smaller = slim(network, keep)
+    assert sum(p.numel() for p in smaller.parameters()) == int(count(network, keep[None]).params)
     for layout in get_args(Layout):
-        smaller = slim(network, keep, layout)
+        arranged(smaller, layout)
         assert largest_difference(network, keep, smaller, [images]) <= 1e-4, (size, layout)
         with torch.no_grad():
             assert torch.equal(smaller(images).argmax(1), expected.argmax(1))
-        if layout == "small":
-            built = sum(p.numel() for p in smaller.parameters())
-            assert built == int(count(network, keep[None]).params)

@@ -49,7 +49,9 @@ def test_the_first_field_out_of_range_is_named(record: object, message: str) -> 
 
 
 def test_of_many_choices_the_nearest_are_proposed() -> None:
-    with pytest.raises(PgnasError, match=r"`opt` 'adamv' is not known; possible: adam, adamw, adan"):
+    with pytest.raises(
+        PgnasError, match=r"`opt` 'adamv' is not known; possible: adam, adamw, adan"
+    ):
         check_choice("opt", "adamv", [*"abcdefgh", "adam", "adamw", "adan", "sgd"])
 
 

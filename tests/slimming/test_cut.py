@@ -77,6 +77,26 @@ def test_hidden_gates_slim_without_picking_channels() -> None:
     assert not any("read" in key for key in slim(network, keep).state_dict())
 
 
+def test_layout_fast_has_zero_weights_where_picking_would_cost_more() -> None:
+    network = tiny()
+    keep = random_keep(network, 0.3)
+    small, fast = (
+        dict(slim(network, keep, layout).named_modules()) for layout in ("small", "fast")
+    )
+    widened = 0
+    for name, module in fast.items():
+        if getattr(small[name], "read", None) is None or not isinstance(module, nn.Conv2d):
+            continue
+        if module.read is None:
+            widened += 1
+            assert module.in_channels == module.weight.shape[1] > small[name].weight.shape[1]
+            unread = torch.ones(module.in_channels, dtype=torch.bool)
+            unread[small[name].read] = False
+            assert not module.weight[:, unread].any()
+            assert torch.equal(module.weight[:, ~unread], small[name].weight)
+    assert widened > 2
+
+
 # --- constants ---------------------------------------------------------------------------------
 
 
