@@ -1,11 +1,16 @@
 """Small networks and candidates for tests and benches; every random number has a seed."""
 
+from collections.abc import Callable
+from typing import Any, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pgnas_cli.gates import draw
+from pgnas_cli.gates import draw, gates, masked
 from pgnas_cli.registry.build import create_supernet
+from pgnas_cli.sizes import count
+from pgnas_cli.slimming import Layout, arranged, largest_difference, slim
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -45,3 +50,57 @@ def tiny(size: int = 8, channels: int = 1, **options: object) -> nn.Module:
 def random_keep(network: nn.Module, drop: float, seed: int = 0) -> Tensor:
     """One candidate at a single drop probability, bool (gates,)."""
     return draw(network, generator=seeded(seed), drop_probability=drop)
+
+
+def supernet(name: str, **options: object) -> nn.Module:
+    """`tiny`, or a network of timm with gates, for images of 64 pixels; randomised."""
+    if name == "multibranch-tiny":
+        return tiny(**options)
+    network = create_supernet(f"timm/{name}", 10, input_shape=(3, 64, 64), **options)
+    return randomised(network)
+
+
+class Five(nn.Module):
+    """Five layers in whatever order `steps` calls them; `extra` adds or replaces some."""
+
+    def __init__(self, steps: Callable[[Any, Tensor], Tensor], **extra: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.b = (nn.Conv2d(i, 16, 3, padding=1) for i in (3, 16))
+        self.a, self.c = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        self.bn, self.head = nn.BatchNorm2d(16), nn.Linear(16, 5)
+        for name, module in extra.items():
+            setattr(self, name, module)
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.steps(self, self.stem(x).relu()))  # type: ignore[no-any-return]
+
+
+def everything(network: nn.Module) -> Tensor:
+    """The candidate that keeps every gate."""
+    return torch.ones(gates(network).count, dtype=torch.bool)
+
+
+def without(network: nn.Module, layer: str, keep: Tensor | None = None) -> Tensor:
+    """`keep`, or everything, with every input of `layer` dropped."""
+    first, last = gates(network).spans[layer]
+    keep = everything(network) if keep is None else keep.clone()
+    keep[first:last] = False
+    return keep
+
+
+def assert_exact(network: nn.Module, keep: Tensor, size: int | None = None, rows: int = 8) -> None:
+    """Design law: 1e-4 of the largest logit, same arg-max, and the count that was announced."""
+    channels, pixels, _ = gates(network).graph.input_shape
+    size = size or pixels
+    images = torch.randn(rows, channels, size, size, generator=seeded(1))
+    with torch.no_grad(), masked(network, keep):
+        expected = network(images)
+    assert expected.abs().max() > 0
+    smaller = slim(network, keep)
+    assert sum(p.numel() for p in smaller.parameters()) == int(count(network, keep[None]).params)
+    for layout in get_args(Layout):
+        arranged(smaller, layout)
+        assert largest_difference(network, keep, smaller, [images]) <= 1e-4, (size, layout)
+        with torch.no_grad():
+            assert torch.equal(smaller(images).argmax(1), expected.argmax(1))

@@ -118,6 +118,8 @@ def rank(
             wanted = len(candidates.keep) if exhaustive else min(top, len(candidates.keep))
             own = evaluator.of(candidates.keep)
             earlier = _race_to_resume(run, candidates, own)
+            if begun and earlier is None and stopping():
+                continue  # no time left to begin it; others are shown as far as they came
             for race in races(own, candidates.sizes.params, top=wanted, race=earlier):
                 if time.perf_counter() - last > SAVE_SECONDS:
                     _write(run, candidates, race, own)
@@ -126,8 +128,6 @@ def rank(
                     break
             _write(run, candidates, race, own)
             begun.append((candidates, race))
-            if len(race.walking()):
-                break
     undecided = sum(len(race.walking()) for _, race in begun)
     if request.asked and undecided:
         raise Interrupted(

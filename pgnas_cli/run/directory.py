@@ -69,7 +69,12 @@ class Run:
         """Labels of the budgets that candidates were drawn for, largest first; "" for none."""
         names = [path.name for path in self.folder.glob("candidates*.safetensors")]
         found = [match[1] or "" for name in names if (match := _CANDIDATES.fullmatch(name))]
-        return sorted(found, key=lambda label: (label[:6], -float(label.rpartition("-")[2] or 0)))
+
+        def place(label: str) -> tuple[str, float]:
+            kind, _, share = label.partition("-")
+            return kind, -float(share or 0)
+
+        return sorted(found, key=place)
 
     def drawn_files(self) -> list[Path]:
         """What `sample` and `rank` wrote."""

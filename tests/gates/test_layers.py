@@ -1,4 +1,4 @@
-"""The gate's mathematics against closed forms, quadrature and elementwise float64 loops."""
+"""Draws of gates against quadrature and quantiles; layers with gates against plain ones."""
 
 import math
 
@@ -9,15 +9,13 @@ from torch import nn
 
 from pgnas_cli.gates import hard_keep, logistic_noise, relaxed_keep
 from pgnas_cli.gates.layers import gated_class
-from pgnas_cli.gates.prior import bernoulli_entropy, kl_divergence, weight_cost
+from pgnas_cli.gates.prior import weight_cost
+
+from ..networks import seeded
 
 
 def logit(p: float) -> float:
     return math.log(p / (1 - p))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("drop", [0.01, 0.1, 0.5, 0.9])
@@ -79,51 +77,11 @@ def test_p_is_the_probability_that_a_channel_is_dropped() -> None:
     )
 
 
-def test_entropy_weight_cost_and_kl_equal_an_elementwise_loop() -> None:
-    g = seeded()
-    drop_logit = torch.randn(40, generator=g, dtype=torch.float64) * 4
-    norms = torch.rand(40, generator=g, dtype=torch.float64) * 10
-    channels = torch.randint(1, 65, (40,), generator=g).double()
-    l2, images = 55.0, 500_000.0
-    total = 0.0
-    for row in range(40):
-        p = 1 / (1 + math.exp(-drop_logit[row]))
-        entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
-        cost = l2 * (1 - p) * float(norms[row])
-        assert math.isclose(float(bernoulli_entropy(drop_logit)[row]), entropy, rel_tol=1e-9)
-        assert math.isclose(float(weight_cost(norms, drop_logit, l2=l2)[row]), cost, rel_tol=1e-9)
-        total += cost - float(channels[row]) * entropy
-    found = kl_divergence(norms, drop_logit, channels, l2=l2, images=images)
-    assert math.isclose(float(found), total / images, rel_tol=1e-9)
-    single = kl_divergence(
-        norms.float(), drop_logit.float(), channels.float(), l2=l2, images=images
-    )
-    assert math.isclose(float(single), total / images, rel_tol=1e-6)
-
-
-def test_constant_weight_cost_does_not_know_p() -> None:
-    cost = weight_cost(torch.ones(2), torch.tensor([-3.0, 3.0]), l2=2.0, constant=True)
-    assert torch.equal(cost, torch.tensor([2.0, 2.0]))
-
-
-def test_entropy_stays_finite_and_falls_to_zero_where_p_saturates() -> None:
-    entropy = bernoulli_entropy(torch.tensor([-90.0, -20.0, 0.0, 20.0, 90.0]))
-    assert entropy.isfinite().all()
-    assert math.isclose(float(entropy[2]), math.log(2), rel_tol=1e-6)
-    assert (entropy[[0, 4]].abs() < 1e-6).all()
-
-
-def test_gradients_agree_with_finite_differences() -> None:
+def test_the_gradient_agrees_with_finite_differences() -> None:
     drop_logit = torch.randn(5, generator=seeded(), dtype=torch.float64, requires_grad=True)
-    norms = torch.rand(5, generator=seeded(1), dtype=torch.float64, requires_grad=True)
     noise = logistic_noise((3, 5), generator=seeded(2)).double()
-    channels = torch.arange(1.0, 6.0, dtype=torch.float64)
     assert torch.autograd.gradcheck(
         lambda logits: relaxed_keep(logits, noise, temperature=0.5), drop_logit
-    )
-    assert torch.autograd.gradcheck(
-        lambda n, logits: kl_divergence(n, logits, channels, l2=3.0, images=10.0),
-        (norms, drop_logit),
     )
 
 
@@ -155,10 +113,6 @@ def test_each_image_can_have_gates_of_its_own() -> None:
     layer.__class__ = gated_class(nn.Conv2d)
     x = torch.randn(2, 2, 3, 3, generator=seeded())
     layer.keep = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
-    expected = torch.stack(
-        [
-            layer.weight[:, 0] * x[0, :1],
-            layer.weight[:, 1] * 0.5 * x[1, 1:],
-        ]
-    )
+    rows = [layer.weight[:, 0] * x[0, :1], layer.weight[:, 1] * 0.5 * x[1, 1:]]
+    expected = torch.stack(rows)
     assert torch.allclose(layer(x), expected, atol=1e-6)

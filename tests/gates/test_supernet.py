@@ -1,5 +1,7 @@
 """Gates in place: the traps of swapping layers, groups, and the three states of a gate."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,12 +16,12 @@ from pgnas_cli.gates import (
     make_concrete_,
     masked,
     opened,
+    per_gate,
     relaxed,
 )
-from pgnas_cli.gates.prior import squared_norms
-from pgnas_cli.registry.build import create_supernet
+from pgnas_cli.slimming import slim
 
-from ..networks import random_keep, tiny
+from ..networks import random_keep, seeded, tiny
 
 
 class SamePadding(nn.Conv2d):
@@ -48,10 +50,6 @@ class Trunk(nn.Module):
 
 def gated(layer: nn.Module, calls: int = 1) -> nn.Module:
     return make_concrete_(Trunk(layer, calls), (3, 8, 8))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_a_subclass_keeps_its_own_forward() -> None:
@@ -98,51 +96,10 @@ def test_state_dict_keys_survive_and_only_the_drop_logits_are_new() -> None:
     assert keys <= set(plain.state_dict())
 
 
-def test_a_bare_convolution_as_the_whole_network_is_an_error_that_says_why() -> None:
-    with pytest.raises(PgnasError, match="Conv2d does not give one row of logits per image"):
-        make_concrete_(nn.Conv2d(3, 4, 3), (3, 8, 8))
-
-
 def test_a_network_is_gated_once() -> None:
     network = gated(nn.Conv2d(4, 4, 3))
     with pytest.raises(PgnasError, match="a network is gated once"):
         make_concrete_(network, (3, 8, 8))
-
-
-def test_grouped_and_depthwise_convolutions_and_the_stem_carry_no_gate() -> None:
-    for layer in (nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 8, 3, groups=4)):
-        with pytest.raises(PgnasError, match="no layer that can carry a gate"):
-            gated(layer)
-
-
-def test_a_network_that_branches_on_values_is_named_before_any_training() -> None:
-    class Branching(Trunk):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x if x.sum() > 0 else -x)
-
-    with pytest.raises(PgnasError, match="Branching cannot be traced: behind step gt"):
-        make_concrete_(Branching(nn.Conv2d(4, 4, 3)), (3, 8, 8))
-
-
-def test_a_concatenation_gives_one_group_per_segment() -> None:
-    class Dense(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 6, 3, padding=1)
-            self.grow = nn.Conv2d(6, 4, 3, padding=1)
-            self.norm = nn.BatchNorm2d(10)
-            self.mix = nn.Conv2d(10, 5, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            return self.mix(F.relu(self.norm(torch.cat([x, self.grow(x)], 1)))).mean((2, 3))
-
-    found = gates(make_concrete_(Dense(), (3, 8, 8))).groups
-    assert [(g.layer, g.start, g.stop) for g in found] == [
-        ("grow", 0, 6),
-        ("mix", 0, 6),
-        ("mix", 6, 10),
-    ]
 
 
 @pytest.mark.parametrize(("groups", "count"), [("layer", 17), ("channel", 512), ("8", 64)])
@@ -157,11 +114,6 @@ def test_groups_can_be_layers_channels_or_blocks_of_channels(groups: str, count:
 def test_other_groups_are_refused(groups: str) -> None:
     with pytest.raises(PgnasError, match="possible: layer, channel, or a number"):
         tiny(groups=groups)
-
-
-def test_hidden_gates_sit_only_where_the_channel_has_one_reader() -> None:
-    layers = {group.layer for group in gates(tiny(layers="hidden")).groups}
-    assert layers == {f"blocks.{b}.branch{n}.3" for b in range(3) for n in (1, 2)}
 
 
 def test_contexts_restore_the_state_before_even_after_an_error() -> None:
@@ -191,9 +143,37 @@ def test_evaluation_mode_does_not_open_the_gates() -> None:
     assert not torch.equal(network(x), inside)
 
 
-def test_a_mask_of_the_wrong_length_is_refused() -> None:
-    with pytest.raises(PgnasError, match=r"bool tensor \(512,\), this is torch.bool \(3,\)"):
-        masked(tiny(), torch.ones(3, dtype=torch.bool))
+@pytest.mark.parametrize(
+    ("keep", "found"),
+    [
+        (torch.ones(3, dtype=torch.bool), r"torch.bool \(3,\)"),
+        (torch.ones(10_000, dtype=torch.bool), r"torch.bool \(10000,\)"),
+        (torch.ones(512), r"torch.float32 \(512,\)"),
+        (torch.ones(()), r"torch.float32 \(\)"),
+        ([True], "<class 'list'>"),
+    ],
+)
+@pytest.mark.parametrize("use", [masked, slim])
+def test_what_is_no_candidate_is_refused(
+    use: Callable[..., object], keep: object, found: str
+) -> None:
+    with pytest.raises(
+        PgnasError, match=rf"a candidate is a bool tensor \(512,\), this is {found}"
+    ):
+        use(tiny(), keep)
+
+
+def test_only_a_mask_can_have_a_row_for_each_image() -> None:
+    rows = torch.ones(2, 512, dtype=torch.bool)
+    with masked(tiny(), rows):
+        pass
+    with pytest.raises(PgnasError, match=r"this is torch.bool \(2, 512\)"):
+        slim(tiny(), rows)
+
+
+def test_a_network_without_gates_is_refused() -> None:
+    with pytest.raises(PgnasError, match="Linear has no gates"):
+        masked(nn.Linear(2, 2), torch.ones(2, dtype=torch.bool))
 
 
 def test_every_weight_and_every_drop_logit_gets_a_gradient() -> None:
@@ -208,22 +188,6 @@ def test_every_weight_and_every_drop_logit_gets_a_gradient() -> None:
     assert (gates(network).drop_logit.grad != 0).all()
 
 
-def test_kl_of_a_network_equals_a_loop_over_its_layers() -> None:
-    network = tiny(groups="8")
-    bank = gates(network)
-    bank.drop_logit.data = torch.randn(len(bank.groups), generator=seeded())
-    modules = dict(network.named_modules())
-    total = 0.0
-    for group, logit in zip(bank.groups, bank.drop_logit.detach().double(), strict=True):
-        weight = modules[group.layer].weight.detach().double()[:, group.start : group.stop]
-        p = torch.sigmoid(logit)
-        entropy = -(p * p.log() + (1 - p) * (1 - p).log())
-        total += float(50 * (1 - p) * (weight**2).sum() - (group.stop - group.start) * entropy)
-    found = kl(network, l2=50.0, images=1000).detach()
-    assert abs(float(found) - total / 1000) < 1e-6 * abs(total)
-    assert squared_norms(network).shape == (512,)
-
-
 def test_draw_uses_the_learned_probabilities_unless_told_otherwise() -> None:
     network = tiny()
     bank = gates(network)
@@ -232,22 +196,32 @@ def test_draw_uses_the_learned_probabilities_unless_told_otherwise() -> None:
     keep = draw(network, generator=seeded())
     assert not keep[bank.group == 0].any()
     assert keep[bank.group != 0].all()
-    none = draw(network, generator=seeded(), drop_probability=torch.ones(17))
-    assert not none.any()
     assert torch.allclose(drop_probabilities(network)[1:], torch.zeros(16), atol=1e-6)
 
 
-def test_equal_seeds_give_equal_networks_and_others_do_not() -> None:
-    a, b, c = (
-        create_supernet("multibranch-tiny", 10, input_shape=(1, 8, 8), seed=s) for s in (3, 3, 4)
-    )
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-    assert not torch.equal(a.head.weight, c.head.weight)
+@pytest.mark.parametrize("drop", [0, 0.3, 1.0])
+def test_one_number_is_the_drop_probability_of_every_gate(drop: float) -> None:
+    network = tiny()
+    keep = draw(network, generator=seeded(), drop_probability=drop)
+    same = torch.full((17,), float(drop))
+    assert torch.equal(keep, draw(network, generator=seeded(), drop_probability=same))
+    tolerance = 4 * (drop * (1 - drop) / 512) ** 0.5
+    assert abs(float(keep.float().mean()) - (1 - drop)) <= tolerance
 
 
-def test_building_leaves_the_global_generators_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    create_supernet("multibranch-tiny", 10, input_shape=(1, 8, 8))
-    assert torch.equal(torch.rand(3), expected)
+def test_values_of_groups_are_repeated_for_their_gates() -> None:
+    network = tiny(groups="8")
+    found = per_gate(network, torch.arange(64.0))
+    expected = [
+        float(n) for n, g in enumerate(gates(network).groups) for _ in range(g.start, g.stop)
+    ]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.full((3,), 0.5), torch.full((17,), 1.5), torch.full((17,), float("nan")), 1.5]
+)
+def test_other_drop_probabilities_are_refused(wrong: Tensor | float) -> None:
+    message = r"`drop_probability` is a number, or a tensor \(17,\), from 0 to 1"
+    with pytest.raises(PgnasError, match=message):
+        draw(tiny(), generator=seeded(), drop_probability=wrong)

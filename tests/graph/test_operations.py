@@ -1,0 +1,131 @@
+"""Forwards that are written in odd ways, cut exactly all the same."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, ScaledStdConv2d
+from timm.layers.pool2d_same import AvgPool2dSame
+from torch import Tensor, nn
+
+from pgnas_cli.gates import gates, make_concrete_
+
+from ..networks import Five, assert_exact, random_keep, randomised, without
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+def _adds_without_rebinding(m: Any, x: Tensor) -> Tensor:
+    y, z = m.a(x), m.b(x)
+    y.add_(z)
+    return m.c(y).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _reads_what_was_overwritten(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y = m.b(y.relu_()) + y
+    return m.c(y).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _two_names_for_one_tensor(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x)
+    y = x
+    x = x.add_(m.b(x))
+    return (m.c(x) + y).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _writes_through_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    view = y[:, ::2]
+    view.mul_(m.b(x)[:, ::2])
+    return m.c(y).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _reads_a_layers_weight(m: Any, x: Tensor) -> Tensor:
+    x = m.b(m.a(x)) + F.conv2d(x, m.b.weight, m.b.bias, padding=1)
+    return m.c(x).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _reads_a_norms_weight(m: Any, x: Tensor) -> Tensor:
+    x = m.bn(m.a(x)) * m.bn.weight.view(1, -1, 1, 1)
+    return m.c(m.b(x)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _in_a_row(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.bn(m.b(m.a(x)))).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _pooled_in_between(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.b(m.pool(m.a(x)))).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _squeezes_two_axes(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.b(m.a(x))).mean((2, 3), keepdim=True).squeeze((2, 3))  # type: ignore[no-any-return]
+
+
+def _squeezes_a_long_axis(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.b(m.a(x))).squeeze(2).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _flattens_in_part(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.b(m.a(x))).flatten(1, 2).mean(2)  # type: ignore[no-any-return]
+
+
+def _names_its_axes(m: Any, x: Tensor) -> Tensor:
+    x = m.b(m.a(x)).transpose(dim0=2, dim1=3)
+    return m.c(x.unsqueeze(dim=-1).squeeze(-1)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def _calls_a_layer_twice(m: Any, x: Tensor) -> Tensor:
+    x = x + m.b(m.b(x).relu())
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+ODD = {
+    "adds in place without rebinding": (_adds_without_rebinding, {}),
+    "reads what was overwritten": (_reads_what_was_overwritten, {}),
+    "two names for one tensor": (_two_names_for_one_tensor, {}),
+    "writes through a view": (_writes_through_a_view, {}),
+    "reads a layer's weight": (_reads_a_layers_weight, {}),
+    "reads a norm's weight": (_reads_a_norms_weight, {}),
+    "own forward, no padding": (_in_a_row, {"b": OwnForward(16, 16, 3)}),
+    "own forward, strided": (_in_a_row, {"b": OwnForward(16, 16, 2, stride=2)}),
+    "standardised, strided": (_in_a_row, {"b": ScaledStdConv2d(16, 16, 2, stride=2)}),
+    "pool that pads": (_pooled_in_between, {"pool": AvgPool2dSame(3, 2)}),
+    "pool with a divisor": (
+        _pooled_in_between, {"pool": nn.AvgPool2d(2, ceil_mode=True, divisor_override=4)},
+    ),
+    "norm that activates": (_in_a_row, {"bn": BatchNormAct2d(16, act_layer=nn.PReLU)}),
+    "norm without content": (
+        _in_a_row, {"bn": nn.BatchNorm2d(16, affine=False, track_running_stats=False)},
+    ),
+    "squeezes two axes": (_squeezes_two_axes, {}),
+    "squeezes a long axis": (_squeezes_a_long_axis, {}),
+    "flattens in part": (_flattens_in_part, {"head": nn.Linear(16 * 9, 5)}),
+    "names its axes": (_names_its_axes, {}),
+    "calls a layer twice": (_calls_a_layer_twice, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_slim_exactly(name: str) -> None:
+    """Ways of writing a forward that have led to wrong or broken slim networks."""
+    torch.manual_seed(0)
+    steps, extra = ODD[name]
+    network = randomised(make_concrete_(Five(steps, **copy.deepcopy(extra)), (3, 9, 9)))
+    for keep in (random_keep(network, drop, seed) for drop in (0.3, 0.9) for seed in range(2)):
+        assert_exact(network, keep)
+    for layer in gates(network).spans:
+        assert_exact(network, without(network, layer, random_keep(network, 0.3)))
+
+
+def test_a_sequential_network_can_be_gated() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()]
+    network = make_concrete_(nn.Sequential(*layers, nn.Linear(8 * 16, 5)), (3, 8, 8)).eval()
+    assert_exact(network, random_keep(network, 0.5))

@@ -1,0 +1,39 @@
+"""Baselines: as large as the posterior's own candidates, and nothing else of theirs."""
+
+import pytest
+import torch
+
+from pgnas_cli.gates import drop_probabilities, gates
+from pgnas_cli.sampling import baseline_probabilities, draw_candidates, random_baseline
+from pgnas_cli.sizes import count, parameter_count
+
+from ..networks import seeded, tiny
+
+
+def test_permuted_probabilities_are_the_learned_ones_dealt_out_at_equal_size() -> None:
+    network = tiny()
+    gates(network).drop_logit.data = torch.linspace(-4, 2, 17)
+    learned = drop_probabilities(network)
+    dealt = baseline_probabilities(network, learned, "permuted", generator=seeded())
+    assert not torch.equal(dealt.argsort(), learned.argsort())
+    shift = dealt.logit().sort().values - learned.logit().sort().values
+    assert (shift - shift.mean()).abs().max() < 1e-3
+    level = baseline_probabilities(network, learned, "fixed", generator=seeded())
+    assert level.unique().numel() == 1
+    mean = [
+        count(network, draw_candidates(p, network, 500, 1)).params.double().mean()
+        for p in (learned, dealt, level)
+    ]
+    assert abs(mean[1] / mean[0] - 1) < 0.05
+    assert abs(mean[2] / mean[0] - 1) < 0.05
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_a_random_baseline_has_the_size_that_is_asked_for(share: float) -> None:
+    network = tiny()
+    gates(network).drop_logit.data = torch.linspace(-4, 2, 17)
+    wanted = int(share * parameter_count(network))
+    one, same, other = (random_baseline(network, wanted, seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    for keep in (one, other):
+        assert int(count(network, keep[None]).params) == pytest.approx(wanted, rel=0.02)

@@ -1,0 +1,147 @@
+"""What a backbone must do: done by every installed one, and missed by strangers in many ways."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tomllib
+
+from pgnas_cli.backbone_check import checks
+from pgnas_cli.registry import admit, backbone_names, lookup
+
+from .conftest import run as command
+
+PIXELS = {"multibranch-m": 8, "multibranch-mi": 8, "multibranch-tiny": 8, "enas-e": 16,
+          "enas-ei": 16}  # fmt: skip
+
+PLUGIN = """
+    from torch import nn
+    from pgnas_cli.registry import Backbone, Recipe
+
+    def build(*, classes, channels=3, size=None):
+        network = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+        return Backbone(network, (channels, size or 8, size or 8))
+"""
+NOT_FINITE = (
+    "return Backbone(", "network[2].weight.data.fill_(float('nan'))\n        return Backbone("
+)  # fmt: skip
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Write `PLUGIN`, changed, into the working directory; returns its name. None is admitted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lookup, "_ADMITTED", set())
+    monkeypatch.delitem(sys.modules, "ownnet", raising=False)
+
+    def write(*change: str) -> str:
+        text = PLUGIN.replace(*change) if change else PLUGIN
+        assert not change or text != PLUGIN
+        (tmp_path / "ownnet.py").write_text(textwrap.dedent(text))
+        return "ownnet:build"
+
+    return write
+
+
+@pytest.mark.parametrize("name", [n if n != "timm" else "timm/resnet18" for n in backbone_names()])
+def test_every_backbone_does_what_a_backbone_must(name: str) -> None:
+    found = list(checks(name, size=PIXELS.get(name, 32)))
+    assert [row.what for row in found if not row.passed] == [], found[-1].found
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (NOT_FINITE, "logits that are not finite"),
+        (("network, (channels", "None, (channels"), "AttributeError"),
+        (
+            ("network, (channels, size or 8, size or 8)", "network, (channels, 8)"),
+            "RuntimeError: Given groups=1",
+        ),
+        (("size or 8))", "size or 8), presets={'mine': {'epoch': 3}})"), "has unknown fields"),
+        (("size or 8))", "size or 8), presets={'mine': {'epochs': '3'}})"), "epochs"),
+        (("size or 8))", "size or 8), Recipe(opt='nothing'))"), "`opt` 'nothing' is not known"),
+    ],
+)
+def test_what_a_stranger_gets_wrong_is_a_failed_check(
+    plugin: Callable[..., str], change: tuple[str, str], message: str
+) -> None:
+    *passed, last = checks(admit(plugin(*change)), size=8)
+    assert all(row.passed for row in passed)
+    assert not last.passed
+    assert message in last.found
+
+
+def test_a_network_that_breaks_the_contract_is_told_where(
+    plugin: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = plugin(*NOT_FINITE)
+    assert command("backbones", name, "--check") == 1
+    text = capsys.readouterr()
+    assert "FAILED builds, with finite logits of one row per image: logits that are not" in text.out
+    assert "does not pass" in text.err
+    assert command("backbones", name, "--check", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["checks"][-1]["passed"] is False
+
+
+def test_a_function_of_ones_own_is_built_from_the_command_line_and_from_nowhere_else(
+    plugin: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = ["--backbone", plugin()]
+    assert command("backbones", "ownnet:build", "--check", "--img-size", "8") == 0
+    assert command("fit", *own, "--epochs", "1", "--run", "run", "-q") == 0
+    monkeypatch.setattr(lookup, "_ADMITTED", set())
+    sys.modules.pop("ownnet")
+    capsys.readouterr()
+    assert command("sample", "-n", "3", "--run", "run") == 1
+    assert "name it again: --backbone ownnet:build" in capsys.readouterr().err
+    assert "ownnet" not in sys.modules
+    for given in (["sample", "-n", "3"], ["rank"], ["export", "out.safetensors"]):
+        monkeypatch.setattr(lookup, "_ADMITTED", set())
+        assert command(*given, "--run", "run", *own, "-q") == 0
+    monkeypatch.setattr(lookup, "_ADMITTED", set())
+    assert command("evaluate", "out.safetensors") == 1
+    assert command("evaluate", "out.safetensors", *own) == 0
+    assert command("fit", "--backbone", "ownnet:", "--run", "other") == 1
+    assert "names no function" in capsys.readouterr().err
+    assert command("fit", "--backbone", "ownnet:nothing", "--run", "other") == 1
+    assert "(from the command line, ownnet:nothing) does not load" in capsys.readouterr().err
+
+
+def test_the_plug_in_of_the_documentation_is_found_and_passes(tmp_path: Path) -> None:
+    """As an installed distribution: its module, and the entry points of its pyproject."""
+    text = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (project,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    assert len(project.strip().splitlines()) <= 5
+    declared = tomllib.loads(project)["project"]
+    (tmp_path / "mynets.py").write_text(code)
+    info = tmp_path / f"{declared['name']}-{declared['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: {declared['name']}\nVersion: {declared['version']}\n")
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items())
+             for group, points in declared["entry-points"].items()]  # fmt: skip
+    (info / "entry_points.txt").write_text("".join(lines))
+
+    def pgnas(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pgnas_cli", *arguments], capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "small  (from mynets)" in pgnas("backbones")
+    assert pgnas("backbones", "small", "--check").count("ok ") == 7

@@ -1,0 +1,202 @@
+"""The backbones of this package: published sizes, noise of their own, recipes; timm's own keys."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from pgnas_backbones.enas import DROP_PATH, DropPath, Enas
+from pgnas_backbones.multibranch import Block, shaken
+from safetensors.torch import save_file
+from torch import nn
+
+from pgnas_cli.data import load_data
+from pgnas_cli.gates import drop_probabilities, gates, kl, make_concrete_
+from pgnas_cli.graph import OperationGate
+from pgnas_cli.registry import Backbone, Recipe, Start, backbone_names, preset
+from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.sampling import draw_candidates
+from pgnas_cli.seeds import derived_seed, seeded_globals
+from pgnas_cli.sizes import ExpectedSize, Target, count, parameter_count, whole_macs
+from pgnas_cli.slimming import slim
+from pgnas_cli.training import fit_network
+from pgnas_cli.training.size_control import Phases, phases
+
+from .networks import assert_exact, randomised, seeded, supernet
+
+
+def published(backbone: Backbone) -> Recipe:
+    """The recipe of the paper."""
+    return dataclasses.replace(backbone.recipe, **preset(backbone, "published"))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "millions"),
+    [
+        ("multibranch-m", 10, 26.19),
+        ("multibranch-mi", 10, 72.70),
+        ("resnet50", 1000, 28.1),
+        ("densenet121", 1000, 7.98),
+    ],
+)
+def test_sizes_are_the_published_ones(name: str, classes: int, millions: float) -> None:
+    found = parameter_count(build_backbone(name, classes=classes).network)
+    assert found == pytest.approx(1e6 * millions, rel=0.015)
+
+
+def test_the_enas_networks_have_the_published_sizes_with_their_auxiliary_head() -> None:
+    """E's 4.6 M are those that ENAS itself quotes; the cells with 36 filters give 4.37 M."""
+    whole = {}
+    for name in ("enas-e", "enas-ei"):
+        network = build_backbone(name, classes=10).network
+        whole[name] = sum(parameter.numel() for parameter in network.parameters())
+        assert parameter_count(network) < whole[name]
+    assert whole["enas-ei"] == pytest.approx(15.3e6, rel=0.015)
+    assert whole["enas-e"] == pytest.approx(4.37e6, rel=0.015)
+
+
+# --- noise of their own ----------------------------------------------------------------------
+
+
+def test_shake_shake_draws_other_weights_for_the_gradient_per_image() -> None:
+    first, second = (
+        torch.randn(6, 2, 3, 3, generator=seeded(n), requires_grad=True) for n in (0, 1)
+    )
+
+    def mixed(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with seeded_globals(derived_seed(seed, "forward", 5, 0)):
+            out = shaken(first, second)
+        forward = ((out - second) / (first - second)).detach()
+        (grad,) = torch.autograd.grad(out.sum(), first)
+        return out.detach(), forward[:, 0, 0, 0], grad[:, 0, 0, 0]
+
+    out, forward, backward = mixed(0)
+    again = mixed(0)
+    assert torch.equal(out, again[0])
+    assert torch.equal(backward, again[2])
+    assert not torch.equal(out, mixed(1)[0])
+    assert ((forward > -1e-4) & (forward < 1 + 1e-4)).all()
+    assert ((backward >= 0) & (backward <= 1)).all()
+    assert len(forward.unique()) == len(backward.unique()) == 6
+    assert (forward - backward).abs().min() > 1e-3
+
+
+def test_shake_shake_is_the_mean_of_the_branches_in_evaluation() -> None:
+    block = randomised(Block(4, 4, 1, shake=True)).eval()
+    x = torch.randn(3, 4, 8, 8, generator=seeded())
+    active = torch.relu(x)
+    expected = x + (block.branch1(active) + block.branch2(active)) / 2
+    assert torch.allclose(block(x), expected, atol=1e-6)
+    assert not torch.allclose(block.train()(x), expected, atol=1e-3)
+
+
+def test_drop_path_reaches_its_rate_in_the_last_cell_at_the_last_step() -> None:
+    network = Enas(4, (3, 16, 16), 10)
+    paths = [m for m in network.modules() if isinstance(m, DropPath)]
+    network.at_progress(1.0)
+    assert paths[-1].rate == pytest.approx(DROP_PATH)
+    assert paths[0].rate == pytest.approx(DROP_PATH / 17)
+    network.at_progress(0.25)
+    assert paths[-1].rate == pytest.approx(DROP_PATH / 4)
+    network.at_progress(1.0)
+    x = torch.ones(20_000, 1, 1, 1)
+    out = paths[-1].train()(x)
+    assert float((out == 0).float().mean()) == pytest.approx(DROP_PATH, abs=0.015)
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.03)
+    assert torch.equal(paths[-1].eval()(x), x)
+
+
+def test_a_fit_tells_the_network_how_far_it_is() -> None:
+    network = make_concrete_(Enas(2, (1, 8, 8), 10), (1, 8, 8))
+    told: list[float] = []
+    network.at_progress = told.append
+    recipe = Recipe(epochs=1, batch_size=288, lr=0.01)
+    (record,) = fit_network(network, load_data("digits", seed=0), recipe)
+    assert told == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert record.loss > 0
+
+
+# --- operations ------------------------------------------------------------------------------
+
+
+def operations() -> nn.Module:
+    network = make_concrete_(
+        Enas(4, (3, 16, 16), 10), (3, 16, 16), layers="all+operations", operation_cost=7.0
+    )
+    return randomised(network)
+
+
+def test_operations_without_weights_have_one_gate_each_and_cut_exactly() -> None:
+    network = operations()
+    bank = gates(network)
+    marked = [n for n, m in network.named_modules() if isinstance(m, OperationGate)]
+    assert [g.layer for g in bank.groups if g.layer in marked] == marked
+    assert all(g.stop == 1 for g in bank.groups if g.layer in marked)
+    p = torch.full((len(bank.groups),), 0.4)
+    keep = draw_candidates(p, network, 6, 0)
+    for row in keep:
+        assert_exact(network, row)
+    rounded = count(network, keep, round_to=4)
+    smaller = slim(network, keep[0], round_to=4)
+    assert sum(q.numel() for q in smaller.parameters()) == int(rounded.params[0])
+    only = torch.tensor([1.0 if g.layer in marked else 0.0 for g in bank.groups])
+    (alone,) = draw_candidates(only, network, 1, 0)
+    assert_exact(network, alone)
+    assert int(count(network, alone[None]).macs) < whole_macs(network)
+    expected = ExpectedSize(network)(p)
+    drawn = count(network, draw_candidates(p, network, 60, 0))
+    assert float(expected[0]) == pytest.approx(float(drawn.params.double().mean()), rel=0.03)
+
+
+def test_an_operation_costs_what_the_recipe_says_and_learns() -> None:
+    network = operations()
+    bank = gates(network)
+    at = next(i for i, g in enumerate(bank.groups) if g.stop == 1)
+    kl(network, l2=2.0, images=10.0).backward()
+    p = float(drop_probabilities(network)[at])
+    # d/dlogit of (l2 x cost x (1 - p) - H(p)) / images: dH/dp = ln((1 - p) / p)
+    slope = (-2.0 * 7.0 - torch.tensor((1 - p) / p).log().item()) * p * (1 - p) / 10
+    assert bank.drop_logit.grad is not None
+    assert float(bank.drop_logit.grad[at]) == pytest.approx(slope, rel=1e-3)
+
+
+def test_operations_are_open_in_the_published_preset() -> None:
+    recipe = published(build_backbone("enas-e", classes=10))
+    assert recipe.gates == "all"
+    network = make_concrete_(Enas(2, (3, 16, 16), 10), (3, 16, 16), layers=recipe.gates)
+    modules = dict(network.named_modules())
+    assert not any(isinstance(modules[layer], OperationGate) for layer in gates(network).spans)
+
+
+# --- recipes and weights -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in backbone_names() if n != "timm"])
+def test_published_presets_name_fields_of_a_recipe(name: str) -> None:
+    backbone = build_backbone(name, classes=10)
+    for which in backbone.presets:
+        recipe = dataclasses.replace(backbone.recipe, **preset(backbone, which))
+        assert recipe.l2 and recipe.kl_images
+        assert recipe.initial_drop == 0.1
+    assert bool(backbone.presets) == (name != "multibranch-tiny")
+
+
+def test_timm_networks_decide_p_early_and_start_from_a_probe() -> None:
+    """What docs/choosing.md says of them: 15 and 22 % of a fit; chosen in docs/log.md."""
+    recipe = build_backbone("timm/resnet18", classes=10, size=64).recipe
+    assert phases(recipe, 1000, 100, Target("params", 0.5)) == Phases(50, 150, 220)
+    assert recipe.probe
+    assert recipe.lr == 0.001
+
+
+def test_state_dict_keys_are_timms_own() -> None:
+    plain = set(timm.create_model("resnet18", num_classes=10).state_dict())
+    assert set(supernet("resnet18").state_dict()) == plain | {"gates.drop_logit"}
+
+
+def test_starting_weights_of_other_classes_replace_both_heads(tmp_path: Path) -> None:
+    state = build_backbone("enas-e", classes=10).network.state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "ten.safetensors")
+    start = Start(weights=tmp_path / "ten.safetensors")
+    assert len(build_backbone("enas-e", classes=3, start=start).remarks) == 2
