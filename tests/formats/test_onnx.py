@@ -1,7 +1,6 @@
 """ONNX files: the same logits and record, or not written."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.formats import onnx, onnx_content, read_onnx
 
+from ..networks import tiny
 from .test_network import IMAGES, exported, load
 
 
@@ -35,22 +35,12 @@ def test_an_onnx_file_that_computes_something_else_is_not_written(
     with pytest.raises(PgnasError, match=r"'a.onnx' was not written: its logits differ by .*e-"):
         onnx_content(Path("a.onnx"), network, IMAGES, about, opset=18)
 
-    def failing(*arguments: Any) -> bytes:
-        raise RuntimeError("no such\noperator")
-
-    monkeypatch.setattr(onnx, "in_onnx", failing)
-    with pytest.raises(PgnasError, match=r"'a.onnx' was not written: no such operator"):
-        onnx_content(Path("a.onnx"), network, IMAGES, about, opset=18)
-
 
 def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
-    with pytest.raises(PgnasError, match="cannot be read"):
-        read_onnx(path)
     path.write_bytes(b"no network")
     with pytest.raises(PgnasError, match="is not an ONNX file that ONNX Runtime takes"):
         read_onnx(path)
-    exported(tmp_path / "a.safetensors")
-    path.write_bytes(onnx.in_onnx(load(tmp_path / "a.safetensors"), IMAGES))
+    path.write_bytes(onnx.in_onnx(tiny(), IMAGES))
     with pytest.raises(PgnasError, match="was not written by pgnas"):
         read_onnx(path)
