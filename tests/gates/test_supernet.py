@@ -136,31 +136,24 @@ def test_contexts_restore_the_state_before_even_after_an_error() -> None:
 def test_evaluation_mode_does_not_open_the_gates() -> None:
     network = tiny().train()
     keep = random_keep(network, 0.5)
+    x = torch.randn(2, 1, 8, 8, generator=seeded())
     with masked(network, keep):
-        network.eval()
-        x = torch.randn(2, 1, 8, 8, generator=seeded())
-        inside = network(x)
+        inside = network.eval()(x)
     assert not torch.equal(network(x), inside)
 
 
-@pytest.mark.parametrize(
-    ("keep", "found"),
-    [
-        (torch.ones(3, dtype=torch.bool), r"torch.bool \(3,\)"),
-        (torch.ones(10_000, dtype=torch.bool), r"torch.bool \(10000,\)"),
-        (torch.ones(512), r"torch.float32 \(512,\)"),
-        (torch.ones(()), r"torch.float32 \(\)"),
-        ([True], "<class 'list'>"),
-    ],
-)
 @pytest.mark.parametrize("use", [masked, slim])
-def test_what_is_no_candidate_is_refused(
-    use: Callable[..., object], keep: object, found: str
-) -> None:
-    with pytest.raises(
-        PgnasError, match=rf"a candidate is a bool tensor \(512,\), this is {found}"
-    ):
+@pytest.mark.parametrize(
+    "keep",
+    [torch.ones(3, dtype=torch.bool), torch.ones(10_000, dtype=torch.bool), torch.ones(512),
+     torch.ones(()), torch.ones(2, 512), [True]],
+    ids=lambda keep: str(getattr(keep, "shape", keep)),
+)  # fmt: skip
+def test_what_is_no_candidate_is_refused(use: Callable[..., object], keep: object) -> None:
+    with pytest.raises(PgnasError, match=r"a candidate is a bool tensor \(512,\), this is "):
         use(tiny(), keep)
+    with pytest.raises(PgnasError, match="Linear has no gates"):
+        use(nn.Linear(2, 2), keep)
 
 
 def test_only_a_mask_can_have_a_row_for_each_image() -> None:
@@ -169,11 +162,6 @@ def test_only_a_mask_can_have_a_row_for_each_image() -> None:
         pass
     with pytest.raises(PgnasError, match=r"this is torch.bool \(2, 512\)"):
         slim(tiny(), rows)
-
-
-def test_a_network_without_gates_is_refused() -> None:
-    with pytest.raises(PgnasError, match="Linear has no gates"):
-        masked(nn.Linear(2, 2), torch.ones(2, dtype=torch.bool))
 
 
 def test_every_weight_and_every_drop_logit_gets_a_gradient() -> None:
@@ -210,18 +198,11 @@ def test_one_number_is_the_drop_probability_of_every_gate(drop: float) -> None:
 
 
 def test_values_of_groups_are_repeated_for_their_gates() -> None:
-    network = tiny(groups="8")
-    found = per_gate(network, torch.arange(64.0))
-    expected = [
-        float(n) for n, g in enumerate(gates(network).groups) for _ in range(g.start, g.stop)
-    ]
-    assert found.tolist() == expected
+    values = torch.arange(64)
+    assert torch.equal(per_gate(tiny(groups="8"), values), values.repeat_interleave(8))
 
 
-@pytest.mark.parametrize(
-    "wrong", [torch.full((3,), 0.5), torch.full((17,), 1.5), torch.full((17,), float("nan")), 1.5]
-)
+@pytest.mark.parametrize("wrong", [torch.full((3,), 0.5), torch.full((17,), float("nan")), 1.5])
 def test_other_drop_probabilities_are_refused(wrong: Tensor | float) -> None:
-    message = r"`drop_probability` is a number, or a tensor \(17,\), from 0 to 1"
-    with pytest.raises(PgnasError, match=message):
+    with pytest.raises(PgnasError, match=r"is a number, or a tensor \(17,\), from 0 to 1"):
         draw(tiny(), generator=seeded(), drop_probability=wrong)

@@ -1,6 +1,7 @@
 """Forwards that are written in odd ways, cut exactly all the same."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,76 +24,50 @@ class OwnForward(nn.Conv2d):
 def _adds_without_rebinding(m: Any, x: Tensor) -> Tensor:
     y, z = m.a(x), m.b(x)
     y.add_(z)
-    return m.c(y).mean((2, 3))  # type: ignore[no-any-return]
+    return m.c(y).mean((2, 3))
 
 
 def _reads_what_was_overwritten(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
     y = m.b(y.relu_()) + y
-    return m.c(y).mean((2, 3))  # type: ignore[no-any-return]
+    return m.c(y).mean((2, 3))
 
 
 def _two_names_for_one_tensor(m: Any, x: Tensor) -> Tensor:
     x = m.a(x)
     y = x
     x = x.add_(m.b(x))
-    return (m.c(x) + y).mean((2, 3))  # type: ignore[no-any-return]
+    return (m.c(x) + y).mean((2, 3))
 
 
 def _writes_through_a_view(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
     view = y[:, ::2]
     view.mul_(m.b(x)[:, ::2])
-    return m.c(y).mean((2, 3))  # type: ignore[no-any-return]
-
-
-def _reads_a_layers_weight(m: Any, x: Tensor) -> Tensor:
-    x = m.b(m.a(x)) + F.conv2d(x, m.b.weight, m.b.bias, padding=1)
-    return m.c(x).mean((2, 3))  # type: ignore[no-any-return]
-
-
-def _reads_a_norms_weight(m: Any, x: Tensor) -> Tensor:
-    x = m.bn(m.a(x)) * m.bn.weight.view(1, -1, 1, 1)
-    return m.c(m.b(x)).mean((2, 3))  # type: ignore[no-any-return]
+    return m.c(y).mean((2, 3))
 
 
 def _in_a_row(m: Any, x: Tensor) -> Tensor:
-    return m.c(m.bn(m.b(m.a(x)))).mean((2, 3))  # type: ignore[no-any-return]
+    return m.c(m.bn(m.b(m.a(x)))).mean((2, 3))
 
 
 def _pooled_in_between(m: Any, x: Tensor) -> Tensor:
-    return m.c(m.b(m.pool(m.a(x)))).mean((2, 3))  # type: ignore[no-any-return]
+    return m.c(m.b(m.pool(m.a(x)))).mean((2, 3))
 
 
-def _squeezes_two_axes(m: Any, x: Tensor) -> Tensor:
-    return m.c(m.b(m.a(x))).mean((2, 3), keepdim=True).squeeze((2, 3))  # type: ignore[no-any-return]
-
-
-def _squeezes_a_long_axis(m: Any, x: Tensor) -> Tensor:
-    return m.c(m.b(m.a(x))).squeeze(2).mean((2, 3))  # type: ignore[no-any-return]
-
-
-def _flattens_in_part(m: Any, x: Tensor) -> Tensor:
-    return m.c(m.b(m.a(x))).flatten(1, 2).mean(2)  # type: ignore[no-any-return]
-
-
-def _names_its_axes(m: Any, x: Tensor) -> Tensor:
-    x = m.b(m.a(x)).transpose(dim0=2, dim1=3)
-    return m.c(x.unsqueeze(dim=-1).squeeze(-1)).mean((2, 3))  # type: ignore[no-any-return]
-
-
-def _calls_a_layer_twice(m: Any, x: Tensor) -> Tensor:
-    x = x + m.b(m.b(x).relu())
-    return F.adaptive_avg_pool2d(x, 1).flatten(1)
-
-
-ODD = {
+ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]] = {
     "adds in place without rebinding": (_adds_without_rebinding, {}),
     "reads what was overwritten": (_reads_what_was_overwritten, {}),
     "two names for one tensor": (_two_names_for_one_tensor, {}),
     "writes through a view": (_writes_through_a_view, {}),
-    "reads a layer's weight": (_reads_a_layers_weight, {}),
-    "reads a norm's weight": (_reads_a_norms_weight, {}),
+    "reads a layer's weight": (
+        lambda m, x: m.c(
+            m.b(m.a(x)) + F.conv2d(x, m.b.weight, m.b.bias, padding=1)
+        ).mean((2, 3)), {},
+    ),
+    "reads a norm's weight": (
+        lambda m, x: m.c(m.b(m.bn(m.a(x)) * m.bn.weight.view(1, -1, 1, 1))).mean((2, 3)), {},
+    ),
     "own forward, no padding": (_in_a_row, {"b": OwnForward(16, 16, 3)}),
     "own forward, strided": (_in_a_row, {"b": OwnForward(16, 16, 2, stride=2)}),
     "standardised, strided": (_in_a_row, {"b": ScaledStdConv2d(16, 16, 2, stride=2)}),
@@ -104,11 +79,21 @@ ODD = {
     "norm without content": (
         _in_a_row, {"bn": nn.BatchNorm2d(16, affine=False, track_running_stats=False)},
     ),
-    "squeezes two axes": (_squeezes_two_axes, {}),
-    "squeezes a long axis": (_squeezes_a_long_axis, {}),
-    "flattens in part": (_flattens_in_part, {"head": nn.Linear(16 * 9, 5)}),
-    "names its axes": (_names_its_axes, {}),
-    "calls a layer twice": (_calls_a_layer_twice, {}),
+    "squeezes two axes": (
+        lambda m, x: m.c(m.b(m.a(x))).mean((2, 3), keepdim=True).squeeze((2, 3)), {},
+    ),
+    "squeezes a long axis": (lambda m, x: m.c(m.b(m.a(x))).squeeze(2).mean((2, 3)), {}),
+    "flattens in part": (
+        lambda m, x: m.c(m.b(m.a(x))).flatten(1, 2).mean(2), {"head": nn.Linear(16 * 9, 5)},
+    ),
+    "names its axes": (
+        lambda m, x: m.c(
+            m.b(m.a(x)).transpose(dim0=2, dim1=3).unsqueeze(dim=-1).squeeze(-1)
+        ).mean((2, 3)), {},
+    ),
+    "calls a layer twice": (
+        lambda m, x: F.adaptive_avg_pool2d(x + m.b(m.b(x).relu()), 1).flatten(1), {},
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,80 @@
+"""Starting weights: from a file, from timm, and what does not fit."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.registry import Start
+from pgnas_cli.registry.build import create_supernet
+from pgnas_cli.registry.lookup import load_backbone
+
+from ..networks import seeded
+
+
+def test_weights_from_a_file_are_loaded_and_a_head_of_other_size_is_replaced(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "w.safetensors"
+    torch.manual_seed(0)
+    whole = timm.create_model("resnet18", num_classes=7)
+    save_file(whole.state_dict(), path)
+    network = create_supernet("timm/resnet18", 7, weights=path, input_shape=(3, 64, 64)).eval()
+    images = torch.randn(2, 3, 64, 64, generator=seeded())
+    with torch.no_grad():
+        assert torch.equal(network(images), whole.eval()(images))
+    other = load_backbone("timm/resnet18", classes=3, size=64, start=Start(weights=path, seed=5))
+    assert other.remarks == ("the head 'fc' has 7 outputs, here are 3: replaced",)
+    assert other.new_heads == ("fc",)
+    assert torch.equal(other.network.conv1.weight, whole.conv1.weight)
+    assert other.network.fc.weight.shape == (3, 512)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer1.0.conv1.weight": None, "extra": torch.ones(1)},
+         r"missing layer1\.0\.conv1\.weight; surplus extra; of another shape none"),
+        ({"conv1.weight": torch.ones(1)}, "surplus none; of another shape conv1.weight"),
+        ({"bn1.bias": torch.full((64,), torch.nan)}, "numbers that are not finite: bn1.bias"),
+        ({"bn1.bias": torch.ones(64).int()}, "whole numbers where weights are wanted: bn1.bias"),
+        ({"network.x": torch.ones(1), "fingerprint": torch.ones(1)}, "is an exported network, not"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_listed(
+    tmp_path: Path, change: dict[str, Tensor | None], message: str
+) -> None:
+    state = {**timm.create_model("resnet18", num_classes=10).state_dict(), **change}
+    path = tmp_path / "w.safetensors"
+    save_file({key: value for key, value in state.items() if value is not None}, path)
+    with pytest.raises(PgnasError, match=message):
+        create_supernet("timm/resnet18", 10, weights=path)
+    with pytest.raises(PgnasError, match="no file"):
+        create_supernet("timm/resnet18", 10, weights=tmp_path / "none.safetensors")
+
+
+def test_pretrained_without_a_network_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("couldn't connect\nto the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(PgnasError, match=r"couldn't connect to the hub.* the file with `weights`"):
+        create_supernet("timm/resnet18", 10, pretrained=True)
+    with pytest.raises(PgnasError, match="'multibranch-tiny' has no pretrained weights"):
+        create_supernet("multibranch-tiny", 10, pretrained=True)
+
+
+@pytest.mark.parametrize(("classes", "new"), [(10, ("fc",)), (1000, ())])
+def test_a_pretrained_network_has_a_new_head_where_the_classes_are_others(
+    classes: int, new: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **k: real(*a, **k))
+    for start, heads in ((Start(pretrained=True), new), (Start(), ())):
+        found = load_backbone("timm/resnet18", classes=classes, size=64, start=start)
+        assert found.heads == ("fc",)
+        assert found.new_heads == heads

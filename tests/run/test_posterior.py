@@ -1,0 +1,73 @@
+"""A fitted super-network on disk: as it was written, or refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgnas_cli.data import DataName, Preprocessing
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.gates import Prior, gates
+from pgnas_cli.registry import Recipe
+from pgnas_cli.run.posterior import (
+    DataSplit,
+    Objective,
+    Posterior,
+    SupernetSpec,
+    read_posterior,
+    write_posterior,
+)
+from pgnas_cli.sizes import Target
+from pgnas_cli.tensors import read_tensors, write_tensors
+
+from ..networks import seeded, tiny
+
+SPEC = SupernetSpec(
+    backbone="multibranch-tiny", options={}, layers="all", groups="layer",
+    classes=tuple("0123456789"), preprocessing=Preprocessing(1, 8, (0.3,), (0.4,), crop=1.0),
+    data=DataName("digits"),
+)  # fmt: skip
+POSTERIOR = Posterior(
+    SPEC,
+    DataSplit(0, 0.2, 100, 20, "abc", "def"),
+    Objective(Prior(50.0, 5e5), None, Target("macs", 0.5)),
+    Recipe(),
+    0,
+)
+
+
+def test_a_posterior_comes_back_as_it_was(tmp_path: Path) -> None:
+    network = tiny()
+    gates(network).drop_logit.data = torch.randn(17, generator=seeded())
+    path = tmp_path / "posterior.safetensors"
+    write_posterior(path, network, POSTERIOR)
+    again, record = read_posterior(path)
+    assert record == POSTERIOR
+    assert not again.training
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c, t: c["supernet"].update(groups="8"), "has other gate groups than the backbone"),
+        (lambda c, t: c["supernet"].update(classes=["a", "b"]), "does not fit: head.weight"),
+        (lambda c, t: c["objective"].pop("prior"), "its field posterior.objective is not what"),
+        (lambda c, t: t["network.head.weight"][0].fill_(float("nan")), "that are not finite"),
+        (lambda c, t: t["drop_logit"][0].fill_(float("inf")), "numbers that are not finite"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None], message: str
+) -> None:
+    path = tmp_path / "posterior.safetensors"
+    write_posterior(path, tiny(), POSTERIOR)
+    tensors, content = read_tensors(path, "pgnas.posterior/1")
+    change(content, tensors)
+    write_tensors(path, "pgnas.posterior/1", tensors, content)
+    with pytest.raises(PgnasError, match=message):
+        read_posterior(path)
