@@ -1,8 +1,10 @@
 """The command line: its commands, and errors as one line."""
 
 import contextvars
+import inspect
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -26,8 +28,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _paragraphs(command: Callable[..., None]) -> str:
+    """A command's docstring, one line per paragraph: typer would keep its line breaks."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 for command in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
-    app.command()(command)
+    app.command(help=_paragraphs(command))(command)
 
 
 def _version(wanted: bool) -> None:
@@ -41,7 +51,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _main(
     version: Annotated[
         bool,
@@ -53,6 +62,9 @@ def _main(
     Train a gated super-network, sample candidates from its posterior, rank them on held-out images,
     export the best as it is.
     """
+
+
+app.callback(help=_paragraphs(_main))(_main)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -54,18 +54,18 @@ def certainty_lines(board: Leaderboard) -> list[str]:
     """How certain the order is."""
     sure = board.confidence
     lines = [
-        f"winner: {percent(board.best_error)} held-out error, selected from {len(board.errors)};"
-        f" corrected for selection: {percent(board.expected_error)}",
-        "note: the 95 % intervals ignore that these candidates were selected for low error",
+        f"winner: {percent(board.best_error)} held-out error, selected from {len(board.errors)};",
+        f"  corrected for selection: {percent(board.expected_error)}",
+        "note: the 95 % intervals ignore that candidates were selected for low error",
     ]
     if len(sure.p_values) < 2:
         return lines
     return [
         *lines,
         "p: exact McNemar test against the first, on the same images",
-        f"of these {len(sure.p_values)}, on as many other images, the first stays first with"
-        f" probability {percent(sure.first_again)}",
-        f"  at most, and all keep their order with {percent(sure.order_again)}",
+        f"of these {len(sure.p_values)}, on as many other images, the first stays first",
+        f"  with probability {percent(sure.first_again)} at most, and all keep their order with"
+        f" {percent(sure.order_again)}",
     ]
 
 
