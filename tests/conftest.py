@@ -1,8 +1,9 @@
 """What tests of all rooms share: a fitted run, photos, the command line in this process."""
 
+import functools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # One thread: these networks gain nothing from two, and lose minutes on a machine that is busy.
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pgnas_cli import evaluation
 from pgnas_cli.cli import main
 from pgnas_cli.run import Run
 
@@ -25,6 +27,16 @@ def run(*arguments: str) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _brief_timings() -> Iterator[None]:
+    """Exported networks are timed in a twentieth of a second, not in whole ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        brief = functools.partial(evaluation.latencies, seconds=0.05)
+        patch.setattr(evaluation, "latencies", brief)
+        patch.setattr("pgnas_cli.exporting.TIMED", 0.05)
+        yield
 
 
 @pytest.fixture(scope="session")

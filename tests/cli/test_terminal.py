@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from pgnas_cli.run import Run
+
+from .conftest import HERE, said
+
 LINE = ["search", "--epochs", "2", "-n", "20", "--run", "r"]
+PROGRAM = """
+import functools, pgnas_cli.evaluation as evaluation
+from pgnas_cli.cli import main
+evaluation.latencies = functools.partial(evaluation.latencies, seconds=0.05)
+main()
+"""
 
 
 def in_a_terminal(folder: Path, *arguments: str, **environment: str) -> str:
@@ -18,7 +28,7 @@ def in_a_terminal(folder: Path, *arguments: str, **environment: str) -> str:
     ours, theirs = pty.openpty()
     variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "TERM")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pgnas_cli", *arguments], cwd=folder, stdin=theirs, stdout=theirs,
+        [sys.executable, "-c", PROGRAM, *arguments], cwd=folder, stdin=theirs, stdout=theirs,
         stderr=theirs, env={**variables, "TERM": "xterm", "COLUMNS": "80", **environment},
     )  # fmt: skip
     os.close(theirs)
@@ -49,33 +59,27 @@ def test_a_search_fits_a_terminal(tmp_path: Path, colours: bool) -> None:
     assert all(word in epochs[1] for word in ("loss", "held-out", "size", "p moves", "left"))
 
 
-def test_without_a_terminal_there_is_no_control_character_and_q_is_silent(tmp_path: Path) -> None:
+def test_without_a_terminal_there_is_no_control_character_and_q_is_silent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for quiet in ([], ["-q"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "pgnas_cli", *LINE[:-1], f"r{len(quiet)}", *quiet],
-            cwd=tmp_path, capture_output=True, text=True, check=True,
-            env={**os.environ, "COLUMNS": "80"},
-        )  # fmt: skip
-        assert "\x1b" not in done.stdout + done.stderr
-        assert "\r" not in done.stdout + done.stderr
-        assert bool(done.stderr) is not bool(quiet)
-        assert "best.safetensors" in done.stdout
+        status, out, err = said(capsys, *LINE, *quiet)
+        assert status == 0
+        assert "\x1b" not in out + err
+        assert "\r" not in out + err
+        assert bool(err) is not bool(quiet)
+        assert "best.safetensors" in out
 
 
-def test_every_stage_says_what_comes_next(tmp_path: Path) -> None:
-    steps = {
-        "fit": ["--epochs", "1", "--run", "r"], "sample": ["-n", "8"], "rank": [],
-        "export": ["best.safetensors"], "evaluate": ["best.safetensors"], "report": [],
-    }  # fmt: skip
-    expected = [*list(steps)[1:], None]
-    for (command, options), following in zip(steps.items(), expected, strict=True):
-        run = ["--run", "r"] if command not in ("fit", "evaluate") else []
-        more = ["--run", "r"] if command == "evaluate" else run
-        done = subprocess.run(
-            [sys.executable, "-m", "pgnas_cli", command, *options, *more], cwd=tmp_path,
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        if following:
-            assert f"next: pgnas {following}" in done.stderr
-        else:
-            assert "report.html" in done.stdout
+def test_every_stage_says_what_comes_next(capsys: pytest.CaptureFixture[str], fitted: Run) -> None:
+    for arguments, following in (
+        (["fit", "--epochs", "1", "--run", "new"], "sample --run new"),
+        (["sample", "-n", "8", *HERE], "rank --run run"),
+        (["rank", *HERE], "export best.safetensors --run run"),
+        (["export", "best.safetensors", *HERE], "evaluate best.safetensors"),
+        (["evaluate", "best.safetensors", *HERE], "report --run run"),
+    ):
+        status, _, err = said(capsys, *arguments)
+        assert (status, err.splitlines()[-1]) == (0, f"next: pgnas {following}")
+    status, out, _ = said(capsys, "report", *HERE)
+    assert (status, "report.html" in out) == (0, True)
