@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -18,7 +19,7 @@ from PIL import Image
 
 from pgnas_cli.evaluation import evaluations_of
 from pgnas_cli.gates import gates
-from pgnas_cli.ranking import Ranking
+from pgnas_cli.ranking import Leaderboard
 from pgnas_cli.ranking.race import begun
 from pgnas_cli.report.content import front, run_summary
 from pgnas_cli.report.page import page_of
@@ -35,21 +36,24 @@ from ..conftest import run as command
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished search on digits, with the whole network beside."""
     folder = tmp_path_factory.mktemp("searched") / "run"
-    line = ["search", "--epochs", "3", "-n", "40", "--compare", "-q", "--run", str(folder)]
+    line = ["search", "--epochs", "2", "-n", "40", "--compare", "-q", "--run", str(folder)]
     assert command(*line) == 0
     return Run(folder)
 
 
 @pytest.fixture
-def fitted(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "a <b>&$x$ 'run'")
-    assert command("fit", "--epochs", "1", "-q", "--run", str(run.folder)) == 0
+def fitted(fitted_once: Path, tmp_path: Path) -> Run:
+    """A fit alone, in a folder of an awkward name."""
+    run = Run(Path(shutil.copytree(fitted_once, tmp_path / "a <b>&$x$ 'run'")))
+    for path in run.drawn_files():
+        path.unlink()
     return run
 
 
-def copied(run: Run, folder: Path) -> Run:
-    """A copy of a run that a test may change."""
-    return Run(Path(shutil.copytree(run.folder, folder / "copy")))
+@pytest.fixture
+def copy(searched: Run, tmp_path: Path) -> Run:
+    """A copy of the search, for tests that change it."""
+    return Run(Path(shutil.copytree(searched.folder, tmp_path / "copy")))
 
 
 class Page(HTMLParser):
@@ -258,15 +262,16 @@ def test_the_answer_is_what_evaluate_found(
     assert f"{100 * found['error']:.1f} % test error (original network" in text
     assert f"{100 * found['params'] / 151_930:.1f} % of the parameters" in text
     rows = {row.name: row for row in evaluations_of(searched)}
-    assert set(rows) == {"best", "smallest", "twin", "whole"}
+    assert set(rows) == {"best", "twin", "whole"}
     assert rows["best"].errors == found["errors"]
     assert rows["whole"].params == 151_930
 
 
 def test_dropped_channels_and_operations_are_those_that_the_winner_lacks(searched: Run) -> None:
     network, _ = posterior_of(searched)
-    drawn, found = read_candidates(searched, network), run_summary(searched)
-    rows = searched.ranking_table.read_text(encoding="utf-8").splitlines()
+    (budget,) = searched.budgets()
+    drawn, found = read_candidates(searched, network, budget), run_summary(searched)
+    rows = searched.ranking_table(budget).read_text(encoding="utf-8").splitlines()
     winner = int(rows[1].split(",")[1])
     assert found.winner is not None
     assert found.winner.id == winner
@@ -310,7 +315,7 @@ def test_errors_of_those_who_left_early_are_expected_from_the_pilots() -> None:
         seen = int(torch.randint(1, images + 1, (1,), generator=draw))
         race.seen[candidate] = seen
         race.errors[candidate] = wrong[candidate, race.order[:seen]].sum()
-    found = expected_errors(Ranking(race, None))  # type: ignore[arg-type]
+    found = expected_errors(Leaderboard(None, race, None, 0.0))  # type: ignore[arg-type]
     for candidate in range(candidates):
         seen = int(race.seen[candidate])
         so_far = wrong[candidate, race.order[:seen]].sum()
@@ -353,8 +358,8 @@ def test_runs_are_put_side_by_side_with_the_options_that_differ(
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     words = text_of(text)
-    assert "target_params 59.4% None" in words
-    assert "epochs 3 1" in words
+    assert "target_params 59.4% 60%" in words
+    assert "epochs 2 3" in words
     assert "seed 0 0" not in words
     assert "recipe {" not in words
     assert command("report", *folders, "--run", folders[0]) == 1
@@ -376,17 +381,18 @@ def test_damaged_evaluations_are_one_line(
 @pytest.mark.parametrize(
     ("field", "value"),
     [("images", 0), ("errors", -5), ("errors", 10**6), ("params", 10**400), ("wrong", [1, 1]),
-     ("wrong", [10**9]), ("name", "\ud800"), ("one_ms", float("nan")), ("many_whole_ms", 0.0),
-     ("held_out_errors", 10**400), ("batch", 0), ("device", 3)],
+     ("wrong", [10**9]), ("name", "\ud800"), ("one.slim", float("nan")), ("many.whole", 0.0),
+     ("held_out_errors", 10**400), ("many.batch", 0), ("device", 3)],
 )  # fmt: skip
 def test_impossible_numbers_are_damage(
-    searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
+    copy: Run, capsys: pytest.CaptureFixture[str], field: str, value: object
 ) -> None:
-    run = copied(searched, tmp_path)
-    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    content["networks"][0][field] = value
-    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    assert command("report", "--run", str(run.folder)) == 1
+    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
+    row = content["networks"][0]
+    *latency, name = field.split(".")
+    (row[latency[0]] if latency else row)[name] = value
+    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    assert command("report", "--run", str(copy.folder)) == 1
     assert "evaluation.json' is damaged" in capsys.readouterr().err
 
 
@@ -411,7 +417,7 @@ def test_files_that_are_no_such_files_are_one_line(
 def test_impossible_metrics_are_damage_and_can_be_moved_away(
     fitted: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = json.loads(fitted.metrics.read_text(encoding="utf-8"))
+    record = json.loads(fitted.metrics.read_text(encoding="utf-8").splitlines()[-1])
     for change in ({"drop_histogram": []}, {"drop_histogram": [0] * 10}, {"loss": float("nan")}):
         fitted.metrics.write_text(json.dumps({**record, **change}) + "\n", encoding="utf-8")
         assert command("report", "--run", str(fitted.folder)) == 1
@@ -422,17 +428,16 @@ def test_impossible_metrics_are_damage_and_can_be_moved_away(
 
 @pytest.mark.parametrize("name", ["posterior.safetensors", "best.safetensors", "notes.html"])
 def test_a_report_is_not_written_over_anything_else(
-    searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    copy: Run, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    run = copied(searched, tmp_path)
-    path = run.folder / name
+    path = copy.folder / name
     if not path.exists():
         path.write_text("<p>mine</p>", encoding="utf-8")
     before = path.read_bytes()
-    assert command("report", "--run", str(run.folder), "-o", str(path)) == 1
+    assert command("report", "--run", str(copy.folder), "-o", str(path)) == 1
     assert path.read_bytes() == before
-    assert command("report", "--run", str(run.folder), "-o", str(run.report)) == 0
-    assert command("report", str(run.folder / "best.safetensors")) == 1
+    assert command("report", "--run", str(copy.folder), "-o", str(copy.report)) == 0
+    assert command("report", str(copy.folder / "best.safetensors")) == 1
     assert "wants the folder of one" in capsys.readouterr().err
 
 
@@ -454,18 +459,17 @@ def test_command_lines_are_kept_in_order_and_can_be_typed_again(
         assert command("sample", "-n", "8", "-q", "--run", folder) == 0
     assert command("rank", "-q", "--run", folder) == 0
     lines = [entry.line for entry in commands_of(fitted)]
-    assert [line.split()[1] for line in lines] == ["fit", "sample", "rank"]
-    import shlex
-
-    assert shlex.split(lines[0]) == ["pgnas", "fit", "--epochs", "1", "-q", "--run", folder]
+    made = ["fit", "sample", "rank", "export"]
+    assert [line.split()[1] for line in lines] == [*made, "sample", "rank"]
+    assert shlex.split(lines[4]) == ["pgnas", "sample", "-n", "8", "-q", "--run", folder]
     assert command("sample", "-n", "0", "-q", "--run", folder) == 1  # refused: nothing was done
-    assert len(commands_of(fitted)) == 3
+    assert len(commands_of(fitted)) == 6
     fitted.commands.write_text("no json\n" + fitted.commands.read_text(encoding="utf-8"))
-    assert len(commands_of(fitted)) == 3
+    assert len(commands_of(fitted)) == 6
 
 
 def test_evaluations_go_to_the_run_that_the_networks_came_from(
-    searched: Run, fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    searched: Run, copy: Run, fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     moved = tmp_path / "elsewhere.safetensors"
@@ -476,20 +480,15 @@ def test_evaluations_go_to_the_run_that_the_networks_came_from(
     assert searched.evaluation.read_bytes() == before
     assert command("evaluate", str(moved), "-q", "--run", str(fitted.folder)) == 1
     assert "is not the run that these networks came from" in capsys.readouterr().err
-    other = tmp_path / "copy"
-    shutil.copytree(searched.folder, other)
-    assert command("evaluate", str(moved), "-q", "--run", str(other)) == 0
-    assert "elsewhere" in {row.name for row in evaluations_of(Run(other))}
+    assert command("evaluate", str(moved), "-q", "--run", str(copy.folder)) == 0
+    assert "elsewhere" in {row.name for row in evaluations_of(copy)}
 
 
-def test_a_new_fit_forgets_what_the_old_one_came_to(searched: Run, tmp_path: Path) -> None:
-    other = tmp_path / "copy"
-    shutil.copytree(searched.folder, other)
-    run = Run(other)
-    assert run.report.exists()
-    assert command("fit", "--epochs", "1", "-q", "--force", "--run", str(other)) == 0
-    assert not run.report.exists()
-    assert not run.evaluation.exists()
+def test_a_new_fit_forgets_what_the_old_one_came_to(copy: Run) -> None:
+    assert copy.report.exists()
+    assert command("fit", "--epochs", "1", "-q", "--force", "--run", str(copy.folder)) == 0
+    assert not copy.report.exists()
+    assert not copy.evaluation.exists()
 
 
 def test_words_of_a_run_cannot_become_elements(fitted: Run) -> None:
@@ -514,51 +513,44 @@ def test_words_in_a_picture_cannot_become_elements() -> None:
     assert "metadata" not in {element.tag.rpartition("}")[2] for element in tree.iter()}
 
 
-def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
-    searched: Run, tmp_path: Path
-) -> None:
-    other = copied(searched, tmp_path)
-    content = json.loads(other.evaluation.read_text(encoding="utf-8"))
+def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(copy: Run) -> None:
+    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
     best = next(row for row in content["networks"] if row["name"] == "best")
-    first = run_summary(other).winner
+    first = run_summary(copy).winner
     assert first is not None
     winner = first.id
     assert best["candidate"] == str(winner)
-    content["networks"] = [row for row in content["networks"] if row["name"] != "smallest"]
     best["candidate"] = "7" if winner != 7 else "8"
-    other.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    words = text_of(page_of([run_summary(other)]))
+    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    words = text_of(page_of([run_summary(copy)]))
     assert "the ranking has another by now" in words
     assert f"candidate {winner} " in words  # what is known of the winner of today
     assert "test error (original" not in words
-    assert command("sample", "-n", "8", "-q", "--run", str(other.folder)) == 0
-    assert not other.evaluation.exists()
-    assert not other.report.exists()
+    assert command("sample", "-n", "8", "-q", "--run", str(copy.folder)) == 0
+    assert not copy.evaluation.exists()
+    assert not copy.report.exists()
 
 
 def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
-    searched: Run, tmp_path: Path
+    copy: Run, tmp_path: Path
 ) -> None:
-    run = copied(searched, tmp_path)
-    run.evaluation.unlink()
-    winner = run_summary(run).winner
+    copy.evaluation.unlink()
+    winner = run_summary(copy).winner
     assert winner is not None
     other = "3" if winner.id != 3 else "4"
     for name, more in (
         ("whole", ["--candidate", other]),  # a candidate in disguise
         ("best", ["--candidate", "whole"]),  # the open super-network in disguise
         ("mine", []),
-        ("little", ["--smallest-within-noise"]),
     ):
         path = str(tmp_path / f"{name}.safetensors")
-        assert command("export", path, *more, "-q", "--run", str(run.folder)) == 0
-    shutil.copy(run.folder / "whole.safetensors", tmp_path / "dense.safetensors")
-    names = ("whole", "best", "mine", "little", "dense")
+        assert command("export", path, *more, "-q", "--run", str(copy.folder)) == 0
+    shutil.copy(copy.folder / "whole.safetensors", tmp_path / "dense.safetensors")
+    names = ("whole", "best", "mine", "dense")
     files = [str(tmp_path / f"{name}.safetensors") for name in names]
-    assert command("evaluate", *files, "-q", "--run", str(run.folder)) == 0
-    found = run_summary(run)
+    assert command("evaluate", *files, "-q", "--run", str(copy.folder)) == 0
+    found = run_summary(copy)
     roles = {row.name: found.role(row) for row in found.evaluated}
-    assert roles.pop("little") in ("smallest", "best")
     assert roles == {"whole": "candidate", "best": "open", "mine": "best", "dense": "whole"}
 
 
@@ -585,49 +577,43 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
     assert f"p = {p:.3f}" in words
 
 
-def test_rows_of_other_conditions_are_left_out_and_named(searched: Run, tmp_path: Path) -> None:
-    run = copied(searched, tmp_path)
-    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+def test_rows_of_other_conditions_are_left_out_and_named(copy: Run) -> None:
+    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
     for row in content["networks"]:
         row["at"] = "2020-01-01T00:00:00+00:00"
-    content["networks"] = [row for row in content["networks"] if row["name"] != "smallest"]
-    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    best = str(run.folder / "best.safetensors")
-    assert command("evaluate", best, "-b", "3", "-q", "--run", str(run.folder)) == 0
-    words = text_of(page_of([run_summary(run)]))
+    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    best = str(copy.folder / "best.safetensors")
+    assert command("evaluate", best, "-b", "3", "-q", "--run", str(copy.folder)) == 0
+    words = text_of(page_of([run_summary(copy)]))
     assert "ms, 3 images" in words
     assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
     assert "(original network" not in words
 
 
-def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(
-    searched: Run, tmp_path: Path
-) -> None:
-    run = copied(searched, tmp_path)
-    where = ["-q", "--run", str(run.folder)]
+def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(copy: Run) -> None:
+    where = ["-q", "--run", str(copy.folder)]
     assert command("sample", "-n", "3000", *where) == 0
     assert command("rank", "--time-limit", "0.0001", *where) == 0
-    words = text_of(page_of([run_summary(run)]))
-    undecided = len(run_summary(run).boards[0].ranking.running)
+    words = text_of(page_of([run_summary(copy)]))
+    undecided = len(run_summary(copy).boards[0].race.walking())
     assert undecided
     assert f"{undecided} candidates might still be better" in words
     assert "so far" in words.split("multibranch-tiny on")[0]
     assert f"{undecided} are not decided, and not shown" in words
     assert command("sample", "-n", "8", "--baseline", "permuted", *where) == 0
     assert command("rank", *where) == 0
-    words = text_of(page_of([run_summary(run)]))
+    words = text_of(page_of([run_summary(copy)]))
     assert "a baseline (permuted), not the posterior" in words
 
 
-def test_the_front_is_that_of_each_budget(searched: Run, tmp_path: Path) -> None:
-    run = copied(searched, tmp_path)
-    where = ["-q", "--run", str(run.folder)]
+def test_the_front_is_that_of_each_budget(copy: Run) -> None:
+    where = ["-q", "--run", str(copy.folder)]
     assert command("sample", "-n", "12", "--max-params", "57%,50%", *where) == 0
     assert command("rank", "--exhaustive", *where) == 0
-    found = run_summary(run)
+    found = run_summary(copy)
     text = page_of([found])
     part = text_of(text[text.index("The front: ") : text.index("Statistical confidence")])
-    assert [str(board.budget) for board in found.boards] == [
+    assert [str(board.candidates.budget) for board in found.boards] == [
         "57 % of the parameters", "50 % of the parameters",
     ]  # fmt: skip
     assert part.index("57 % of") < part.index("50 % of")
