@@ -50,9 +50,10 @@ def fitted(fitted_once: Path, tmp_path: Path) -> Run:
     return run
 
 
-def copied(run: Run, folder: Path) -> Run:
-    """A copy of a run that a test may change."""
-    return Run(Path(shutil.copytree(run.folder, folder / "copy")))
+@pytest.fixture
+def copy(searched: Run, tmp_path: Path) -> Run:
+    """A copy of the search, for tests that change it."""
+    return Run(Path(shutil.copytree(searched.folder, tmp_path / "copy")))
 
 
 class Page(HTMLParser):
@@ -384,8 +385,9 @@ def test_damaged_evaluations_are_one_line(
      ("held_out_errors", 10**400), ("many.batch", 0), ("device", 3)],
 )  # fmt: skip
 def test_impossible_numbers_are_damage(
-    searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object
+    copy: Run, capsys: pytest.CaptureFixture[str], field: str, value: object
 ) -> None:
+<<<<<<< HEAD
     run = copied(searched, tmp_path)
     content = json.loads(run.evaluation.read_text(encoding="utf-8"))
     row = content["networks"][0]
@@ -393,6 +395,14 @@ def test_impossible_numbers_are_damage(
     (row[latency[0]] if latency else row)[name] = value
     run.evaluation.write_text(json.dumps(content), encoding="utf-8")
     assert command("report", "--run", str(run.folder)) == 1
+=======
+    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
+    row = content["networks"][0]
+    *latency, name = field.split(".")
+    (row[latency[0]] if latency else row)[name] = value
+    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    assert command("report", "--run", str(copy.folder)) == 1
+>>>>>>> t3
     assert "evaluation.json' is damaged" in capsys.readouterr().err
 
 
@@ -428,17 +438,16 @@ def test_impossible_metrics_are_damage_and_can_be_moved_away(
 
 @pytest.mark.parametrize("name", ["posterior.safetensors", "best.safetensors", "notes.html"])
 def test_a_report_is_not_written_over_anything_else(
-    searched: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    copy: Run, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    run = copied(searched, tmp_path)
-    path = run.folder / name
+    path = copy.folder / name
     if not path.exists():
         path.write_text("<p>mine</p>", encoding="utf-8")
     before = path.read_bytes()
-    assert command("report", "--run", str(run.folder), "-o", str(path)) == 1
+    assert command("report", "--run", str(copy.folder), "-o", str(path)) == 1
     assert path.read_bytes() == before
-    assert command("report", "--run", str(run.folder), "-o", str(run.report)) == 0
-    assert command("report", str(run.folder / "best.safetensors")) == 1
+    assert command("report", "--run", str(copy.folder), "-o", str(copy.report)) == 0
+    assert command("report", str(copy.folder / "best.safetensors")) == 1
     assert "wants the folder of one" in capsys.readouterr().err
 
 
@@ -470,7 +479,7 @@ def test_command_lines_are_kept_in_order_and_can_be_typed_again(
 
 
 def test_evaluations_go_to_the_run_that_the_networks_came_from(
-    searched: Run, fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    searched: Run, copy: Run, fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     moved = tmp_path / "elsewhere.safetensors"
@@ -481,20 +490,15 @@ def test_evaluations_go_to_the_run_that_the_networks_came_from(
     assert searched.evaluation.read_bytes() == before
     assert command("evaluate", str(moved), "-q", "--run", str(fitted.folder)) == 1
     assert "is not the run that these networks came from" in capsys.readouterr().err
-    other = tmp_path / "copy"
-    shutil.copytree(searched.folder, other)
-    assert command("evaluate", str(moved), "-q", "--run", str(other)) == 0
-    assert "elsewhere" in {row.name for row in evaluations_of(Run(other))}
+    assert command("evaluate", str(moved), "-q", "--run", str(copy.folder)) == 0
+    assert "elsewhere" in {row.name for row in evaluations_of(copy)}
 
 
-def test_a_new_fit_forgets_what_the_old_one_came_to(searched: Run, tmp_path: Path) -> None:
-    other = tmp_path / "copy"
-    shutil.copytree(searched.folder, other)
-    run = Run(other)
-    assert run.report.exists()
-    assert command("fit", "--epochs", "1", "-q", "--force", "--run", str(other)) == 0
-    assert not run.report.exists()
-    assert not run.evaluation.exists()
+def test_a_new_fit_forgets_what_the_old_one_came_to(copy: Run) -> None:
+    assert copy.report.exists()
+    assert command("fit", "--epochs", "1", "-q", "--force", "--run", str(copy.folder)) == 0
+    assert not copy.report.exists()
+    assert not copy.evaluation.exists()
 
 
 def test_words_of_a_run_cannot_become_elements(fitted: Run) -> None:
@@ -519,33 +523,29 @@ def test_words_in_a_picture_cannot_become_elements() -> None:
     assert "metadata" not in {element.tag.rpartition("}")[2] for element in tree.iter()}
 
 
-def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(
-    searched: Run, tmp_path: Path
-) -> None:
-    other = copied(searched, tmp_path)
-    content = json.loads(other.evaluation.read_text(encoding="utf-8"))
+def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(copy: Run) -> None:
+    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
     best = next(row for row in content["networks"] if row["name"] == "best")
-    first = run_summary(other).winner
+    first = run_summary(copy).winner
     assert first is not None
     winner = first.id
     assert best["candidate"] == str(winner)
     best["candidate"] = "7" if winner != 7 else "8"
-    other.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    words = text_of(page_of([run_summary(other)]))
+    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    words = text_of(page_of([run_summary(copy)]))
     assert "the ranking has another by now" in words
     assert f"candidate {winner} " in words  # what is known of the winner of today
     assert "test error (original" not in words
-    assert command("sample", "-n", "8", "-q", "--run", str(other.folder)) == 0
-    assert not other.evaluation.exists()
-    assert not other.report.exists()
+    assert command("sample", "-n", "8", "-q", "--run", str(copy.folder)) == 0
+    assert not copy.evaluation.exists()
+    assert not copy.report.exists()
 
 
 def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
-    searched: Run, tmp_path: Path
+    copy: Run, tmp_path: Path
 ) -> None:
-    run = copied(searched, tmp_path)
-    run.evaluation.unlink()
-    winner = run_summary(run).winner
+    copy.evaluation.unlink()
+    winner = run_summary(copy).winner
     assert winner is not None
     other = "3" if winner.id != 3 else "4"
     for name, more in (
@@ -554,12 +554,17 @@ def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
         ("mine", []),
     ):
         path = str(tmp_path / f"{name}.safetensors")
+<<<<<<< HEAD
         assert command("export", path, *more, "-q", "--run", str(run.folder)) == 0
     shutil.copy(run.folder / "whole.safetensors", tmp_path / "dense.safetensors")
+=======
+        assert command("export", path, *more, "-q", "--run", str(copy.folder)) == 0
+    shutil.copy(copy.folder / "whole.safetensors", tmp_path / "dense.safetensors")
+>>>>>>> t3
     names = ("whole", "best", "mine", "dense")
     files = [str(tmp_path / f"{name}.safetensors") for name in names]
-    assert command("evaluate", *files, "-q", "--run", str(run.folder)) == 0
-    found = run_summary(run)
+    assert command("evaluate", *files, "-q", "--run", str(copy.folder)) == 0
+    found = run_summary(copy)
     roles = {row.name: found.role(row) for row in found.evaluated}
     assert roles == {"whole": "candidate", "best": "open", "mine": "best", "dense": "whole"}
 
@@ -587,45 +592,52 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
     assert f"p = {p:.3f}" in words
 
 
-def test_rows_of_other_conditions_are_left_out_and_named(searched: Run, tmp_path: Path) -> None:
-    run = copied(searched, tmp_path)
-    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+def test_rows_of_other_conditions_are_left_out_and_named(copy: Run) -> None:
+    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
     for row in content["networks"]:
         row["at"] = "2020-01-01T00:00:00+00:00"
+<<<<<<< HEAD
     run.evaluation.write_text(json.dumps(content), encoding="utf-8")
     best = str(run.folder / "best.safetensors")
     assert command("evaluate", best, "-b", "3", "-q", "--run", str(run.folder)) == 0
     words = text_of(page_of([run_summary(run)]))
+=======
+    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    best = str(copy.folder / "best.safetensors")
+    assert command("evaluate", best, "-b", "3", "-q", "--run", str(copy.folder)) == 0
+    words = text_of(page_of([run_summary(copy)]))
+>>>>>>> t3
     assert "ms, 3 images" in words
     assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
     assert "(original network" not in words
 
 
-def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(
-    searched: Run, tmp_path: Path
-) -> None:
-    run = copied(searched, tmp_path)
-    where = ["-q", "--run", str(run.folder)]
+def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(copy: Run) -> None:
+    where = ["-q", "--run", str(copy.folder)]
     assert command("sample", "-n", "3000", *where) == 0
     assert command("rank", "--time-limit", "0.0001", *where) == 0
+<<<<<<< HEAD
     words = text_of(page_of([run_summary(run)]))
     undecided = len(run_summary(run).boards[0].race.walking())
+=======
+    words = text_of(page_of([run_summary(copy)]))
+    undecided = len(run_summary(copy).boards[0].race.walking())
+>>>>>>> t3
     assert undecided
     assert f"{undecided} candidates might still be better" in words
     assert "so far" in words.split("multibranch-tiny on")[0]
     assert f"{undecided} are not decided, and not shown" in words
     assert command("sample", "-n", "8", "--baseline", "permuted", *where) == 0
     assert command("rank", *where) == 0
-    words = text_of(page_of([run_summary(run)]))
+    words = text_of(page_of([run_summary(copy)]))
     assert "a baseline (permuted), not the posterior" in words
 
 
-def test_the_front_is_that_of_each_budget(searched: Run, tmp_path: Path) -> None:
-    run = copied(searched, tmp_path)
-    where = ["-q", "--run", str(run.folder)]
+def test_the_front_is_that_of_each_budget(copy: Run) -> None:
+    where = ["-q", "--run", str(copy.folder)]
     assert command("sample", "-n", "12", "--max-params", "57%,50%", *where) == 0
     assert command("rank", "--exhaustive", *where) == 0
-    found = run_summary(run)
+    found = run_summary(copy)
     text = page_of([found])
     part = text_of(text[text.index("The front: ") : text.index("Statistical confidence")])
     assert [str(board.candidates.budget) for board in found.boards] == [
