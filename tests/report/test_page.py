@@ -387,22 +387,12 @@ def test_damaged_evaluations_are_one_line(
 def test_impossible_numbers_are_damage(
     copy: Run, capsys: pytest.CaptureFixture[str], field: str, value: object
 ) -> None:
-<<<<<<< HEAD
-    run = copied(searched, tmp_path)
-    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    row = content["networks"][0]
-    *latency, name = field.split(".")
-    (row[latency[0]] if latency else row)[name] = value
-    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    assert command("report", "--run", str(run.folder)) == 1
-=======
     content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
     row = content["networks"][0]
     *latency, name = field.split(".")
     (row[latency[0]] if latency else row)[name] = value
     copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
     assert command("report", "--run", str(copy.folder)) == 1
->>>>>>> t3
     assert "evaluation.json' is damaged" in capsys.readouterr().err
 
 
@@ -554,13 +544,8 @@ def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
         ("mine", []),
     ):
         path = str(tmp_path / f"{name}.safetensors")
-<<<<<<< HEAD
-        assert command("export", path, *more, "-q", "--run", str(run.folder)) == 0
-    shutil.copy(run.folder / "whole.safetensors", tmp_path / "dense.safetensors")
-=======
         assert command("export", path, *more, "-q", "--run", str(copy.folder)) == 0
     shutil.copy(copy.folder / "whole.safetensors", tmp_path / "dense.safetensors")
->>>>>>> t3
     names = ("whole", "best", "mine", "dense")
     files = [str(tmp_path / f"{name}.safetensors") for name in names]
     assert command("evaluate", *files, "-q", "--run", str(copy.folder)) == 0
@@ -596,17 +581,10 @@ def test_rows_of_other_conditions_are_left_out_and_named(copy: Run) -> None:
     content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
     for row in content["networks"]:
         row["at"] = "2020-01-01T00:00:00+00:00"
-<<<<<<< HEAD
-    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    best = str(run.folder / "best.safetensors")
-    assert command("evaluate", best, "-b", "3", "-q", "--run", str(run.folder)) == 0
-    words = text_of(page_of([run_summary(run)]))
-=======
     copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
     best = str(copy.folder / "best.safetensors")
     assert command("evaluate", best, "-b", "3", "-q", "--run", str(copy.folder)) == 0
     words = text_of(page_of([run_summary(copy)]))
->>>>>>> t3
     assert "ms, 3 images" in words
     assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
     assert "(original network" not in words
@@ -616,13 +594,8 @@ def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(copy: Run) ->
     where = ["-q", "--run", str(copy.folder)]
     assert command("sample", "-n", "3000", *where) == 0
     assert command("rank", "--time-limit", "0.0001", *where) == 0
-<<<<<<< HEAD
-    words = text_of(page_of([run_summary(run)]))
-    undecided = len(run_summary(run).boards[0].race.walking())
-=======
     words = text_of(page_of([run_summary(copy)]))
     undecided = len(run_summary(copy).boards[0].race.walking())
->>>>>>> t3
     assert undecided
     assert f"{undecided} candidates might still be better" in words
     assert "so far" in words.split("multibranch-tiny on")[0]
