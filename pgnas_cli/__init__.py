@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .exporting import export as export
     from .formats import load as load
+    from .gates import Prior as Prior
     from .gates import draw as draw
     from .gates import drop_probabilities as drop_probabilities
     from .gates import kl as kl
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     from .machine import find_machine as find_machine
     from .progress import listening as listening
     from .ranking import rank as rank
+    from .registry import Inflation as Inflation
     from .registry import Recipe as Recipe
+    from .registry import Start as Start
     from .registry.build import create_supernet as create_supernet
     from .registry.build import inflate as inflate
     from .sampling import sample as sample
@@ -62,9 +65,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Inflation": "registry",
     "OperationGate": "graph",
     "PgnasError": "errors",
+    "Prior": "gates",
     "Recipe": "registry",
+    "Start": "registry",
     "Target": "sizes",
     "count": "sizes",
     "create_supernet": "registry.build",

@@ -4,10 +4,12 @@ A field made by `option` is an option of every command that takes its record (`c
 is checked by `check_fields`, and enters the files of a run as it stands.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import PgnasError
 
@@ -40,6 +42,34 @@ def check_fields(record: Any) -> None:
             check_choice(field.name, value, about["choices"])
         elif about["least"] is not None:
             check_range(field.name, value, about["least"], about["most"])
+
+
+def parsed(record: type, name: str, value: Any) -> Any:
+    """The value of a field from what a user gives: text, a path, a number.
+
+    "auto" is None where a field may be None, "30,60" a tuple of whole numbers. Raises PgnasError
+    for a value of another type.
+    """
+    hint = get_type_hints(record)[name]
+    kinds = get_args(hint) or (hint,)
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if value is None or (value == "auto" and float in kinds):
+        return None
+    with contextlib.suppress(ValueError, TypeError):
+        if get_origin(hint) is tuple:
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(kinds[0](part) for part in parts)
+        if float in kinds:
+            return float(value)
+        if str in kinds and type(value) in (int, float):
+            return str(value)
+    if type(value) in kinds:
+        return value
+    wanted = {tuple: "whole numbers, say 30,60", float: "a number"}
+    kind = get_origin(hint) if get_origin(hint) is tuple else kinds[0]
+    auto = ", or auto" if float in kinds and type(None) in kinds else ""
+    possible = wanted.get(kind, kind.__name__) + auto
+    raise PgnasError(f"`{name}` '{value}' is not known; possible: {possible}")
 
 
 def check_range(name: str, value: float, least: float, most: float) -> None:

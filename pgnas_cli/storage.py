@@ -117,10 +117,10 @@ def typed(kind: Any, value: Any, name: str, path: Path) -> Any:
 
 
 def differences(then: Any, now: Any) -> list[str]:
-    """The fields in which two records differ, as "epochs 3, not 5"; nested ones by dotted names."""
+    """The fields in which two records differ, as "`epochs` 3, not 5"."""
     before, after = _flat(to_json(then)), _flat(to_json(now))
     return [
-        f"{key} {before.get(key)}, not {after.get(key)}"
+        f"`{key.rpartition('.')[2]}` {before.get(key)}, not {after.get(key)}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
     ]

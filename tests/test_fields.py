@@ -1,11 +1,12 @@
 """Options as fields: what is out of range or unknown is named with what is possible."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.fields import check_choice, check_fields
+from pgnas_cli.fields import check_choice, check_fields, parsed
 from pgnas_cli.registry import Recipe
 from pgnas_cli.run import FitSettings
 
@@ -41,3 +42,35 @@ def test_the_first_field_that_is_wrong_is_named(record: object, message: str) ->
 def test_of_many_choices_the_nearest_are_proposed() -> None:
     with pytest.raises(PgnasError, match=r"'adamv' is not known; possible: adam, adamw, adan$"):
         check_choice("opt", "adamv", [*"abcdefgh", "adam", "adamw", "adan", "sgd"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("epochs", 3, 3), ("lr", "0.1", 0.1), ("lr", 1, 1.0), ("l2", "auto", None),
+        ("kl_images", None, None), ("groups", 8, "8"), ("probe", True, True),
+        ("decay_milestones", "30,60", (30, 60)), ("decay_milestones", [30, 60], (30, 60)),
+    ],
+)  # fmt: skip
+def test_a_field_takes_text_paths_and_numbers(name: str, given: object, value: object) -> None:
+    found = parsed(Recipe, name, given)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_paths_become_text() -> None:
+    assert parsed(FitSettings, "data_root", Path("data")) == "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("epochs", 1.0, "`epochs` '1.0' is not known; possible: int"),
+        ("epochs", "three", "possible: int"), ("epochs", True, "possible: int"),
+        ("l2", "much", "`l2` 'much' is not known; possible: a number, or auto"),
+        ("lr", "fast", "possible: a number$"),
+        ("decay_milestones", "a,b", "possible: whole numbers, say 30,60"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_named(name: str, given: object, message: str) -> None:
+    with pytest.raises(PgnasError, match=message):
+        parsed(Recipe, name, given)

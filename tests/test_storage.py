@@ -56,8 +56,8 @@ def test_differences_are_named_with_then_and_now() -> None:
     assert differences(OUTER, OUTER) == []
     now = replace(OUTER, share=0.25, inner=Inner("z", (1, 2)), each={"l": Inner("w", (3,))})
     assert differences(OUTER, now) == [
-        "inner.name x, not z", "share 0.5, not 0.25", "each.k.name y, not None",
-        "each.k.shape (), not None", "each.l.name None, not w", "each.l.shape None, not (3,)",
+        "`name` x, not z", "`share` 0.5, not 0.25", "`name` y, not None", "`shape` (), not None",
+        "`name` None, not w", "`shape` None, not (3,)",
     ]  # fmt: skip
 
 

@@ -1,16 +1,11 @@
 """`pgnas fit`: learn weights and drop probabilities at once."""
 
-import contextlib
 import dataclasses
 import math
 import time
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ..errors import PgnasError
 from ..registry import Recipe
 from ..run import FitSettings, Run, remember, run_to_fit
 from ..units import clock, large, percent
@@ -27,13 +22,6 @@ if TYPE_CHECKING:
 def fit(
     given: dict[str, Any],
     run: options.NewRun = None,
-    fixed_drop: Annotated[
-        str | None,
-        typer.Option(
-            help="One p for all gates; or a run, for candidates as large as its own.",
-            rich_help_panel="Advanced",
-        ),
-    ] = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
     save_minutes: options.SaveMinutes = 5.0,
@@ -47,13 +35,11 @@ def fit(
     """Learn weights and drop probabilities at once."""
     terminal = terminal_of(quiet)
     from ..machine import find_machine
-    from ..training import fit_events
+    from ..training import fit_events, with_fixed_rate
     from .tensorboard import with_tensorboard
 
     machine = find_machine(device, workers)
-    if fixed_drop is not None:
-        given["fixed_drop"] = fixed_rate(fixed_drop)
-    where, settings = run_to_fit(run, given, resume=resume)
+    where, settings = run_to_fit(run, with_fixed_rate(given), resume=resume)
     terminal.note(f"run: {where.folder}")
     events = fit_events(
         where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
@@ -66,29 +52,6 @@ def fit(
         for line in fit_summary_lines(summary):
             terminal.result(line)
     terminal.note(f"next: pgnas sample --run {where.folder}")
-
-
-def fixed_rate(text: str) -> float:
-    """A fixed drop probability from a number, or that at which candidates are as large as a run's.
-
-    Raises PgnasError for anything else.
-    """
-    with contextlib.suppress(ValueError):
-        return float(text)
-    from ..gates import drop_probabilities
-    from ..run.posterior import read_posterior
-    from ..sampling import baseline_probabilities
-    from ..seeds import generator
-
-    run = Run(Path(text))
-    if not run.posterior.exists():
-        raise PgnasError(f"`fixed_drop` '{text}' is neither a number nor a fitted run")
-    network, posterior = read_posterior(run.posterior)
-    rates = baseline_probabilities(
-        network, drop_probabilities(network), "fixed",
-        generator=generator(posterior.seed, "fixed rate"),
-    )  # fmt: skip
-    return float(rates[0])
 
 
 def show_fit(

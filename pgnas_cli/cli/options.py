@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from ..errors import PgnasError
 from ..registry import admit
 from ..run import Run, newest_run
 
@@ -110,11 +109,7 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
 
         def called(**values: Any) -> None:
             taken = {name: values.pop(name) for name in fields}
-            given = {
-                name: _parsed(name, fields[name][1], value)
-                for name, value in taken.items()
-                if value is not None
-            }
+            given = {name: value for name, value in taken.items() if value is not None}
             command(**values, given=given)
 
         parameters = [
@@ -147,16 +142,3 @@ def _simple(hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         return str if float in arguments else arguments[0]
     return str if arguments else hint
-
-
-def _parsed(name: str, hint: Any, value: Any) -> Any:
-    """The value of a field from its text: "auto" is None, "30,60" a tuple of whole numbers."""
-    if not isinstance(value, str) or hint is str or hint == (str | None):
-        return value
-    try:
-        if hint == tuple[int, ...]:
-            return tuple(int(part) for part in value.split(","))
-        return None if value == "auto" else float(value)
-    except ValueError:
-        possible = "whole numbers, say 30,60" if hint == tuple[int, ...] else "a number, or auto"
-        raise PgnasError(f"`{name}` '{value}' is not known; possible: {possible}") from None

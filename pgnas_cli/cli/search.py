@@ -148,7 +148,9 @@ class _Steps:
             self.terminal.note(f"fitted already: {run.posterior}")
             return
         self.terminal.note(f"run: {run.folder}")
-        events = fit_events(run, settings, resume=True, machine=self.machine)
+        events = fit_events(
+            run, settings, resume=True, machine=self.machine, resume_with="the same command"
+        )
         summary = show_fit(self.terminal, run, with_tensorboard(tensorboard, run, events))
         for line in fit_summary_lines(summary):
             self.terminal.note(line)

@@ -53,7 +53,7 @@ def find_data(
 def load_data(
     name: str,
     *,
-    seed: int,
+    seed: int = 0,
     held_out: float = 0.2,
     size: int | None = None,
     root: Path = Path("data"),

@@ -108,7 +108,7 @@ def make_concrete_(
     inputs, _, operations = layers.partition("+")
     if inputs not in ("all", "hidden") or operations not in ("", "operations"):
         raise PgnasError(
-            f"gates '{layers}' are not known; possible: all, hidden, all+operations,"
+            f"`gates` '{layers}' is not known; possible: all, hidden, all+operations,"
             " hidden+operations"
         )
     size = _group_size(groups)
@@ -160,7 +160,7 @@ def _group_size(groups: str) -> int:
         return names[groups]
     if groups.isdecimal() and int(groups) > 0:
         return int(groups)
-    raise PgnasError(f"groups '{groups}' are not known; possible: layer, channel, or a number")
+    raise PgnasError(f"`groups` '{groups}' is not known; possible: layer, channel, or a number")
 
 
 @dataclass(frozen=True)

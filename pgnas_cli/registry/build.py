@@ -68,7 +68,7 @@ class Parts:
 
 def inflate(
     name: str,
-    path: Path,
+    path: str | Path,
     inflation: Inflation = Inflation(),  # noqa: B008 - frozen
     *,
     classes: int = 1000,  # of the head; a fit replaces it
@@ -77,6 +77,7 @@ def inflate(
     force: bool = False,
 ) -> tuple[list[Inflated], int]:
     """Write an inflated network to `path`; returns what became of each convolution, parameters."""
+    path = Path(path)
     if classes < 2:
         raise PgnasError(f"`classes` {classes} is out of range; possible: 2 or more")
     if ":" in name:

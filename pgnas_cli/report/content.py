@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..evaluation import Evaluation, evaluations_of
-from ..gates import drop_probabilities, gates
+from ..gates import drop_probabilities, gates, per_gate
 from ..graph import OperationGate
 from ..ranking import Leaderboard, leaderboard_of, read_ranking
 from ..run import Command, FitSettings, Run, commands_of, read_settings
@@ -192,7 +192,7 @@ def _finite(record: EpochRecord) -> bool:
 
 def _layers(network: nn.Module, keep: Tensor | None) -> list[GatedLayer]:
     bank, modules = gates(network), dict(network.named_modules())
-    probability = drop_probabilities(network).detach().cpu()[bank.group.cpu()]
+    probability = per_gate(network, drop_probabilities(network).cpu())
     rows, seen = [], set()
     for name, (first, last) in bank.spans.items():
         if (first, last) in seen:  # a squeeze with the gates of another layer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PgnasError
-from ..fields import check_choice, check_fields, option
+from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset
 from ..storage import from_json
 from .directory import Run, newest_run
@@ -75,8 +75,8 @@ def settings_of(given: dict[str, Any]) -> FitSettings:
 
     Paths become absolute: a run is read again from other folders.
     """
-    own = {field.name for field in dataclasses.fields(FitSettings)}
-    found = {key: value for key, value in given.items() if key in own}
+    own = {field.name for field in dataclasses.fields(FitSettings) if field.metadata}
+    found = {k: parsed(FitSettings, k, value) for k, value in given.items() if k in own}
     data, backbone = found.get("data"), str(found.get("backbone", ""))
     if data not in (None, "digits") and Path(str(data)).is_dir():
         found["data"] = str(Path(str(data)).resolve())
@@ -84,10 +84,11 @@ def settings_of(given: dict[str, Any]) -> FitSettings:
         found["weights"] = str(Path(found["weights"]).resolve())
     if backbone.endswith(".safetensors"):
         found["backbone"] = str(Path(backbone).resolve())
-    recipe = {key: value for key, value in given.items() if key not in own}
-    unknown = sorted(set(recipe) - {field.name for field in dataclasses.fields(Recipe)})
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    unknown = sorted(set(given) - own - known)
     if unknown:
-        raise PgnasError(f"no option `{unknown[0]}` of a fit")
+        raise PgnasError(f"a fit has no option `{unknown[0]}`")
+    recipe = {k: parsed(Recipe, k, value) for k, value in given.items() if k in known}
     return FitSettings(**found, recipe=recipe)
 
 
@@ -149,7 +150,7 @@ def run_to_fit(
             then, value = getattr(stored, key), getattr(asked, key)
         if then != value:
             raise PgnasError(
-                f"'{run.folder}' was started with {key} {then}, not {value}; leave the option out"
+                f"'{run.folder}' was started with `{key}` {then}, not {value}; leave the option out"
                 " to resume, or start another run"
             )
     return run, dataclasses.replace(stored, recipe={**asked.recipe, **stored.recipe})

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..gates import drop_probabilities, gates
+from ..run import Run
+from ..run.posterior import posterior_of
 from ..seeds import generator
 from ..sizes import count
 
@@ -28,6 +30,16 @@ def baseline_probabilities(
     else:
         raise PgnasError(f"no baseline '{baseline}'; possible: permuted, fixed")
     return shifted_to_size(network, start, target, noise)
+
+
+def fixed_rate(run: Run) -> float:
+    """The one drop probability at which candidates are as large as those of `run`."""
+    network, posterior = posterior_of(run)
+    rates = baseline_probabilities(
+        network, drop_probabilities(network), "fixed",
+        generator=generator(posterior.seed, "fixed rate"),
+    )  # fmt: skip
+    return float(rates[0])
 
 
 def shifted_to_size(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..gates import drop_probabilities, gates, hard_keep
+from ..gates import drop_probabilities, gates, hard_keep, per_gate
 from ..progress import note, track
 from ..run import Run, run_at
 from ..run.posterior import posterior_of
@@ -135,9 +135,9 @@ def read_candidates(run: Run, network: nn.Module, budget: str = "") -> Candidate
 
 def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, seed: int) -> Tensor:
     """Draw `count` candidates, bool (count, gates); the i-th is the same for every `count`."""
-    per_gate = drop_probability.cpu()[gates(network).group.cpu()]
+    drop = per_gate(network, drop_probability.cpu())
     rows = [
-        hard_keep(per_gate, generator=generator(seed, "candidate", index)) for index in range(count)
+        hard_keep(drop, generator=generator(seed, "candidate", index)) for index in range(count)
     ]
     return torch.stack(rows)
 

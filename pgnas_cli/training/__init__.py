@@ -12,5 +12,6 @@ from .fitting import (
     fit_network,
     gated,
     prior_of,
+    with_fixed_rate,
 )
 from .scoring import BATCH, RESIDENT, Batches, Score, score

@@ -26,6 +26,7 @@ from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
 from ..run import FitSettings, Run, check_recipe, run_to_fit
 from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
+from ..sampling import fixed_rate
 from ..sizes import Target, parameter_count, target_of
 from ..storage import differences, to_json, write_text
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
@@ -81,6 +82,7 @@ def fit_events(
     force: bool = False,
     save_minutes: float = SAVE_MINUTES,
     machine: Machine = Machine(),  # noqa: B008 - frozen
+    resume_with: str = "",  # the command that resumes it; "": pgnas fit --resume
 ) -> FitEvents:
     """Fit a super-network; yields what was set up, a record per epoch, and a summary.
 
@@ -112,7 +114,7 @@ def fit_events(
     save = _saver(run.checkpoint, posterior, watch)
     passes = train(
         loop, workers=machine.workers, save=save, save_seconds=60 * save_minutes, what="fitting",
-        resume_with=f"pgnas fit --resume --run {run.folder}",
+        resume_with=resume_with or f"pgnas fit --resume --run {run.folder}",
     )  # fmt: skip
     with closing(passes):
         for done in passes:
@@ -140,13 +142,27 @@ def fit(
 ) -> FitSummary:
     """Learn weights and drop probabilities at once; the posterior lies in the run."""
     folder = None if run is None else Path(run)
-    where, settings = run_to_fit(folder, options, resume=resume)
+    where, settings = run_to_fit(folder, with_fixed_rate(options), resume=resume)
     events = fit_events(
         where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
     )
     *_, summary = events
     assert isinstance(summary, FitSummary)
     return summary
+
+
+def with_fixed_rate(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a fit; a run as `fixed_drop` becomes the rate that gives candidates as large."""
+    value = options.get("fixed_drop")
+    if value is None or isinstance(value, int | float):
+        return options
+    try:
+        return {**options, "fixed_drop": float(value)}
+    except (TypeError, ValueError):
+        run = Run(Path(value))
+    if not run.posterior.exists():
+        raise PgnasError(f"`fixed_drop` '{value}' is neither a number nor a fitted run")
+    return {**options, "fixed_drop": fixed_rate(run)}
 
 
 def fit_network(
@@ -172,7 +188,6 @@ def fit_network(
     watch = EpochWatch(loop)
     passes = train(
         loop, workers=machine.workers, save=lambda _: None, save_seconds=math.inf, what="fitting",
-        resume_with="another call",
     )  # fmt: skip
     with closing(passes):
         for done in passes:
@@ -344,12 +359,16 @@ def _same_fit(
     run: Run, network: nn.Module, posterior: Posterior, state: State, started: Posterior
 ) -> State:
     """The state to resume, if it is one of this very fit."""
-    if started.split != posterior.split or started.supernet != posterior.supernet:
+    changed = differences(started.recipe, posterior.recipe)
+    supernet = dataclasses.replace(posterior.supernet, classes=started.supernet.classes)
+    changed = changed or differences(started.supernet, supernet)
+    same_images = started.split == posterior.split
+    if not changed and not (same_images and started.supernet == posterior.supernet):
         raise PgnasError(
             f"the images or classes are not those that '{run.folder}' was started with; bring them"
             " back, or start again with `force`"
         )
-    changed = differences(started, posterior)
+    changed = changed or differences(started, posterior)
     if changed:
         raise PgnasError(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
@@ -363,10 +382,11 @@ def _same_fit(
 
 def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
+    text = json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n"
     for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(), run.evaluation,
                  run.report, run.commands):  # fmt: skip
         path.unlink(missing_ok=True)
-    write_text(run.settings, json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n")
+    write_text(run.settings, text)
 
 
 def _saver(path: Path, posterior: Posterior, watch: EpochWatch) -> Callable[[State], None]:

@@ -174,7 +174,7 @@ def train(
     workers: int,
     save: Callable[[State], None],
     save_seconds: float,
-    resume_with: str,  # how to resume, for the message of an interruption
+    resume_with: str = "",  # what resumes it, where `save` keeps the state
     what: str = "training",
 ) -> Generator[Pass, None, None]:
     """Train to the end; yields after each epoch, whose sums `loop` still holds.
@@ -204,7 +204,7 @@ def train(
                 save(loop.state())
                 last = time.monotonic()
             if stopping:
-                raise Interrupted(
-                    f"interrupted; saved after step {loop.step} of {loop.steps}, resume with"
-                    f" {resume_with}"
-                )
+                at = f"after step {loop.step} of {loop.steps}"
+                if not resume_with:
+                    raise Interrupted(f"interrupted {at}")
+                raise Interrupted(f"interrupted; saved {at}, resume with {resume_with}")

@@ -84,7 +84,7 @@ def test_resume_starts_what_is_not_there_and_refuses_other_options(
     Path("new/posterior.safetensors").rename("new/checkpoint.safetensors")
     status, _, err = said(capsys, "fit", "--resume", "--run", "new", "--epochs", "9")
     assert status == 1
-    assert "was started with epochs 2, not 9; leave the option out to resume" in err
+    assert "was started with --epochs 2, not 9; leave the option out to resume" in err
     status, _, err = said(capsys, "fit", "--resume", "--run", "new")
     assert (status, "holds pgnas.posterior, wanted is pgnas.checkpoint" in err) == (1, True)
 

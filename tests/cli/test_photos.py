@@ -35,7 +35,7 @@ def test_a_photo_export_is_evaluated_on_the_folder_that_is_named(
     assert folder.encode() not in Path("b.safetensors").read_bytes()
     status, _, err = said(capsys, "evaluate", "b.safetensors")
     assert status == 1
-    assert "was fitted on a folder called 'photos'; say where it lies with --data" in err
+    assert "was trained on a folder called 'photos'; say where it lies with --data" in err
     found = object_of(capsys, "evaluate", "b.safetensors", "--data", folder)
     assert found["images"] == 12
     status, _, err = said(capsys, "evaluate", "b.safetensors", "--data", "digits")

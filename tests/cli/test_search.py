@@ -75,7 +75,7 @@ def test_a_named_run_is_not_taken_for_one_of_other_options(
 ) -> None:
     first = found(capsys, "--run", "r")
     assert command(*QUICK, "--run", "r", "--max-params", "40%") == 1
-    assert "was fitted with target_params 59.4%, not 39.6%" in capsys.readouterr().err
+    assert "was fitted with --target-params 59.4%, not 39.6%" in capsys.readouterr().err
     assert command(*QUICK, "--run", "r", "--epochs", "3") == 1
     more = found(capsys, "--run", "r", "-n", "30")  # candidates are drawn again, nothing is fitted
     assert more["run"] == first["run"] == "r"

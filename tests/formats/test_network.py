@@ -104,7 +104,7 @@ def first_mix(content: dict[str, Any]) -> dict[str, Any]:
             "no branch",
         ),
         (lambda c: c["supernet"].update(backbone="__import__('os')"), "no backbone named"),
-        (lambda c: c["supernet"].update(layers="none"), "gates 'none' are not known"),
+        (lambda c: c["supernet"].update(layers="none"), "`gates` 'none' is not known"),
         (lambda c: c["cuts"].update(nowhere=first_mix(c)), "has no layer 'nowhere'"),
         (lambda c: first_mix(c).update(outputs=10**12), "impossible sizes"),
         (lambda c: first_mix(c).update(inputs=-1), "impossible sizes"),

@@ -146,7 +146,7 @@ def test_an_inflated_file_is_fitted_and_its_winner_exported(
         (["timm/resnet18", "--kernels", "a"], "--kernels 'a' are not sizes"),
         (["timm/resnet18", "--width", "0"], "--width 0 is out of range"),
         (["timm/resnet18", "--classes", "0"], "--classes 0 is out of range"),
-        (["own:net"], "is no installed backbone; package it first"),
+        (["own:net"], "is not an installed backbone; package it first"),
         (["timm/densenet121", "--keep-original"], "what reads its outputs fixes their number"),
         (["resnet50"], "is inflated already; try timm/resnet50"),
         (["timm/mobilenetv2_100"], "no convolution of 3x3 or more"),

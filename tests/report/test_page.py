@@ -438,7 +438,7 @@ def test_a_report_is_not_written_over_anything_else(
     assert path.read_bytes() == before
     assert command("report", "--run", str(copy.folder), "-o", str(copy.report)) == 0
     assert command("report", str(copy.folder / "best.safetensors")) == 1
-    assert "wants the folder of one" in capsys.readouterr().err
+    assert "is not the folder of a run" in capsys.readouterr().err
 
 
 def test_a_run_without_a_posterior_is_named(

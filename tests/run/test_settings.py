@@ -56,7 +56,7 @@ def test_a_resumed_fit_keeps_its_options(fitted: Run) -> None:
     assert read_settings(fitted) == FitSettings(target_params="60%", recipe={"epochs": 3})
     for given in ({}, {"epochs": 3}, {"target_params": "60%"}):
         assert run_to_fit(fitted.folder, given, resume=True)[1] == read_settings(fitted)
-    with pytest.raises(PgnasError, match="started with target_params 60%, not 50%; leave"):
+    with pytest.raises(PgnasError, match="started with `target_params` 60%, not 50%; leave"):
         run_to_fit(fitted.folder, {"target_params": "50%"}, resume=True)
     with pytest.raises(PgnasError, match="no option `epoch` of a fit"):
         run_to_fit(fitted.folder, {"epoch": 3}, resume=True)
