@@ -58,7 +58,7 @@ def test_a_resumed_fit_keeps_its_options(fitted: Run) -> None:
         assert run_to_fit(fitted.folder, given, resume=True)[1] == read_settings(fitted)
     with pytest.raises(PgnasError, match="started with `target_params` 60%, not 50%; leave"):
         run_to_fit(fitted.folder, {"target_params": "50%"}, resume=True)
-    with pytest.raises(PgnasError, match="no option `epoch` of a fit"):
+    with pytest.raises(PgnasError, match="a fit has no option `epoch`"):
         run_to_fit(fitted.folder, {"epoch": 3}, resume=True)
 
 

@@ -110,7 +110,7 @@ def test_interrupted_and_resumed_it_gives_the_same_bytes(fitted: Run, tmp_path: 
         done += stop.counts["fine-tuning"]
         assert not stopped.exists()
         assert unfinished_path(stopped).exists()
-    with pytest.raises(PgnasError, match=r"started with other options \(lr 0\.01\d*, not 0\.5\)"):
+    with pytest.raises(PgnasError, match=r"started with other options \(`lr` 0\.01\d*, not 0\.5\)"):
         pgnas_cli.finetune(best_of(fitted), stopped, epochs=2, lr=0.5)
     stopped.write_text("in the way")
     with pytest.raises(PgnasError, match="exists; choose another name"):
