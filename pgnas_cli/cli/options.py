@@ -113,9 +113,12 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
             command(**values, given=given)
 
         parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            for name, kind in ((n, _annotation(f, hint)) for n, (f, hint) in fields.items())
-        ]
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None,
+                annotation=_annotation(field, hint),
+            )
+            for name, (field, hint) in fields.items()
+        ]  # fmt: skip
         plain = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
         called.__signature__ = inspect.Signature([*parameters, *plain])  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in (*parameters, *plain)}

@@ -4,7 +4,6 @@ from .layers import Gated, hard_keep, logistic_noise, relaxed_keep
 from .placement import followers, gateable, segments
 from .prior import Prior, kl
 from .supernet import (
-    LayerGates,
     draw,
     drop_probabilities,
     gates,

@@ -231,7 +231,7 @@ def relaxed(
     bank = gates(network)
     noise = logistic_noise((batch, bank.count), generator=generator)
     noise = noise.to(bank.drop_logit.device, non_blocking=True)
-    logits = bank.drop_logit[bank.group]
+    logits = per_gate(network, bank.drop_logit)
     return _kept(network, relaxed_keep(logits, noise, temperature=temperature))
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..gates import drop_probabilities, gates
+from ..gates import drop_probabilities, gates, per_gate
 from ..run import Run
 from ..run.posterior import posterior_of
 from ..seeds import generator
@@ -62,7 +62,7 @@ def shifted_to_size(
 
 def mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> float:
     """Mean of the file's count over the draws that `noise`, uniform (candidates, gates), makes."""
-    keep = noise >= drop_probability[gates(network).group.cpu()]
+    keep = noise >= per_gate(network, drop_probability)
     return float(count(network, keep).params.double().mean())
 
 
@@ -76,5 +76,5 @@ def random_baseline(network: nn.Module, params: int, seed: int) -> Tensor:
     noise = torch.rand(100, gates(network).count, generator=randomness)
     permuted = learned[torch.randperm(len(learned), generator=randomness)]
     probability = shifted_to_size(network, permuted, params, noise)
-    keep = noise >= probability[gates(network).group.cpu()]
+    keep = noise >= per_gate(network, probability)
     return keep[(count(network, keep).params - params).abs().argmin()]

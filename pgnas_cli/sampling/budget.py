@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..gates import gates, hard_keep
+from ..gates import gates, hard_keep, per_gate
 from ..seeds import generator
 from ..sizes import ExpectedSize, Sizes, Target, count, joined, parameter_count, whole_macs
 from ..units import percent
@@ -108,12 +108,12 @@ def draw_within(
         price = tilt.to((1 + USED) / 2 * wanted, lambda p: float(tilt.counted(p).median()))
     probability = tilt.at(price)
     lowest = USED * most if binds else 0
-    per_gate = probability.float()[gates(network).group.cpu()]
+    drop = per_gate(network, probability.float())
     kept, parts = [], []
     found, drawn = 0, 0
     while found < candidates:
         rows = torch.stack([
-            hard_keep(per_gate, generator=generator(seed, f"within {budget}", drawn + row))
+            hard_keep(drop, generator=generator(seed, f"within {budget}", drawn + row))
             for row in range(BLOCK)
         ])  # fmt: skip
         drawn += BLOCK
