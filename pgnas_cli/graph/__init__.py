@@ -2,5 +2,5 @@
 
 from .convolutions import plain_shell, plain_twin, window_of
 from .nodes import Graph, Node
-from .operations import OperationGate
+from .operations import ChannelSlice, OperationGate
 from .tracing import trace

@@ -14,6 +14,7 @@ Kinds:
     channelwise    activation, pool, dropout, permutation of axes: one channel in, the same out
     elementwise    sum, product, ... of operands with equal channels, or one
     concatenate    operands one behind the other along the channels
+    slice          some consecutive channels of its input (ChannelSlice)
     flatten        each channel becomes height x width features
     shape          a size that is not a number of channels
     opaque         anything else: reads all of its inputs and writes all of its outputs; as a rule
@@ -28,7 +29,7 @@ from torch import fx
 
 Kind = Literal[
     "input", "parameter", "mix", "grouped", "norm", "switch", "channelwise", "elementwise",
-    "concatenate", "flatten", "shape", "opaque", "output",
+    "concatenate", "slice", "flatten", "shape", "opaque", "output",
 ]  # fmt: skip
 
 
@@ -48,6 +49,7 @@ class Node:
     memory: int = 0  # equal for tensors that are views of one another
     in_place: bool = False  # writes into an operand
     product: bool = False  # of its operands (elementwise)
+    first: int = 0  # channel of its input that a slice begins with
 
     @property
     def cuttable(self) -> bool:

@@ -35,6 +35,17 @@ class OperationGate(nn.Module):
         return input
 
 
+class ChannelSlice(nn.Module):
+    """Channels first <= c < last of (batch, channels, height, width); a candidate moves the two."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input[:, self.first : self.last]
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one run of a traced program showed, by the name of the step."""
@@ -157,6 +168,7 @@ class Reader:
                 memory=self.seen.memory.get(step.name, 0),
                 in_place=step.name in self.seen.writers,
                 product=step.target in _PRODUCTS,
+                first=module.first if isinstance(module, ChannelSlice) else 0,
             )
 
     def _writing(self) -> tuple[dict[fx.Node, fx.Node], set[fx.Node]]:
@@ -277,6 +289,8 @@ class Reader:
             return _Fact("norm", axis) if axis == 1 - ndim and _is_plain_norm(module) else None
         if isinstance(module, OperationGate):
             return _Fact("switch", axis) if axis == -3 and ndim == 4 else None
+        if isinstance(module, ChannelSlice):
+            return _Fact("slice", axis) if axis == -3 and ndim == 4 else None
         if isinstance(module, nn.Flatten):
             to_end = module.end_dim % ndim == ndim - 1
             return self._flattened(sources[0], module.start_dim) if to_end else None

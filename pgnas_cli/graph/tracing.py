@@ -14,7 +14,7 @@ from torch.nn.modules import batchnorm
 from ..errors import PgnasError, one_line
 from ..seeds import generator
 from .nodes import Graph, described
-from .operations import OperationGate, Reader, Seen
+from .operations import ChannelSlice, OperationGate, Reader, Seen
 
 
 class _Tracer(fx.Tracer):
@@ -25,7 +25,7 @@ class _Tracer(fx.Tracer):
         self.whole = whole
 
     def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-        layers = (nn.Conv2d, nn.Linear, batchnorm._BatchNorm, OperationGate)
+        layers = (nn.Conv2d, nn.Linear, batchnorm._BatchNorm, OperationGate, ChannelSlice)
         return isinstance(m, (*layers, *self.whole)) or super().is_leaf_module(m, qualname)
 
 

@@ -1,12 +1,14 @@
 """Super-networks from ordinary ones: a convolution becomes several side by side, of other sizes.
 
-Each k x k convolution (k >= 3, not grouped, not the first) gives way to branches whose outputs are
-concatenated. A branch larger than 3x3 is a 3x3 or 5x5 with holes, as in the paper: 5 is 3x3 with
-dilation 2, 9 is 5x5 with dilation 2.
+Each k x k convolution (k >= 3, not the first) gives way to branches whose outputs are concatenated:
+each has a share of the outputs, and where the convolution is grouped or depthwise, a share of the
+groups and the channels that these read. A branch larger than 3x3 is a 3x3 or 5x5 with holes, as in
+the paper: 5 is 3x3 with dilation 2, 9 is 5x5 with dilation 2.
 
-Where the outputs have one consumer, behind batch-norm and activation, their number may change: by
-`width`, or because the original convolution is kept beside the branches. The consumer's weights for
-added channels start at zero there, so that the network computes what it did.
+Where all that reads the outputs can be widened (through batch-norm, activations, concatenations),
+their number may change: by `width`, or because the original convolution is kept beside the
+branches. The readers' weights for added channels start at zero there, so that the network computes
+what it did.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import PgnasError
 from ..gates import gateable
-from ..graph import Graph, trace
+from ..graph import ChannelSlice, Graph, trace
 from .backbone import Inflation
 
 
@@ -32,15 +34,27 @@ class Inflated:
     reason: str  # why there are none, or ""
 
 
-class Parallel(nn.Module):
-    """Convolutions of one input, their outputs one behind the other."""
+@dataclass(frozen=True)
+class Branch:
+    """A convolution beside others."""
 
-    def __init__(self, branches: list[nn.Conv2d]) -> None:
+    conv: nn.Conv2d
+    part: ChannelSlice | None  # of the input, that it reads; None: all of it
+    text: str
+
+
+class Parallel(nn.Module):
+    """Convolutions of one input, or of some of its channels each; their outputs one behind the
+    other."""
+
+    def __init__(self, branches: list[Branch]) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(branches)
+        self.branches = nn.ModuleList(branch.conv for branch in branches)
+        self.parts = nn.ModuleList(branch.part for branch in branches if branch.part is not None)
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.cat([branch(input) for branch in self.branches], 1)
+        inputs = [part(input) for part in self.parts] or [input] * len(self.branches)
+        return torch.cat([branch(x) for branch, x in zip(self.branches, inputs, strict=True)], 1)
 
 
 def grid_of(kernel: int) -> tuple[int, int]:
@@ -81,40 +95,59 @@ def inflate_(
     """Inflate every convolution of `network` that can be, in place; says what became of each."""
     check(inflation)
     graph = trace(network, input_shape)
-    modules = dict(network.named_modules())
-    reasons = gateable(network, graph)
-    found = []
-    for layer, reason in reasons.items():
-        module = modules[layer]
-        if not isinstance(module, nn.Conv2d) or max(module.kernel_size) < 3:
+    reasons = _reasons(network, graph, inflation)
+    found = {}
+    came_from: dict[int, Tensor] = {}  # node -> of each channel: the original one, -1 if added
+    for position, node in enumerate(graph.nodes):
+        _follow_(network, graph, position, came_from, zeros=inflation.keep_original)
+        if node.layer not in reasons or node.layer in found:
             continue
-        reason = reason or _unfit(module) or ("used twice" if len(graph.calls()[layer]) > 1 else "")
-        consumer = None if reason else _consumer(graph, layer)
-        resized = inflation.width != 1 or inflation.keep_original
-        if not reason and resized and (consumer is None or not _plain(modules, graph, consumer)):
-            reason = "what reads its outputs fixes their number"
-        if not reason and round(inflation.width * module.out_channels) < len(inflation.kernels):
-            reason = "it has fewer outputs than there are kernels"
-        kernel = module.kernel_size[0]
-        if reason:
-            found.append(Inflated(layer, kernel, (), reason))
-            continue
-        branches = _branches(module, inflation)
-        parent, _, name = layer.rpartition(".")
-        setattr(network.get_submodule(parent), name, Parallel([b for b, _ in branches]))
-        before, after = module.out_channels, sum(b.out_channels for b, _ in branches)
-        if resized and consumer is not None:
-            for at in consumer:
-                node = graph.nodes[at]
-                if node.layer:
-                    _resize_(modules[node.layer], before, after, zeros=inflation.keep_original)
-        found.append(Inflated(layer, kernel, tuple(text for _, text in branches), ""))
-    if not any(row.branches for row in found):
-        why = sorted({row.reason for row in found})
+        conv = cast(nn.Conv2d, network.get_submodule(node.layer))
+        branches = [] if reasons[node.layer] else _branches(conv, inflation)
+        texts = tuple(branch.text for branch in branches)
+        kernel = conv.kernel_size[0]
+        found[node.layer] = Inflated(node.layer, kernel, texts, reasons[node.layer])
+        if branches:
+            parent, _, name = node.layer.rpartition(".")
+            setattr(network.get_submodule(parent), name, Parallel(branches))
+            if _resized(inflation):
+                origins = torch.arange(sum(branch.conv.out_channels for branch in branches))
+                came_from[position] = origins.where(origins < node.channels, -1)
+    if not any(row.branches for row in found.values()):
+        why = sorted({row.reason for row in found.values()})
         raise PgnasError(
             f"{type(network).__name__} has no convolution of 3x3 or more that can be inflated"
             + (f": {'; '.join(why)}" if why else "")
         )
+    return list(found.values())
+
+
+def _resized(inflation: Inflation) -> bool:
+    """Whether the number of outputs changes."""
+    return inflation.width != 1 or inflation.keep_original
+
+
+def _reasons(network: nn.Module, graph: Graph, inflation: Inflation) -> dict[str, str]:
+    """Convolutions of 3x3 and more: "" where they can be inflated, else why not."""
+    calls, places = graph.calls(), gateable(network, graph)
+    found = {}
+    for layer, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d) or max(module.kernel_size) < 3:
+            continue
+        own = calls.get(layer, [])
+        grouped = {graph.nodes[at].kind for at in own} == {"grouped"}
+        pieces = module.groups if grouped else round(inflation.width * module.out_channels)
+        reason = ("" if grouped else places[layer]) or _unfit(module)
+        if not reason and len(own) > 1:
+            reason = "used twice"
+        elif not reason and grouped and inflation.width != 1:
+            reason = "grouped: the number of its outputs is fixed"
+        elif not reason and _resized(inflation) and not _widenable(network, graph, own[0]):
+            reason = "what reads its outputs fixes their number"
+        elif not reason and pieces < len(inflation.kernels):
+            what = "groups" if grouped else "outputs"
+            reason = f"it has fewer {what} than there are kernels"
+        found[layer] = reason
     return found
 
 
@@ -131,62 +164,105 @@ def _unfit(module: nn.Conv2d) -> str:
     return ""
 
 
-def _consumer(graph: Graph, layer: str) -> list[int] | None:
-    """The way from the outputs of `layer` to the one layer that reads them, that included."""
-    consumers = graph.consumers()
-    at = graph.calls()[layer][0]
-    way: list[int] = []
-    while len(consumers[at]) == 1:
-        at = consumers[at][0]
-        node = graph.nodes[at]
-        if node.kind == "mix":
-            return [*way, at]
-        if node.kind not in ("norm", "channelwise"):
-            return None
-        way.append(at)
-    return None
-
-
-def _plain(modules: dict[str, nn.Module], graph: Graph, way: list[int]) -> bool:
-    """Whether everything on the way can be given another number of channels."""
-    calls = graph.calls()
-    for at in way:
-        node = graph.nodes[at]
-        module = modules.get(node.layer)
-        if module is None:
+def _widenable(network: nn.Module, graph: Graph, at: int) -> bool:
+    """Whether everything that reads the outputs of node `at` takes another number of channels."""
+    consumers, calls, nodes = graph.consumers(), graph.calls(), graph.nodes
+    ahead, seen = [*consumers[at]], set()
+    while ahead:
+        at = ahead.pop()
+        if at in seen:
             continue
-        if len(calls[node.layer]) > 1:
-            return False
-        if node.kind == "mix" and type(module) not in (nn.Conv2d, nn.Linear):
+        seen.add(at)
+        node = nodes[at]
+        if node.kind == "mix":
+            plain = type(network.get_submodule(node.layer)) in (nn.Conv2d, nn.Linear)
+        else:
+            plain = node.kind in ("norm", "channelwise", "concatenate")
+            plain |= node.kind == "flatten" and node.channels == nodes[node.inputs[0]].channels
+            plain |= _scale(network, graph, at) != ""
+            ahead += consumers[at]
+        if not plain or (node.cuttable and len(calls[node.layer]) > 1):
             return False
     return True
 
 
-def _branches(module: nn.Conv2d, inflation: Inflation) -> list[tuple[nn.Conv2d, str]]:
-    """The branches that take the place of `module`, with what to call them."""
-    stride = cast(tuple[int, int], module.stride)
-    total = round(inflation.width * module.out_channels)
-    each, more = divmod(total, len(inflation.kernels))
-    made = []
+def _scale(network: nn.Module, graph: Graph, at: int) -> str:
+    """The last layer of the squeeze-excite block that scales features in product `at`, or ""."""
+    consumers, nodes = graph.consumers(), graph.nodes
+    if not nodes[at].product or len(nodes[at].inputs) != 2:
+        return ""
+    for source in nodes[at].inputs:
+        while nodes[source].kind == "channelwise" and len(consumers[source]) == 1:
+            source = nodes[source].inputs[0]
+        layer = nodes[source].layer
+        alone = len(consumers[source]) == 1 and len(graph.calls().get(layer, ())) == 1
+        pixel = nodes[source].kind == "mix" and set(nodes[source].size) == {1}
+        if alone and pixel and type(network.get_submodule(layer)) is nn.Conv2d:
+            return layer
+    return ""
+
+
+def _follow_(
+    network: nn.Module, graph: Graph, at: int, came_from: dict[int, Tensor], *, zeros: bool
+) -> None:
+    """Where the inputs of node `at` have other channels than before, give it these."""
+    node = graph.nodes[at]
+    if not any(source in came_from for source in node.inputs):
+        return
+    scale = _scale(network, graph, at)
+    if scale:
+        origins = next(came_from[source] for source in node.inputs if source in came_from)
+        _widen_outputs_(cast(nn.Conv2d, network.get_submodule(scale)), origins)
+        came_from[at] = origins
+        return
+    parts, first = [], 0
+    for source in node.inputs:
+        channels = graph.nodes[source].channels
+        origins = came_from.get(source, torch.arange(channels))
+        parts.append(origins.where(origins < 0, origins + first))
+        first += channels
+    origins = torch.cat(parts)
+    if node.kind == "mix":
+        _widen_inputs_(cast(Any, network.get_submodule(node.layer)), origins, zeros=zeros)
+        return
+    came_from[at] = origins
+    if node.kind == "norm":
+        _widen_norm_(cast(Any, network.get_submodule(node.layer)), origins)
+
+
+def _branches(module: nn.Conv2d, inflation: Inflation) -> list[Branch]:
+    """The branches that take the place of `module`."""
+    groups = module.groups
+    grouped = groups > 1
+    inputs, outputs = (module.in_channels // groups, module.out_channels // groups)
+    pieces = groups if grouped else round(inflation.width * module.out_channels)
+    each, more = divmod(pieces, len(inflation.kernels))
+    made: list[Branch] = []
     if inflation.keep_original:
-        made.append((module, f"the original {module.kernel_size[0]}x{module.kernel_size[0]}"
-                             f" -> {module.out_channels}"))  # fmt: skip
+        kernel = module.kernel_size[0]
+        whole = ChannelSlice(0, module.in_channels) if grouped else None
+        text = f"the original {kernel}x{kernel} -> {module.out_channels}"
+        made.append(Branch(module, whole, text))
     first = 0
     for place, kernel in enumerate(inflation.kernels):
-        outputs = each + (place < more)
+        share = each + (place < more)
+        last = first + share
+        part = ChannelSlice(first * inputs, last * inputs) if grouped else None
+        width = outputs if grouped else 1  # of a piece
         taps, dilation = grid_of(kernel)
         branch = nn.Conv2d(
-            module.in_channels, outputs, taps, stride, padding=dilation * (taps - 1) // 2,
-            dilation=dilation, bias=module.bias is not None,
+            share * inputs if grouped else inputs, share * width, taps,
+            cast(tuple[int, int], module.stride), padding=dilation * (taps - 1) // 2,
+            dilation=dilation, groups=share if grouped else 1, bias=module.bias is not None,
         ).to(module.weight.device, module.weight.dtype)  # fmt: skip
         nn.init.kaiming_normal_(branch.weight, mode="fan_out", nonlinearity="relu")
         if branch.bias is not None:
             nn.init.zeros_(branch.bias)
         if not inflation.keep_original:
-            _copy_(branch, module, first)
+            _copy_(branch, module, first * width)
         holes = f" ({taps}x{taps}, dilation {dilation})" if dilation > 1 else ""
-        made.append((branch, f"{kernel}x{kernel}{holes} -> {outputs}"))
-        first += outputs
+        made.append(Branch(branch, part, f"{kernel}x{kernel}{holes} -> {share * width}"))
+        first = last
     return made
 
 
@@ -218,27 +294,37 @@ def _copy_(branch: nn.Conv2d, original: nn.Conv2d, first: int) -> None:
 
 
 @torch.no_grad()
-def _resize_(module: nn.Module, before: int, after: int, *, zeros: bool) -> None:
-    """Give what follows `before` channels of old and more, or fewer, to make `after`."""
-    layer = cast(Any, module)
-    if isinstance(module, _BatchNorm):
-        start = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-        for name, value in start.items():
-            old = getattr(layer, name)
-            if old is None:
-                continue
-            new = torch.full((after,), value, dtype=old.dtype, device=old.device)
-            new[:before] = old[:after]
-            setattr(layer, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
-        layer.num_features = after
-    elif isinstance(module, nn.Conv2d | nn.Linear):
-        old = layer.weight
-        new = old.new_zeros(old.shape[0], after, *old.shape[2:])
-        if not zeros:
-            nn.init.kaiming_normal_(new, mode="fan_out", nonlinearity="relu")
-        new[:, :before] = old[:, :after]
-        layer.weight = nn.Parameter(new)
-        if isinstance(module, nn.Conv2d):
-            layer.in_channels = after
-        else:
-            layer.in_features = after
+def _widen_norm_(module: _BatchNorm, origins: Tensor) -> None:
+    """Give a batch-norm the channels `origins`; added ones (-1) start fresh."""
+    start = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    for name, value in start.items():
+        old = getattr(module, name)
+        if old is not None:
+            new = torch.where(origins < 0, value, old[origins])
+            setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+    module.num_features = len(origins)
+
+
+@torch.no_grad()
+def _widen_inputs_(module: Any, origins: Tensor, *, zeros: bool) -> None:
+    """Give a convolution or linear layer the inputs `origins`; added ones (-1) start at random."""
+    new = module.weight[:, origins].clone()
+    fresh = torch.zeros_like(new)
+    if not zeros:
+        nn.init.kaiming_normal_(fresh, mode="fan_out", nonlinearity="relu")
+    new[:, origins < 0] = fresh[:, origins < 0]
+    module.weight = nn.Parameter(new)
+    if isinstance(module, nn.Conv2d):
+        module.in_channels = len(origins)
+    else:
+        module.in_features = len(origins)
+
+
+@torch.no_grad()
+def _widen_outputs_(module: nn.Conv2d, origins: Tensor) -> None:
+    """Give a convolution the outputs `origins`; added ones (-1) are zero."""
+    added = origins < 0
+    module.weight = nn.Parameter(module.weight[origins].masked_fill(added[:, None, None, None], 0))
+    if module.bias is not None:
+        module.bias = nn.Parameter(module.bias[origins].masked_fill(added, 0))
+    module.out_channels = len(origins)

@@ -9,6 +9,7 @@ import math
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..gates import followers, gates
@@ -57,7 +58,7 @@ class ExpectedSize:
                     params = params + weights + others
         return params + self.untouched, macs + self.rest_macs
 
-    def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:  # noqa: C901 - one rule per kind of node
+    def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:  # noqa: C901, PLR0915 - one rule per kind of node
         """Per node, the logarithm of the probability that nobody needs a channel, (channels,).
 
         Nodes on a chain share one tensor, which keeps the number of operations small.
@@ -97,6 +98,10 @@ class ExpectedSize:
                 widths = [nodes[source].channels for source in node.inputs]
                 for source, part in zip(node.inputs, own.split(widths), strict=True):
                     add(source, part)
+            elif node.kind == "slice":
+                source = node.inputs[0]
+                after = nodes[source].channels - node.first - node.channels
+                add(source, F.pad(own, (node.first, after)))
             elif node.kind == "flatten":
                 source = node.inputs[0]
                 alike = nodes[source].channels == node.channels

@@ -84,6 +84,9 @@ def _cut(module: nn.Module, node: Node, position: int, wiring: Wiring) -> Cut | 
         return Cut("parameter", outputs) if outputs < node.channels else None
     if node.kind == "switch" and node.layer in wiring.closed:
         return Cut("idle", outputs) if bool(wiring.closed[node.layer][0]) else None
+    if node.kind == "slice":
+        ahead = int(wiring.live[node.inputs[0]][0, : node.first].sum())
+        return Cut("slice", outputs, first=ahead)
     if not node.cuttable:
         return None
     if not bool(wiring.varies(node.layer)):
@@ -141,7 +144,7 @@ def _tensors(
             state[path] = kept.movedim(0, node.axis).contiguous()
         elif cut.kind == "constant":
             own = {"value": values[position][rows.to(values[position].device)]}
-        elif cut.kind == "idle":
+        elif cut.kind in ("idle", "slice"):
             own = {}
         else:
             rows = rows.to(next(iter(own.values())).device)

@@ -25,7 +25,7 @@ from ..graph import plain_shell, window_of
 class Cut:
     """The shape that one module gets."""
 
-    kind: Literal["mix", "grouped", "norm", "parameter", "constant", "idle"]
+    kind: Literal["mix", "grouped", "norm", "parameter", "constant", "idle", "slice"]
     outputs: int  # channels that it writes
     inputs: int = 0  # channels that it multiplies, a plane of ones included (mix)
     picks: int = 0  # channels of the tensor it picks its inputs from; 0: takes all as they come
@@ -33,6 +33,7 @@ class Cut:
     bias: bool = False  # it has a bias
     groups: int = 1  # of a convolution
     plain: bool = False  # its standardised weights are stored as they are applied
+    first: int = 0  # channel that a slice begins with
 
 
 class Narrow:
@@ -158,6 +159,8 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
             layer.in_channels, layer.out_channels = cut.inputs, cut.outputs
         else:
             layer.in_features, layer.out_features = cut.inputs, cut.outputs
+    elif cut.kind == "slice":
+        layer.first, layer.last = cut.first, cut.first + cut.outputs
     elif cut.kind == "norm":
         layer.num_features = cut.outputs
         for name in ("weight", "bias", "running_mean", "running_var"):

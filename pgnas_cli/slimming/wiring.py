@@ -102,6 +102,8 @@ def _constant(
             value = operands[0] | ~kept.get(node.layer, value.new_ones(1, 1))
         elif node.kind == "concatenate":
             value = torch.cat(operands, 1)
+        elif node.kind == "slice":
+            value = operands[0].narrow(1, node.first, node.channels)
         elif node.kind == "flatten":
             value = spread(operands[0], node.channels)
         constant.append(torch.zeros_like(value) if position in aliased else value)
@@ -163,6 +165,8 @@ def _needed(  # noqa: C901 - one rule per kind of node
             widths = [graph.nodes[i].channels for i in node.inputs]
             for operand, part in zip(node.inputs, wanted.split(widths, 1), strict=True):
                 needed[operand] |= part
+        elif node.kind == "slice":
+            needed[node.inputs[0]].narrow(1, node.first, node.channels).logical_or_(wanted)
         elif node.kind == "flatten":
             source = node.inputs[0]
             needed[source] |= _any_of_group(wanted, graph.nodes[source].channels)
@@ -293,6 +297,10 @@ def _agree(
         widths = [live[source].shape[1] for source in node.inputs]
         for operand, part in zip(node.inputs, out.split(widths, 1), strict=True):
             live[operand] |= part
+    elif node.kind == "slice":
+        part = live[node.inputs[0]].narrow(1, node.first, node.channels)
+        part |= out
+        out |= part
     elif node.kind == "flatten":
         features = live[node.inputs[0]]
         features |= _any_of_group(out, features.shape[1])
