@@ -127,13 +127,20 @@ class Cell(nn.Module):
         return torch.cat([nodes[node] for node in self.loose], 1)
 
 
+class AuxiliaryPool(nn.Module):
+    """To 2x2: 5x5 windows at a stride of 3, as in the released code, where that gives 2x2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 5, 3) if 8 <= x.shape[-1] <= 10 else F.adaptive_avg_pool2d(x, 2)
+
+
 class Auxiliary(nn.Sequential):
-    """A second classifier halfway, for the gradient; not part of what is exported."""
+    """A second classifier, for the gradient; not part of what is exported."""
 
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__(
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
+            AuxiliaryPool(),
             nn.Conv2d(inputs, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(),
@@ -155,6 +162,7 @@ class Enas(nn.Module):
         width = 3 * filters
         self.stem = stem(input_shape, width)
         reductions = (LAYERS // 3, 2 * LAYERS // 3 + 1)
+        self.beside = reductions[-1] + 1  # the cell that the auxiliary head reads
         count = LAYERS + len(reductions)
         self.cells = nn.ModuleList()
         channels, halved = (width, width), False
@@ -167,9 +175,8 @@ class Enas(nn.Module):
             )  # fmt: skip
             self.cells.append(cell)
             channels, halved = (channels[1], cell.width), shrinks
-            if position == reductions[-1]:
+            if position == self.beside:
                 self.auxiliary: nn.Module | None = Auxiliary(cell.width, classes)
-        self.beside = reductions[-1]
         self.head = nn.Linear(channels[1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -97,7 +97,7 @@ def plan_lines(plan: "FitPlan") -> list[str]:
     """What is about to be fitted, and whether the prior is within reason."""
     chance, prior = math.log(plan.classes), plan.prior
     decay = prior.weight_decay(plan.recipe.initial_drop)
-    lines = [f"note: {options.flagged(remark)}" for remark in plan.remarks]
+    lines = [f"note: {remark}" for remark in plan.remarks]
     lines += [
         f"network: {large(plan.params)} parameters; {plan.gates} gates in {plan.groups} groups on"
         f" {plan.gated_layers} layers",

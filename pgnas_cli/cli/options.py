@@ -48,7 +48,7 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Name the layers that are not prunable.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-DataRoot = Annotated[Path, typer.Option(help="Where timm's data sets live.")]
+DataRoot = Annotated[Path, typer.Option(help="Where named data sets live.")]
 SaveMinutes = Annotated[float, typer.Option(help="Checkpoint interval, minutes.")]
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 AIM = 0.99  # of the size named: candidates spread around the target of the fit
 TOP = 10
 FROM_FIT = (
-    "data", "backbone", "pretrained", "weights", "epochs", "batch_size", "img_size", "lr", "groups",
-    "seed", "skip_corrupt",
+    "data", "backbone", "pretrained", "weights", "keep_original", "epochs", "batch_size",
+    "img_size", "lr", "groups", "seed", "skip_corrupt",
 )  # fmt: skip
 
 

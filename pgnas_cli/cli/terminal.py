@@ -24,6 +24,7 @@ from rich.text import Text
 
 from ..progress import Task
 from ..units import clock
+from .options import flagged
 
 SILENCE = 10.0  # seconds without a line, where there is no bar
 PATIENCE = 60.0  # the same, once a task has taken as long
@@ -43,7 +44,7 @@ class Terminal:
         """A remark on stderr."""
         self.told = time.monotonic()
         if not self.quiet:
-            (self.bar.console if self.bar else self.err).print(Text(text))
+            (self.bar.console if self.bar else self.err).print(Text(flagged(text)))
 
     def result(self, text: str) -> None:
         """A line on stdout."""

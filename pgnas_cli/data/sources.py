@@ -20,9 +20,9 @@ TEST_FOLDERS = ("test", "val", "validation", "valid")
 
 
 def find_data(
-    name: str,  # "digits", a folder, or a name of timm's create_dataset
+    name: str,  # "digits", a folder, "cifar10", or another name of timm's create_dataset
     *,
-    root: Path = Path("data"),  # where timm's named data sets live
+    root: Path = Path("data"),  # where named data sets live
     skip_corrupt: bool = False,
 ) -> Source:
     """Look a data set up: its classes, its images, and whether they are small.
@@ -35,12 +35,14 @@ def find_data(
     elif Path(name).is_dir():
         called = DataName(Path(name).resolve().name, folder=True)
         classes, train, test = _folder(Path(name))
+    elif name in _PLAIN_NAMES:
+        classes, train, test = _plainly_named(name, root)
     elif name.split("/")[0] in _TIMM_SOURCES and "/" in name:
         classes, train, test = _timm_named(name, root)
     else:
         raise PgnasError(
-            f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
-            ", or a timm name such as torch/cifar10"
+            f"no data set '{name}'; possible: digits, {', '.join(_PLAIN_NAMES)}, a folder with"
+            " train/<class>/ and val/<class>/, or a timm name such as torch/mnist"
         )
     if len(classes) < 2:
         raise PgnasError(f"'{name}' has one class ('{classes[0]}'); at least two are needed")
@@ -144,6 +146,28 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image, dtype=np.int64)
     return Image.fromarray((values // 256 if values.max() > 255 else values).astype(np.uint8))
+
+
+# Names that need no prefix, and torchvision's folder of each. ImageNet's archives are not unpacked.
+_PLAIN_NAMES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "imagenet": ""}
+
+
+def _plainly_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part | None]:
+    """Class folders in `root`, or what torchvision has or downloads there."""
+    own, folder = root / name, _PLAIN_NAMES[name]
+    if (own / "train").is_dir():
+        return _folder(own)
+    if not folder:
+        raise PgnasError(
+            f"no data set '{name}': looked for {own}/train/<class>/ and {own}/val/<class>/; give"
+            f" its folder as `data`, or the folder that '{name}' lies in as `data_root`"
+        )
+    try:
+        return _timm_named(f"torch/{name}", root)
+    except PgnasError as error:
+        raise PgnasError(
+            f"no data set '{name}': looked for {own}/train/<class>/ and {root / folder}; {error}"
+        ) from None
 
 
 _TIMM_SOURCES = ("torch", "hfds", "tfds", "wds", "hfids")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PgnasError
+from ..errors import PgnasError, one_line
 from ..run import Run, newest_run
 from ..run.posterior import SupernetSpec
 from ..seeds import generator
@@ -112,8 +112,13 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
     _check_positions(network, state, path)
     network.load_state_dict(state)
     network.eval()
-    with torch.no_grad():
-        logits = network(fixed_input(about.supernet.preprocessing.input_shape))
+    try:
+        with torch.no_grad():
+            logits = network(fixed_input(about.supernet.preprocessing.input_shape))
+    except RuntimeError as error:
+        raise PgnasError(
+            f"'{path}' is damaged: its layers do not fit together ({one_line(error)})"
+        ) from None
     if fingerprint is None or fingerprint.shape != logits.shape:
         raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
     scale = float(fingerprint.abs().max()) or 1.0
@@ -130,7 +135,8 @@ def _sane(cuts: dict[str, Cut], state: dict[str, Tensor], path: Path) -> dict[st
     """Refuse sizes that no tensor of the file bears out, before memory is set aside for them."""
     largest = max((max(t.shape, default=0) for t in state.values()), default=0)
     for layer, cut in cuts.items():
-        if not (0 < cut.outputs <= largest and 0 <= cut.inputs <= largest and cut.picks >= 0):
+        least = min(cut.inputs, cut.picks, cut.first)
+        if not (least >= 0 and 0 < cut.outputs <= largest and cut.inputs <= largest):
             if cut.kind == "idle" and 0 < cut.outputs <= 1_000_000:
                 continue
             raise PgnasError(f"'{path}' is damaged: layer {layer} has impossible sizes")

@@ -136,6 +136,7 @@ class Start:
     pretrained: bool = False  # timm's, downloaded
     weights: Path | None = None  # a plain state dict in a safetensors file
     seed: int = 0  # of random ones
+    keep_original: bool = False  # beside the branches of a network that is inflated
 
 
 @dataclass(frozen=True)

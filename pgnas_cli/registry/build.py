@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..gates import make_concrete_
 from ..progress import note
-from ..seeds import derived_seed, seeded_globals
+from ..seeds import derived_seed, generator, seeded_globals
 from ..storage import from_json, new_file, to_json
 from ..tensors import read_tensors, write_tensors
 from .backbone import Backbone, Inflation, Start
@@ -34,6 +35,7 @@ def build_backbone(
     own = dict(options or {})
     tensors: dict[str, Tensor] | None = None
     file = Path(name)
+    survives: float | None = None
     if file.suffix == ".safetensors":
         if start.pretrained or start.weights is not None:
             raise PgnasError(
@@ -41,6 +43,7 @@ def build_backbone(
             )
         stored, content = read_tensors(file, SUPERNET)
         parts = from_json(Parts, content.get("parts"), file)
+        survives = parts.survives
         name, own = parts.backbone, {**own, **parts.options}
         tensors = {key.removeprefix("network."): value for key, value in stored.items()}
     given = own.pop("inflation", None)
@@ -48,14 +51,60 @@ def build_backbone(
         name, classes=classes, channels=channels, size=size, options=own, start=start
     )
     inflation = backbone.inflation if given is None else from_json(Inflation, given, file)
+    if start.keep_original:
+        if inflation is None or tensors is not None:
+            raise PgnasError(
+                f"`keep_original` is for networks that a fit inflates, not for '{file}'; give it to"
+                " pgnas inflate"
+            )
+        inflation = dataclasses.replace(inflation, keep_original=True)
     if inflation is not None:
-        with seeded_globals(derived_seed(start.seed, "inflation")):
-            inflate_(backbone.network, backbone.input_shape, inflation)
+        backbone, _, share = _inflated(backbone, inflation, start)
+        survives = share if tensors is None else survives
         own["inflation"] = to_json(inflation)
     if tensors is not None:
         replaced = fit_weights_(backbone.network, tensors, file, backbone.heads)
         backbone = with_replaced(backbone, replaced)
+    if survives is not None:
+        backbone = dataclasses.replace(backbone, remarks=(*backbone.remarks, _surviving(survives)))
     return dataclasses.replace(backbone, name=name, options=own)
+
+
+def _inflated(
+    backbone: Backbone, inflation: Inflation, start: Start
+) -> tuple[Backbone, list[Inflated], float | None]:
+    """`backbone`, its network inflated in place, with the paper's gates; what became of each
+    convolution; and how much of the function of given weights survives, in [0, 1]."""
+    network, given = backbone.network, start.pretrained or start.weights is not None
+    images = torch.randn(4, *backbone.input_shape, generator=generator(0, "inflation"))
+    before = _logits(network, images) if given else None
+    with seeded_globals(derived_seed(start.seed, "inflation")):
+        rows = inflate_(network, backbone.input_shape, inflation)
+    recipe = dataclasses.replace(backbone.recipe, gates="all", groups="layer")
+    share = None
+    if before is not None:
+        change = (_logits(network, images) - before).norm() / before.norm().clamp_min(1e-12)
+        share = max(0.0, 1 - float(change))
+    return dataclasses.replace(backbone, recipe=recipe), rows, share
+
+
+@torch.no_grad()
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    """In evaluation mode; the network's modes stay."""
+    modes = [(module, module.training) for module in network.modules()]
+    logits: Tensor = network.eval()(images)
+    for module, training in modes:
+        module.training = training
+    return logits
+
+
+def _surviving(share: float) -> str:
+    """The remark on an inflated network that starts from given weights."""
+    advice = "" if share > 0.99 else "; `keep_original` keeps it all, at more parameters"
+    return (
+        f"{100 * share:.0f} % of the function of the starting weights survives the inflation"
+        f" (1 - relative change of the logits, random images){advice}"
+    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +113,7 @@ class Parts:
 
     backbone: str
     options: dict[str, Any]
+    survives: float | None = None  # of the function of the weights that it started from
 
 
 def inflate(
@@ -91,14 +141,13 @@ def inflate(
     if Path(name).suffix == ".safetensors":
         raise PgnasError(f"'{name}' is inflated already; start from a backbone's name")
     backbone = load_backbone(name, classes=classes, size=img_size, start=start)
-    if backbone.inflation is not None:
-        raise PgnasError(f"'{name}' is inflated already; try timm/{name}")
-    with seeded_globals(derived_seed(start.seed, "inflation")):
-        rows = inflate_(backbone.network, backbone.input_shape, inflation)
+    backbone, rows, survives = _inflated(backbone, inflation, start)
     options = {**backbone.options, "inflation": to_json(inflation)}
     tensors = {f"network.{key}": value for key, value in backbone.network.state_dict().items()}
-    write_tensors(path, SUPERNET, tensors, {"parts": {"backbone": name, "options": options}})
-    for remark in backbone.remarks:
+    parts = Parts(name, options, survives)
+    write_tensors(path, SUPERNET, tensors, {"parts": to_json(parts)})
+    remarks = [] if survives is None else [_surviving(survives)]
+    for remark in (*backbone.remarks, *remarks):
         note(f"note: {remark}")
     return rows, sum(p.numel() for p in backbone.network.parameters())
 

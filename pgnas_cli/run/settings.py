@@ -29,14 +29,19 @@ class FitSettings:
         flags=("--backbone", "--model"),
     )
     data: str = option(
-        "digits", "digits, a folder with train/ and val/, or a timm name (torch/cifar10)."
+        "digits",
+        "digits, cifar10, cifar100, imagenet, a folder with train/ and val/, or a timm name.",
     )
-    data_root: str = option("data", "Where timm's data sets live.", advanced=True)
+    data_root: str = option("data", "Where named data sets live.", advanced=True)
     img_size: int | None = option(None, "Image size in pixels; default: as is, photos 224.")
     pretrained: bool = option(
         False, "Start from timm's weights, downloaded by timm.", flags=("--pretrained",)
     )
     weights: str | None = option(None, "Start from a plain state dict, FILE.safetensors.")
+    keep_original: bool = option(
+        False, "Of an inflated super-network: keep each convolution beside its branches.",
+        flags=("--keep-original",), advanced=True,
+    )  # fmt: skip
     held_out: float = option(0.2, "Share of the training images kept for ranking.")
     skip_corrupt: bool = option(
         False, "Leave out images that do not decode.", flags=("--skip-corrupt",)

@@ -250,7 +250,7 @@ def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) ->
         size=source.small if settings.img_size is None else settings.img_size,
         start=Start(
             settings.pretrained, None if settings.weights is None else Path(settings.weights),
-            settings.seed,
+            settings.seed, settings.keep_original,
         ),
     )  # fmt: skip
     data = cut_data(
