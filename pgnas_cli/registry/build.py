@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PgnasError
@@ -76,21 +77,25 @@ def _inflated(
     """`backbone`, its network inflated in place, with the paper's gates; what became of each
     convolution; and how much of the function of given weights survives, in [0, 1]."""
     network, given = backbone.network, start.pretrained or start.weights is not None
-    images = torch.randn(4, *backbone.input_shape, generator=generator(0, "inflation"))
-    before = _logits(network, images) if given else None
+    before = _logits(network, backbone.input_shape) if given else None
     with seeded_globals(derived_seed(start.seed, "inflation")):
-        rows = inflate_(network, backbone.input_shape, inflation)
+        rows = inflate_(network, backbone.input_shape, inflation, copy=given)
     recipe = dataclasses.replace(backbone.recipe, gates="all", groups="layer")
     share = None
     if before is not None:
-        change = (_logits(network, images) - before).norm() / before.norm().clamp_min(1e-12)
+        after = _logits(network, backbone.input_shape)
+        change = (after - before).norm() / before.norm().clamp_min(1e-12)
         share = max(0.0, 1 - float(change))
     return dataclasses.replace(backbone, recipe=recipe), rows, share
 
 
 @torch.no_grad()
-def _logits(network: nn.Module, images: Tensor) -> Tensor:
-    """In evaluation mode; the network's modes stay."""
+def _logits(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
+    """Of eight random images, smooth at several scales as photos are; the network's modes stay."""
+    channels, *size = input_shape
+    g = generator(0, "inflation")
+    grids = [torch.randn(8, channels, pixels, pixels, generator=g) for pixels in (2, 4, 8, 16)]
+    images = sum(F.interpolate(grid, size, mode="bilinear") for grid in grids) / 2
     modes = [(module, module.training) for module in network.modules()]
     logits: Tensor = network.eval()(images)
     for module, training in modes:

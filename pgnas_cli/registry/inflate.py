@@ -9,9 +9,14 @@ Where all that reads the outputs can be widened (through batch-norm, activations
 their number may change: by `width`, or because the original convolution is kept beside the
 branches. The readers' weights for added channels start at zero there, so that the network computes
 what it did.
+
+Without the original, branches start from its filters as well as their taps allow: each has the
+filters whose outputs it can predict best, of images whose neighbouring pixels correlate. Readers
+that can be widened can be permuted, so that any branch may take the place of any output.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -22,6 +27,8 @@ from ..errors import PgnasError
 from ..gates import gateable
 from ..graph import ChannelSlice, Graph, trace
 from .backbone import Inflation
+
+CORRELATION = 0.8  # of neighbouring pixels of features; chosen on a trained network (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,11 @@ def check(inflation: Inflation) -> None:
 
 
 def inflate_(
-    network: nn.Module, input_shape: tuple[int, int, int], inflation: Inflation
+    network: nn.Module,
+    input_shape: tuple[int, int, int],
+    inflation: Inflation,
+    *,
+    copy: bool = True,  # start from the filters of the originals; else at random
 ) -> list[Inflated]:
     """Inflate every convolution of `network` that can be, in place; says what became of each."""
     check(inflation)
@@ -103,16 +114,17 @@ def inflate_(
         if node.layer not in reasons or node.layer in found:
             continue
         conv = cast(nn.Conv2d, network.get_submodule(node.layer))
-        branches = [] if reasons[node.layer] else _branches(conv, inflation)
+        assigned = copy and _widenable(network, graph, position)
+        origins = _origins(conv, inflation, assigned=assigned)
+        branches = [] if reasons[node.layer] else _branches(conv, inflation, origins, copy=copy)
         texts = tuple(branch.text for branch in branches)
         kernel = conv.kernel_size[0]
         found[node.layer] = Inflated(node.layer, kernel, texts, reasons[node.layer])
         if branches:
             parent, _, name = node.layer.rpartition(".")
             setattr(network.get_submodule(parent), name, Parallel(branches))
-            if _resized(inflation):
-                origins = torch.arange(sum(branch.conv.out_channels for branch in branches))
-                came_from[position] = origins.where(origins < node.channels, -1)
+            if not torch.equal(origins, torch.arange(node.channels)):
+                came_from[position] = origins
     if not any(row.branches for row in found.values()):
         why = sorted({row.reason for row in found.values()})
         raise PgnasError(
@@ -230,67 +242,109 @@ def _follow_(
         _widen_norm_(cast(Any, network.get_submodule(node.layer)), origins)
 
 
-def _branches(module: nn.Conv2d, inflation: Inflation) -> list[Branch]:
-    """The branches that take the place of `module`."""
-    groups = module.groups
-    grouped = groups > 1
-    inputs, outputs = (module.in_channels // groups, module.out_channels // groups)
-    pieces = groups if grouped else round(inflation.width * module.out_channels)
+def _shares(module: nn.Conv2d, inflation: Inflation) -> list[range]:
+    """The outputs of each branch, or where `module` is grouped, its groups."""
+    grouped = module.groups > 1
+    pieces = module.groups if grouped else round(inflation.width * module.out_channels)
     each, more = divmod(pieces, len(inflation.kernels))
+    ends = [0]
+    for place in range(len(inflation.kernels)):
+        ends.append(ends[-1] + each + (place < more))
+    return [range(*pair) for pair in pairwise(ends)]
+
+
+def _origins(module: nn.Conv2d, inflation: Inflation, *, assigned: bool) -> Tensor:
+    """Of each output of all branches, the output of `module` whose place it takes; -1: none.
+
+    int64 (outputs,). Where `assigned`, each branch takes those that it can predict best.
+    """
+    outputs = module.out_channels
+    if inflation.keep_original:
+        added = outputs if module.groups > 1 else round(inflation.width * outputs)
+        return torch.cat([torch.arange(outputs), torch.full((added,), -1)])
+    if module.groups > 1:
+        return torch.arange(outputs)
+    if inflation.width != 1 or not assigned:
+        origins = torch.arange(round(inflation.width * outputs))
+        return origins.where(origins < outputs, -1)
+    from scipy.optimize import linear_sum_assignment
+
+    kept = []
+    for kernel, share in zip(inflation.kernels, _shares(module, inflation), strict=True):
+        taps = _offsets(*grid_of(kernel))
+        energy = _energy(_predicted(module, taps), taps)
+        kept += [energy] * len(share)
+    return torch.from_numpy(linear_sum_assignment(torch.stack(kept).numpy(), maximize=True)[1])
+
+
+def _branches(
+    module: nn.Conv2d, inflation: Inflation, origins: Tensor, *, copy: bool
+) -> list[Branch]:
+    """The branches that take the place of `module`."""
+    grouped, kernel = module.groups > 1, module.kernel_size[0]
+    inputs, outputs = module.in_channels // module.groups, module.out_channels // module.groups
     made: list[Branch] = []
     if inflation.keep_original:
-        kernel = module.kernel_size[0]
         whole = ChannelSlice(0, module.in_channels) if grouped else None
         text = f"the original {kernel}x{kernel} -> {module.out_channels}"
         made.append(Branch(module, whole, text))
-    first = 0
-    for place, kernel in enumerate(inflation.kernels):
-        share = each + (place < more)
-        last = first + share
-        part = ChannelSlice(first * inputs, last * inputs) if grouped else None
-        width = outputs if grouped else 1  # of a piece
-        taps, dilation = grid_of(kernel)
+    for size, share in zip(inflation.kernels, _shares(module, inflation), strict=True):
+        part, groups, width = None, 1, len(share)
+        if grouped:
+            part = ChannelSlice(share.start * inputs, share.stop * inputs)
+            groups, width = len(share), len(share) * outputs
+        taps, dilation = grid_of(size)
         branch = nn.Conv2d(
-            share * inputs if grouped else inputs, share * width, taps,
-            cast(tuple[int, int], module.stride), padding=dilation * (taps - 1) // 2,
-            dilation=dilation, groups=share if grouped else 1, bias=module.bias is not None,
+            groups * inputs, width, taps, cast(tuple[int, int], module.stride),
+            padding=dilation * (taps - 1) // 2, dilation=dilation, groups=groups,
+            bias=module.bias is not None,
         ).to(module.weight.device, module.weight.dtype)  # fmt: skip
         nn.init.kaiming_normal_(branch.weight, mode="fan_out", nonlinearity="relu")
         if branch.bias is not None:
             nn.init.zeros_(branch.bias)
-        if not inflation.keep_original:
-            _copy_(branch, module, first * width)
+        if copy and not inflation.keep_original:
+            first = share.start * (outputs if grouped else 1)
+            _start_(branch, module, origins[first : first + width])
         holes = f" ({taps}x{taps}, dilation {dilation})" if dilation > 1 else ""
-        made.append(Branch(branch, part, f"{kernel}x{kernel}{holes} -> {share * width}"))
-        first = last
+        made.append(Branch(branch, part, f"{size}x{size}{holes} -> {width}"))
     return made
 
 
 @torch.no_grad()
-def _copy_(branch: nn.Conv2d, original: nn.Conv2d, first: int) -> None:
-    """Start from the original's filters [first, ...): taps at the same place; others are zero.
-
-    A 3x3 has all of a 3x3's, a 1x1 the one in the centre, and so has one with holes. Outputs that
-    the original lacks keep their random weights.
-    """
-    rows = slice(first, min(first + branch.out_channels, original.out_channels))
-    count = rows.stop - rows.start
-    if count <= 0:
-        return
-    branch.weight[:count] = 0
-    steps = [
-        [d * (tap - (k - 1) // 2) for tap in range(k)]
-        for k, d in ((branch.kernel_size[0], branch.dilation[0]),
-                     (original.kernel_size[0], original.dilation[0]))
-    ]  # fmt: skip
-    same = [(a, steps[1].index(at)) for a, at in enumerate(steps[0]) if at in steps[1]]
-    for down, theirs_down in same:
-        for right, theirs_right in same:
-            branch.weight[:count, :, down, right] = original.weight[
-                rows, :, theirs_down, theirs_right
-            ]
+def _start_(branch: nn.Conv2d, original: nn.Conv2d, origins: Tensor) -> None:
+    """Start from the original's filters `origins`; outputs without one (-1) stay random."""
+    filters = _predicted(original, _offsets(branch.kernel_size[0], branch.dilation[0]))
+    there = origins >= 0
+    branch.weight[there] = filters[origins[there]].to(branch.weight.dtype)
     if branch.bias is not None and original.bias is not None:
-        branch.bias[:count] = original.bias[rows]
+        branch.bias[there] = original.bias[origins[there]]
+
+
+def _offsets(taps: int, dilation: int) -> Tensor:
+    """Where the taps along a side lie, in pixels from the centre, int64 (taps,)."""
+    return dilation * (torch.arange(taps) - (taps - 1) // 2)
+
+
+def _correlations(one: Tensor, other: Tensor) -> Tensor:
+    """Of pixels at two lists of offsets, float64 (len(one), len(other))."""
+    return CORRELATION ** (one[:, None] - other).abs().double()
+
+
+@torch.no_grad()
+def _predicted(module: nn.Conv2d, taps: Tensor) -> Tensor:
+    """The filters of `module` at other taps: least squares on correlated pixels, float64.
+
+    (outputs, inputs of a group, len(taps), len(taps)). Equal where the taps are.
+    """
+    own = _offsets(module.kernel_size[0], module.dilation[0])
+    fit = torch.linalg.solve(_correlations(taps, taps), _correlations(taps, own))
+    return fit @ module.weight.detach().cpu().double() @ fit.T
+
+
+def _energy(filters: Tensor, taps: Tensor) -> Tensor:
+    """Mean square of what each of `filters` gives on correlated pixels, float64 (outputs,)."""
+    around = _correlations(taps, taps)
+    return (filters * (around @ filters @ around)).sum((1, 2, 3))
 
 
 @torch.no_grad()
