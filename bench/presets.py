@@ -16,7 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-NAMES = ("multibranch-m", "multibranch-mi", "enas-e", "enas-ei", "resnet50", "densenet121")
+NAMES = (
+    "multibranch-m", "multibranch-mi", "enas-e", "enas-ei", "resnet50", "densenet121",
+    "densenet121-inflated",
+)  # fmt: skip
 STEPS = 20
 PEAK = "import resource, sys; from pgnas_cli.cli import main\ntry: main(sys.argv[1:])\nfinally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"  # noqa: E501
 

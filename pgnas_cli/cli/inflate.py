@@ -1,6 +1,7 @@
 """`pgnas inflate`: put parallel convolutions into a network."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -62,4 +63,4 @@ def inflate(
         title = "convolutions of 3x3 and more, in order of execution"
         terminal.table(title, ("<layer", "kernel", "<becomes"), shown)
         terminal.result(f"wrote {output} ({params} parameters)")
-    terminal.note(f"next: pgnas fit --backbone {output} --data DIR")
+    terminal.note(f"next: pgnas fit --backbone {shlex.quote(str(output))} --data DIR")

@@ -86,6 +86,67 @@ def test_an_unknown_timm_name_is_one_error_line(tmp_path: Path) -> None:
         load_data("torch/nothing", seed=0, root=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet"])
+def test_a_plain_name_is_a_folder_of_classes_below_the_root(
+    photo_folder: Folder, tmp_path: Path, name: str
+) -> None:
+    photo_folder().rename(tmp_path / name)
+    data = load_data(name, seed=0, size=32, root=tmp_path)
+    assert data.classes == ("blue", "green", "red")
+    assert data.name == DataName(name)
+
+
+class _Fetched:
+    """What torchvision has of CIFAR: labels and classes by name, images by index."""
+
+    def __init__(self, count: int) -> None:
+        self.targets = [index % 2 for index in range(count)]
+        self.classes = ["cat", "dog"]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (32, 32), (9 * index, 0, 0)), self.targets[index]
+
+
+def test_cifar_is_torchvisions_where_no_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def create(name: str, root: str, *, split: str, **options: object) -> _Fetched:
+        asked.append((name, root, split))
+        return _Fetched(20 if split == "train" else 8)
+
+    monkeypatch.setattr("pgnas_cli.data.sources.create_dataset", create)
+    data = load_data("cifar10", seed=0, root=tmp_path)
+    assert asked[:2] == [("torch/cifar10", str(tmp_path), s) for s in ("train", "validation")]
+    assert data.classes == ("cat", "dog")
+    assert (len(data.fit), len(data.held_out)) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")]
+)
+def test_a_plain_name_that_is_not_found_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("pgnas_cli.data.sources.create_dataset", offline)
+    with pytest.raises(PgnasError) as caught:
+        load_data(name, seed=0, root=tmp_path)
+    text = str(caught.value)
+    assert f"looked for {tmp_path / name}/train/<class>/ and {tmp_path / folder};" in text
+    assert "no route to host" in text
+    assert text.endswith("`data_root` says where data sets live")
+
+
+def test_imagenet_is_not_downloaded(tmp_path: Path) -> None:
+    where = tmp_path / "imagenet"
+    with pytest.raises(PgnasError, match=f"looked for {where}/train/<class>/ .*`data_root`"):
+        load_data("imagenet", seed=0, root=tmp_path)
+
+
 def test_refusals_say_what_was_found_and_what_is_possible(photo_folder: Folder) -> None:
     folder = photo_folder()
 

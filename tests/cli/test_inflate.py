@@ -1,0 +1,29 @@
+"""inflate: the line that it prints is fitted as it stands, and the winner exported.
+
+bench/inflations.py does the same for ten more networks.
+"""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import object_of, said
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/mobilenetv3_small_050", "densenet121"])
+def test_the_printed_line_fits_the_inflated_network(
+    name: str, photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo_folder(train=6, size=(40, 40)).rename("DIR")  # as the line says
+    _, _, err = said(capsys, "inflate", name, "-o", "a b.safetensors", "--img-size", "32")
+    line = err.splitlines()[-1].removeprefix("next: ")
+    command, *given = shlex.split(line)
+    assert (command, given[0]) == ("pgnas", "fit")
+    quick = ["--epochs", "1", "--batch-size", "8", "--img-size", "32", "-j", "0", "--run", "r"]
+    fitted = object_of(capsys, *given, *quick)
+    assert fitted["gates"] > 0
+    assert said(capsys, "sample", "-n", "3", "--run", "r")[0] == 0
+    best = object_of(capsys, "export", "best.safetensors", "-j", "0", "--run", "r")
+    assert 0 < best["params"] <= fitted["params"]
