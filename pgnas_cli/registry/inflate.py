@@ -114,17 +114,17 @@ def inflate_(
         if node.layer not in reasons or node.layer in found:
             continue
         conv = cast(nn.Conv2d, network.get_submodule(node.layer))
-        assigned = copy and _widenable(network, graph, position)
-        origins = _origins(conv, inflation, assigned=assigned)
-        branches = [] if reasons[node.layer] else _branches(conv, inflation, origins, copy=copy)
-        texts = tuple(branch.text for branch in branches)
-        kernel = conv.kernel_size[0]
-        found[node.layer] = Inflated(node.layer, kernel, texts, reasons[node.layer])
-        if branches:
+        branches: list[Branch] = []
+        if not reasons[node.layer]:
+            assigned = copy and _widenable(network, graph, position)
+            origins = _origins(conv, inflation, assigned=assigned)
+            branches = _branches(conv, inflation, origins, copy=copy)
             parent, _, name = node.layer.rpartition(".")
             setattr(network.get_submodule(parent), name, Parallel(branches))
             if not torch.equal(origins, torch.arange(node.channels)):
                 came_from[position] = origins
+        texts = tuple(branch.text for branch in branches)
+        found[node.layer] = Inflated(node.layer, conv.kernel_size[0], texts, reasons[node.layer])
     if not any(row.branches for row in found.values()):
         why = sorted({row.reason for row in found.values()})
         raise PgnasError(
@@ -277,6 +277,7 @@ def _origins(module: nn.Conv2d, inflation: Inflation, *, assigned: bool) -> Tens
     return torch.from_numpy(linear_sum_assignment(torch.stack(kept).numpy(), maximize=True)[1])
 
 
+@torch.no_grad()
 def _branches(
     module: nn.Conv2d, inflation: Inflation, origins: Tensor, *, copy: bool
 ) -> list[Branch]:
@@ -300,6 +301,7 @@ def _branches(
             bias=module.bias is not None,
         ).to(module.weight.device, module.weight.dtype)  # fmt: skip
         nn.init.kaiming_normal_(branch.weight, mode="fan_out", nonlinearity="relu")
+        branch.weight *= groups**0.5  # the fan-out is that of a group
         if branch.bias is not None:
             nn.init.zeros_(branch.bias)
         if copy and not inflation.keep_original:

@@ -148,7 +148,7 @@ def test_branches_start_at_random_where_no_weights_are_given() -> None:
     assert [branch.out_channels for branch in block.branches] == [8, 8, 8, 8]
     for branch in block.branches:
         expected = (2 / (8 * branch.kernel_size[0] ** 2)) ** 0.5
-        assert float(branch.weight.std()) == pytest.approx(expected, rel=0.1)
+        assert float(branch.weight.detach().std()) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("keep", [False, True])
