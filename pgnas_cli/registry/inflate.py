@@ -329,7 +329,7 @@ def _offsets(taps: int, dilation: int) -> Tensor:
 
 def _correlations(one: Tensor, other: Tensor) -> Tensor:
     """Of pixels at two lists of offsets, float64 (len(one), len(other))."""
-    return CORRELATION ** (one[:, None] - other).abs().double()
+    return torch.pow(CORRELATION, (one[:, None] - other).abs().double())
 
 
 @torch.no_grad()

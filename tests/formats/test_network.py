@@ -1,5 +1,7 @@
 """Exported networks: round trips, and what a damaged or hostile file meets."""
 
+import dataclasses
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.formats import (
     NetworkInfo,
@@ -28,7 +31,7 @@ from pgnas_cli.slimming import largest_difference
 from pgnas_cli.storage import file_digest
 from pgnas_cli.tensors import read_tensors, versioned, write_tensors
 
-from ..networks import random_keep, seeded, tiny, without
+from ..networks import random_keep, randomised, seeded, tiny, without
 from ..run.test_posterior import SPEC
 
 IMAGES = torch.randn(16, 1, 8, 8, generator=seeded(3))
@@ -67,6 +70,31 @@ def test_an_exported_network_loads_in_a_fresh_process(tmp_path: Path, closed: st
         assert torch.equal(logits.argmax(1), expected.argmax(1))
     assert sum(p.numel() for p in load(path).parameters()) == about.params
     assert read_network(path)[1] == about
+
+
+def test_an_inflated_depthwise_network_loads_and_its_slices_are_checked(tmp_path: Path) -> None:
+    path, inflation = tmp_path / "best.safetensors", {"inflation": {"kernels": [1, 3]}}
+    usual = Preprocessing(3, 32, (0.5,) * 3, (0.5,) * 3)
+    spec = dataclasses.replace(
+        SPEC, backbone="timm/mobilenetv2_035", options=inflation, preprocessing=usual
+    )
+    whole = randomised(spec.network())
+    keep, images = random_keep(whole, 0.5), torch.randn(4, 3, 32, 32, generator=seeded())
+    about = NetworkInfo(
+        supernet=spec, candidate="7", chosen="id", held_out_errors=3, held_out_images=20,
+        made_from="0" * 64, held_out_digest="abc", **size_fields(whole, keep),
+    )  # fmt: skip
+    write_network(path, checked_slim(path, whole, keep, [images]), about)
+    assert largest_difference(whole, keep, load(path), [images]) <= 1e-4
+
+    def moved(content: dict[str, Any], first: int) -> None:
+        cut = [cut for cut in content["cuts"].values() if cut["kind"] == "slice"][-1]
+        cut["first"] = first
+
+    for first, message in ((10**6, "layers do not fit together"), (-1, "impossible sizes")):
+        rewritten(path, functools.partial(moved, first=first))
+        with pytest.raises(PgnasError, match=message):
+            load(path)
 
 
 def test_equal_content_gives_equal_bytes_and_no_time_path_or_host(tmp_path: Path) -> None:
