@@ -27,3 +27,12 @@ def test_the_printed_line_fits_the_inflated_network(
     assert said(capsys, "sample", "-n", "3", "--run", "r")[0] == 0
     best = object_of(capsys, "export", "best.safetensors", "-j", "0", "--run", "r")
     assert 0 < best["params"] <= fitted["params"]
+
+
+def test_a_fit_keeps_the_original_only_of_what_it_inflates(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--backbone", "timm/test_resnet", "--data", str(photo_folder()), "--run", "r"]
+    status, _, err = said(capsys, "fit", *given, "--keep-original")
+    assert status == 1
+    assert "error: --keep-original is for networks that a fit inflates, not for" in err
