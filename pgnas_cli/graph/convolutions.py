@@ -103,7 +103,8 @@ def window_of(module: nn.Conv2d) -> Window | None:
         return same
     before = (0, 0) if module.padding == "valid" else cast("tuple[int, int]", module.padding)
     (top, left), (tall, wide) = before, reach
-    told: Window = (left, left - wide, top, top - tall), strides
+    # All at one end: torch does not pad a row of one pixel by 2 and -2.
+    told: Window = (0, 2 * left - wide, 0, 2 * top - tall), strides
     if ungated(type(module)).forward is nn.Conv2d.forward:
         return told
     return next((w for w in (told, same) if _has_window(module, w, max(reach))), None)

@@ -49,6 +49,16 @@ def test_slim_network_equals_masked_network_without_a_whole_operation(layer: str
     assert isinstance(slim(network, keep).get_submodule(layer), Constant)
 
 
+@pytest.mark.parametrize("pixels", [1, 2, 7])
+@pytest.mark.parametrize(("kernel", "dilation", "stride"), [(3, 2, 1), (5, 2, 2), (3, 1, 2)])
+def test_a_constant_is_as_large_as_what_it_replaces(
+    kernel: int, dilation: int, stride: int, pixels: int
+) -> None:
+    conv = nn.Conv2d(2, 3, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation)
+    image = torch.zeros(1, 2, pixels, pixels)
+    assert Constant(3, conv, value=False)(image).shape == conv(image).shape
+
+
 def test_a_branch_whose_last_layer_is_closed_loses_its_first_layer_too() -> None:
     network = tiny()
     keep = without(network, "blocks.2.branch1.3")
