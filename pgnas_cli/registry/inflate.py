@@ -339,7 +339,7 @@ def _predicted(module: nn.Conv2d, taps: Tensor) -> Tensor:
     (outputs, inputs of a group, len(taps), len(taps)). Equal where the taps are.
     """
     own = _offsets(module.kernel_size[0], module.dilation[0])
-    fit = torch.linalg.solve(_correlations(taps, taps), _correlations(taps, own))
+    fit: Tensor = torch.linalg.solve(_correlations(taps, taps), _correlations(taps, own))
     return fit @ module.weight.detach().cpu().double() @ fit.T
 
 
