@@ -16,11 +16,12 @@ from .export import export
 from .finetune import finetune
 from .fit import fit
 from .inflate import inflate
-from .options import flagged, typed
+from .options import typed
 from .rank import rank
 from .report import report
 from .sample import sample
 from .search import search
+from .words import flagged
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import re
 import shlex
 import types
 from collections.abc import Callable, Sequence
@@ -61,11 +60,6 @@ typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())  # after th
 def typed_line() -> str:
     """The command line as it can be typed again."""
     return shlex.join(["pgnas", *typed.get()])
-
-
-def flagged(text: str) -> str:
-    """A message of the engine, which names options as `max_params`, in the words of this edge."""
-    return re.sub(r"`(\w+)`", lambda m: "--" + m[1].replace("_", "-"), text)
 
 
 def run_of(folder: Path | None, terminal: "Terminal") -> Run:

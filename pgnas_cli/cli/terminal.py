@@ -24,7 +24,7 @@ from rich.text import Text
 
 from ..progress import Task
 from ..units import clock
-from .options import flagged
+from .words import flagged
 
 SILENCE = 10.0  # seconds without a line, where there is no bar
 PATIENCE = 60.0  # the same, once a task has taken as long

@@ -41,8 +41,8 @@ def find_data(
         classes, train, test = _timm_named(name, root)
     else:
         raise PgnasError(
-            f"no data set '{name}'; possible: digits, {', '.join(_PLAIN_NAMES)}, a folder with"
-            " train/<class>/ and val/<class>/, or a timm name such as torch/mnist"
+            f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
+            f", {', '.join(_PLAIN_NAMES)}, or a timm name such as torch/mnist"
         )
     if len(classes) < 2:
         raise PgnasError(f"'{name}' has one class ('{classes[0]}'); at least two are needed")
