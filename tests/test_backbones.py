@@ -117,7 +117,7 @@ def test_operations_without_weights_have_one_gate_each_and_cut_exactly() -> None
     assert [g.layer for g in bank.groups if g.layer in marked] == marked
     assert all(g.stop == 1 for g in bank.groups if g.layer in marked)
     p = torch.full((len(bank.groups),), 0.4)
-    keep = draw_candidates(p, network, 6, 0)
+    keep = draw_candidates(p, network, 3, 0)
     for row in keep:
         assert_exact(network, row)
     rounded = count(network, keep, round_to=4)
