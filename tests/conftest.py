@@ -1,10 +1,14 @@
 """What tests of all rooms share: a fitted run, photos, the command line in this process."""
 
 import functools
+import io
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 # One thread: these networks gain nothing from two, and lose minutes on a machine that is busy.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,6 +23,12 @@ from pgnas_cli.run import Run
 
 torch.set_num_threads(1)
 
+FITTED = (
+    ["fit", "--epochs", "3", "--target-params", "60%"], ["sample", "-n", "60"],
+    ["rank", "--top", "5"],
+)  # fmt: skip
+SEARCH = ["search", "--epochs", "2", "-n", "40", "--compare"]
+
 
 def run(*arguments: str) -> int:
     """Exit status of the command line."""
@@ -27,6 +37,30 @@ def run(*arguments: str) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def said(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the command line."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = run(*arguments)
+    return status, out.getvalue(), err.getvalue()
+
+
+def object_of(*arguments: str) -> dict[str, Any]:
+    """The one object that a command prints with --json."""
+    status, out, err = said(*arguments, "--json")
+    assert status == 0, err
+    assert out.count("\n") == 1
+    value = json.loads(out)
+    assert isinstance(value, dict)
+    return value
+
+
+def refused(*arguments: str) -> str:
+    """The error line of a command that ends with status 1."""
+    status, _, err = said(*arguments)
+    assert status == 1, err
+    return err.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,8 +81,7 @@ def fitted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("fitted") / "run"
     best = str(folder / "best.safetensors")
-    for given in (["fit", "--epochs", "3", "--target-params", "60%"], ["sample", "-n", "60"],
-                  ["rank", "--top", "5"], ["export", best]):  # fmt: skip
+    for given in (*FITTED, ["export", best]):
         assert run(*given, "--run", str(folder), "-q") == 0
     return folder
 
@@ -58,6 +91,20 @@ def fitted(fitted_once: Path, tmp_path: Path) -> Run:
     """A copy of the fitted run."""
     shutil.copytree(fitted_once, tmp_path / "run")
     return Run(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def searched_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search on digits, the original network beside; made once per session."""
+    folder = tmp_path_factory.mktemp("once") / "search"
+    assert run(*SEARCH, "-q", "--run", str(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def searched(searched_once: Path, tmp_path: Path) -> Run:
+    """A copy of the finished search."""
+    return Run(Path(shutil.copytree(searched_once, tmp_path / "search")))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Test errors against a plain count, latencies, and what a run keeps of them."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,47 @@ def test_latency_of_a_larger_network_is_larger() -> None:
     assert 0 < small < large
 
 
-def test_a_run_keeps_one_row_of_each_name_and_refuses_rows_that_cannot_be(
-    row: Evaluation, tmp_path: Path
-) -> None:
-    run = Run(tmp_path)
+def test_a_run_keeps_one_row_of_each_name(row: Evaluation, tmp_path: Path) -> None:
     other = dataclasses.replace(row, name="other")
     again = dataclasses.replace(row, errors=0, wrong=())
-    write_evaluations(run, [row, other])
-    write_evaluations(run, [again])
-    assert evaluations_of(run) == [again, other]
-    write_evaluations(run, [dataclasses.replace(row, errors=row.errors + 1)])
+    write_evaluations(Run(tmp_path), [row, other])
+    write_evaluations(Run(tmp_path), [again])
+    assert evaluations_of(Run(tmp_path)) == [again, other]
+
+
+def assert_damaged(run: Run) -> None:
     with pytest.raises(PgnasError, match="is damaged; remove it, and evaluate again"):
         evaluations_of(run)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("images", 0), ("errors", -5), ("errors", 10**6), ("params", 10**400), ("wrong", [1, 1]),
+     ("wrong", [10**9]), ("name", "\ud800"), ("one.slim", float("nan")), ("many.whole", 0.0),
+     ("held_out_errors", 10**400), ("many.batch", 0), ("device", 3)],
+)  # fmt: skip
+def test_impossible_numbers_are_damage(
+    row: Evaluation, tmp_path: Path, field: str, value: object
+) -> None:
+    run = Run(tmp_path)
+    write_evaluations(run, [row])
+    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    *latency, name = field.split(".")
+    stored = content["networks"][0]
+    (stored[latency[0]] if latency else stored)[name] = value
+    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
+    assert_damaged(run)
+
+
+def test_what_is_no_such_file_is_damage(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for content in (
+        b"{", b"[]", b'{"schema": "pgnas.evaluation/1"}', b'{"schema": "x", "networks": []}',
+        b'{"schema": "pgnas.evaluation/1", "networks": [{"name": 3}]}', b"[" * 100_000,
+        b"\xff\x00\xfe",
+    ):  # fmt: skip
+        run.evaluation.write_bytes(content)
+        assert_damaged(run)
+    run.evaluation.unlink()
+    run.evaluation.mkdir()
+    assert_damaged(run)

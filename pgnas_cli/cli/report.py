@@ -40,4 +40,4 @@ def report(
         terminal.json({"file": str(path), "runs": [str(one.folder) for one in where]})
     else:
         size = path.stat().st_size / 1024
-        terminal.result(f"wrote {path} ({size:.0f} KiB); open it in a browser")
+        terminal.result(f"wrote {path} ({size:.0f} KiB)")

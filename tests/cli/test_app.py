@@ -1,4 +1,4 @@
-"""The command line as a whole: versions, help, usage errors, and what fits a terminal."""
+"""The command line as a whole: versions, help, usage errors, backbones."""
 
 from importlib.metadata import version
 
@@ -7,25 +7,22 @@ import typer.main
 
 from pgnas_cli.cli import app
 
-from ..conftest import run
-from .conftest import QUICK, said
+from ..conftest import object_of, run, said
 
 NAMES = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def test_the_version_names_torch_and_timm(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = said(capsys, "--version")
+def test_the_version_names_torch_and_timm() -> None:
+    status, out, err = said("--version")
     assert (status, err) == (0, "")
     torch, timm = version("torch"), version("timm")
     assert out == f"pgnas {version('pgnas')} (torch {torch}, timm {timm})\n"
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in NAMES)], ids=lambda c: "".join(c))
-def test_h_is_help_and_breaks_lines_only_where_they_are_full(
-    capsys: pytest.CaptureFixture[str], command: list[str]
-) -> None:
-    status, out, _ = said(capsys, *command, "-h")
-    assert (status, out) == said(capsys, *command, "--help")[:2]
+def test_h_is_help_and_breaks_lines_only_where_they_are_full(command: list[str]) -> None:
+    status, out, _ = said(*command, "-h")
+    assert (status, out) == said(*command, "--help")[:2]
     assert status == 0
     prose, panels, _ = out.partition("╭")
     assert panels
@@ -40,25 +37,8 @@ def test_unknown_options_are_usage_errors() -> None:
     assert run("no-such-command") == 2
 
 
-def test_lines_fit_80_columns_and_hold_no_colour_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command takes the newest run, and says which it is."""
-    text = ""
-    for arguments in (
-        ["fit", *QUICK],
-        ["sample", "-n", "12"],
-        ["rank"],
-        ["export", "b.safetensors"],
-        ["evaluate", "b.safetensors"],
-    ):
-        status, out, err = said(capsys, *arguments)
-        assert status == 0
-        text += out + err
-    assert text.count("(the newest; --run names another)") == 3
-    assert "\x1b" not in text
-    assert max(map(len, text.splitlines())) <= 80, max(text.splitlines(), key=len)
-
-
-def test_quiet_leaves_stderr_empty(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = said(capsys, "fit", "--epochs", "1", "--batch-size", "512", "-q")
-    assert (status, err) == (0, "")
-    assert "posterior:" in out
+def test_backbones_are_listed_with_their_package_and_v_names_what_is_not_prunable() -> None:
+    assert object_of("backbones")["backbones"]["multibranch-tiny"] == "pgnas"
+    for flags, expected in (([], False), (["-v"], True)):
+        _, _, err = said("backbones", "timm/convnext_atto", "--img-size", "64", *flags)
+        assert ("not prunable: stages.0.blocks.0.norm" in err) == expected

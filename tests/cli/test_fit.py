@@ -11,75 +11,58 @@ import torch
 from safetensors.torch import load_file
 
 from pgnas_cli.cli.fit import closing_notes, epoch_line
-from pgnas_cli.gates import Prior
+from pgnas_cli.gates import Prior, gates
 from pgnas_cli.registry import Recipe
-from pgnas_cli.run import Run
+from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.run import Run, run_to_fit
 from pgnas_cli.run.posterior import read_posterior
 from pgnas_cli.sizes import Target
-from pgnas_cli.training import EpochRecord, FitPlan
+from pgnas_cli.training import EpochRecord, FitPlan, gated
 
-from ..conftest import run
-from .conftest import HERE, QUICK, object_of, said
+from ..conftest import FITTED, object_of, refused, run, said
+from .conftest import HERE, QUICK
 
 
-def test_json_has_its_fixed_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    found = object_of(capsys, "fit", *QUICK, "--run", "r")
+def test_json_has_its_fixed_keys_and_a_named_option_is_recorded_with_run_and_posterior(
+    fitted: Run,
+) -> None:
+    found = object_of("fit", *QUICK, "--label-smoothing", "0.1", "--run", "new")
     assert set(found) == {
         "run", "epochs", "seconds", "held_out_error", "params", "groups", "gates",
     }  # fmt: skip
     assert (found["epochs"], found["groups"], found["gates"]) == (2, 17, 512)
-
-
-def test_label_smoothing_is_recorded_with_the_run_and_with_the_posterior() -> None:
-    for name, more in (("plain", []), ("smoothed", ["--label-smoothing", "0.1"])):
-        assert run("fit", "--epochs", "1", *more, "--run", name, "-q") == 0
-    recipes = [json.loads(Path(name, "run.json").read_text())["recipe"]
-               for name in ("plain", "smoothed")]  # fmt: skip
-    assert [recipe.get("label_smoothing") for recipe in recipes] == [None, 0.1]
-    (_, plain), (_, smoothed) = (
-        read_posterior(Path(name, "posterior.safetensors")) for name in ("plain", "smoothed")
+    named = {"epochs": 2, "batch_size": 128, "label_smoothing": 0.1}
+    assert json.loads(Path("new/run.json").read_text())["recipe"] == named
+    default, recipe = (
+        read_posterior(Path(name, "posterior.safetensors"))[1].recipe for name in ("run", "new")
     )
-    assert smoothed.recipe == dataclasses.replace(plain.recipe, label_smoothing=0.1)
-    losses = [
-        json.loads(Path(n, "metrics.jsonl").read_text())["loss"] for n in ("plain", "smoothed")
-    ]
-    assert losses[0] != losses[1]
+    assert recipe == dataclasses.replace(default, **named)
 
 
-def test_a_fixed_rate_can_be_that_of_equal_size(
-    capsys: pytest.CaptureFixture[str], fitted: Run
-) -> None:
+def test_a_fixed_rate_can_be_that_of_equal_size(fitted: Run) -> None:
     assert run("fit", *QUICK, "--run", "fixed", "--fixed-drop", "run", "-q") == 0
-    plain, fixed = (object_of(capsys, "sample", "--run", r, "-n", "200") for r in ("run", "fixed"))
+    plain, fixed = (object_of("sample", "--run", r, "-n", "200") for r in ("run", "fixed"))
     assert abs(fixed["mean"]["params"] / plain["mean"]["params"] - 1) < 0.05
     rates = load_file("fixed/posterior.safetensors")["drop_logit"]
     assert rates.unique().numel() == 1
 
 
-def test_the_papers_objective_is_one_flag_away(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_objective_is_one_flag_away() -> None:
     """On a backbone whose own recipe differs: gates everywhere, one p for each layer's input."""
-    network = ["--backbone", "timm/mobilenetv3_small_050", "--img-size", "8", "--epochs", "1",
-               "--batch-size", "512"]  # fmt: skip
-    own = object_of(capsys, "fit", *network, "--run", "own")
-    paper = object_of(capsys, "fit", *network, "--preset", "paper", "--run", "paper")
-    assert own["groups"] > paper["groups"]
-    assert own["gates"] < paper["gates"]
+    name, brief = "timm/mobilenetv3_small_050", ["--epochs", "1", "--batch-size", "512"]
+    paper = object_of("fit", "--backbone", name, *brief, "--preset", "paper", "--run", "paper")
+    backbone = build_backbone(name, classes=10, channels=1, size=8)
+    own = gates(gated(backbone, backbone.recipe))
+    assert len(own.groups) > paper["groups"]
+    assert own.count < paper["gates"]
     recipe = read_posterior(Path("paper/posterior.safetensors"))[1].recipe
     assert (recipe.initial_drop, recipe.temperature, recipe.sharpen) == (0.1, 0.2, 1.0)
     assert recipe.opt == "adamw"
 
 
-def test_a_target_is_met_and_said(capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, err = said(capsys, "fit", "--epochs", "5", "--target-macs", "60%", "--run", "r")
-    assert "target size: 60 % of the MACs" in err
-    found = object_of(capsys, "sample", "-n", "40", "--run", "r")
-    assert found["mean"]["macs"] / found["whole"]["macs"] == pytest.approx(0.6, abs=0.04)
-
-
-def test_a_fit_that_learns_and_drops_nothing_says_what_to_change(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    _, _, err = said(capsys, "fit", *QUICK, "--lr", "0", "--initial-drop", "0.001", "--run", "r")
+def test_a_fit_that_learns_and_drops_nothing_says_what_to_change() -> None:
+    idle = ["--epochs", "1", "--batch-size", "512", "--lr", "0", "--initial-drop", "0.001"]
+    _, _, err = said("fit", *idle)
     assert "held-out error, near chance level for 10 classes; more --epochs" in err
     assert "hardly anything is dropped; name a size with --target-params" in err
 
@@ -92,15 +75,12 @@ def plan(target: Target | None) -> FitPlan:
     return FitPlan(1, 1, 1, 1, 1, 1, Prior(1.0, 1.0), 0.1, 1, 10, target, Recipe(), (), ())
 
 
-def test_a_missed_target_is_said() -> None:
+def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert closing_notes(RECORD, plan(Target("macs", 0.6))) == []
     (line,) = closing_notes(RECORD, plan(Target("params", 0.6)))
     assert "has 70.0 % of the size, not 60.0 %" in line
     assert "size 60 %" in epoch_line(RECORD, 0.0, Target("macs", 0.6))
     assert "size 70 %" in epoch_line(RECORD, 0.0, None)
-
-
-def test_only_a_fit_that_could_drop_more_is_told_so() -> None:
     whole = dataclasses.replace(RECORD, expected_share=0.99, expected_macs_share=0.99)
     (line,) = closing_notes(whole, plan(None))
     assert line.startswith("note: hardly anything is dropped")
@@ -110,11 +90,9 @@ def test_only_a_fit_that_could_drop_more_is_told_so() -> None:
     assert closing_notes(fixed, plan(None)) == []
 
 
-def test_long_epochs_are_not_silent_without_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_epochs_are_not_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgnas_cli.cli.terminal.SILENCE", 0.0)
-    _, _, err = said(capsys, "fit", "--epochs", "1", "--batch-size", "300", "--run", "slow")
+    _, _, err = said("fit", "--epochs", "1", "--batch-size", "300", "--run", "slow")
     assert "fitting: 2 of 3, about 0:0" in err
 
 
@@ -127,48 +105,49 @@ def test_two_fits_that_begin_in_the_same_second_have_folders_of_their_own(
             return cls(2026, 1, 2, 3, 4, 5)
 
     monkeypatch.setattr("pgnas_cli.run.settings.datetime", Stopped)
-    for _ in range(2):
-        assert run("fit", "--epochs", "1", "--batch-size", "512", "-q") == 0
     name = "multibranch-tiny-20260102-030405"
-    assert sorted(p.name for p in Path("runs").iterdir()) == [name, f"{name}-2"]
+    for expected in (name, f"{name}-2"):
+        run_of, _ = run_to_fit(None, {}, resume=False)
+        assert run_of.folder == Path("runs", expected)
+        run_of.folder.mkdir(parents=True)
 
 
-@pytest.mark.parametrize("source", ["digits", "photos"])
-def test_seed_decides_every_byte_and_workers_none(
-    source: str, photo_folder: Callable[..., Path]
-) -> None:
-    data = [] if source == "digits" else ["--data", str(photo_folder()), "--img-size", "32"]
-    batch = ["--batch-size", "8"] if data else []
-    for name, workers in (("a", "0"), ("b", "2")):
-        steps = [
-            ["fit", *QUICK, *batch, *data, "--seed", "5", "--workers", workers],
+def files_of(folder: str) -> list[bytes]:
+    names = ("posterior", "candidates", "ranking", "best")
+    return [Path(folder, f"{name}.safetensors").read_bytes() for name in names]
+
+
+def test_workers_change_no_byte(photo_folder: Callable[..., Path]) -> None:
+    photos = ["--data", str(photo_folder()), "--img-size", "32", "--batch-size", "8"]
+    for workers in ("0", "2"):
+        for step in (
+            ["fit", "--epochs", "1", *photos, "--workers", workers],
             ["sample", "-n", "4"],
             ["rank", "--workers", workers],
-            ["export", f"{name}/best.safetensors", "--workers", workers],
-        ]
-        for step in steps:
-            assert run(*step, "--run", name, "-q") == 0
-    for file in ("posterior", "candidates", "ranking", "best"):
-        first, second = (Path(n, f"{file}.safetensors").read_bytes() for n in "ab")
-        assert first == second, file
+            ["export", f"{workers}/best.safetensors", "--workers", workers],
+        ):
+            assert run(*step, "--run", workers, "-q") == 0
+    assert files_of("0") == files_of("2")
 
 
-def test_another_seed_gives_another_posterior(fitted: Run) -> None:
-    options = ["--epochs", "3", "--target-params", "60%", "--seed", "1"]
-    assert run("fit", *options, "--run", "other", "-q") == 0
+def test_the_seed_decides_every_byte_and_another_gives_another_posterior(fitted: Run) -> None:
+    for step in (*FITTED, ["export", "again/best.safetensors"]):
+        assert run(*step, "--run", "again", "-q") == 0
+    assert files_of("again") == files_of("run")
+    assert run(*FITTED[0], "--seed", "1", "--run", "other", "-q") == 0
     a, b = (load_file(f"{r}/posterior.safetensors")["drop_logit"] for r in ("run", "other"))
     assert not torch.equal(a, b)
 
 
-def test_a_finished_fit_is_not_overwritten_without_force(
-    capsys: pytest.CaptureFixture[str], fitted: Run
-) -> None:
+def test_a_finished_fit_is_not_overwritten_without_force(fitted: Run) -> None:
     before = fitted.posterior.read_bytes()
-    status, _, err = said(capsys, "fit", *QUICK, *HERE)
-    assert status == 1
-    assert "holds a fitted posterior; choose another --run, or add --force" in err
+    derived = [*fitted.drawn_files(), fitted.evaluation, fitted.report]
+    for path in derived[-2:]:
+        path.touch()
+    again = refused("fit", *QUICK, *HERE)
+    assert "holds a fitted posterior; choose another --run, or add --force" in again
     assert fitted.posterior.read_bytes() == before
-    assert fitted.candidates().exists()
+    assert all(path.exists() for path in derived)
     assert run("fit", *QUICK, *HERE, "--force", "-q") == 0
     assert fitted.posterior.read_bytes() != before
-    assert not fitted.candidates().exists()
+    assert not any(path.exists() for path in derived)

@@ -13,15 +13,14 @@ import pytest
 
 import pgnas_cli
 from pgnas_cli.cli.terminal import _Line
+from pgnas_cli.evaluation import evaluations_of
+from pgnas_cli.run import Run
+from pgnas_cli.run.posterior import posterior_of
+from pgnas_cli.sampling import read_candidates
 
-from ..conftest import run as command
-from .conftest import object_of
+from ..conftest import SEARCH, object_of, refused, run, said
 
-QUICK = ["search", "--epochs", "2", "-n", "20", "-q"]
-
-
-def found(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
-    return object_of(capsys, *QUICK, *more)
+QUICK = ["search", "--epochs", "2", "-n", "40", "-q"]
 
 
 @contextmanager
@@ -41,82 +40,71 @@ def stopped_after(step: int) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes as long as the fit."""
     monkeypatch.setattr("pgnas_cli.report.write_report", lambda runs, path: [])
 
 
-def test_one_line_ends_in_networks_within_the_size_and_does_nothing_twice(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    first = found(capsys)
-    networks = {name: pgnas_cli.load(file) for name, file in first["files"].items()}
-    assert list(networks) == ["best", "twin"]
+def test_a_search_ends_in_networks_within_the_size_and_does_nothing_twice(searched: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in searched.folder.rglob("posterior*")}
+    errors = {row.name: row.errors for row in evaluations_of(searched)}
+    found = object_of(*SEARCH, "--run", str(searched.folder))
+    networks = {name: pgnas_cli.load(file) for name, file in found["files"].items()}
     sizes = {name: sum(p.numel() for p in n.parameters()) for name, n in networks.items()}
-    assert sizes["best"] <= 0.6 * 151_930 + 1
+    assert list(sizes) == ["best", "twin", "whole"]
+    assert sizes["best"] <= 0.6 * sizes["whole"] + 1
     assert abs(sizes["twin"] / sizes["best"] - 1) < 0.05
-    assert [row["params"] for row in first["networks"]] == list(sizes.values())
-    before = {
-        p: p.stat().st_mtime_ns for p in Path(first["run"]).glob("*") if "posterior" in p.name
-    }
-    again = found(capsys)
-    assert again["run"] == first["run"]
-    assert [r["errors"] for r in again["networks"]] == [r["errors"] for r in first["networks"]]
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    with stopped_after(1):
-        assert command(*QUICK, "--max-params", "40%") == 130
-    assert len(list(Path("runs").iterdir())) == 2  # of other options, another run
+    assert sizes["whole"] == 151_930
+    assert [row["params"] for row in found["networks"]] == list(sizes.values())
+    assert [row["errors"] for row in found["networks"]] == [errors[name] for name in sizes]
+    assert len(before) == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.usefixtures("_without_a_page")
-def test_a_named_run_is_not_taken_for_one_of_other_options(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    first = found(capsys, "--run", "r")
-    assert command(*QUICK, "--run", "r", "--max-params", "40%") == 1
-    assert "was fitted with --target-params 59.4%, not 39.6%" in capsys.readouterr().err
-    assert command(*QUICK, "--run", "r", "--epochs", "3") == 1
-    more = found(capsys, "--run", "r", "-n", "30")  # candidates are drawn again, nothing is fitted
-    assert more["run"] == first["run"] == "r"
-    rows = Path("r/ranking-params-60.csv").read_text(encoding="utf-8").splitlines()
-    assert len(rows) > 10
-    assert 20 <= max(int(row.split(",")[1]) for row in rows[1:]) < 30
+def test_a_finished_search_shows_its_table_again_and_with_q_nothing_else(searched: Run) -> None:
+    for quiet in ([], ["-q"]):
+        status, out, err = said(*SEARCH, "--run", str(searched.folder), *quiet)
+        assert status == 0
+        assert bool(err) is not bool(quiet)
+        assert "best.safetensors" in out
+        assert "trained without gates" in out
 
 
-@pytest.mark.usefixtures("_without_a_page")
-def test_a_search_that_was_stopped_goes_on_with_the_same_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_named_run_is_not_taken_for_one_of_other_options(searched: Run) -> None:
+    line = [*QUICK, "--run", str(searched.folder)]
+    before = searched.posterior.stat().st_mtime_ns
+    for more, message in (
+        (["--max-params", "40%"], "was fitted with --target-params 59.4%, not 39.6%"),
+        (["--epochs", "3"], "was fitted with --epochs 2, not 3"),
+    ):
+        assert message in refused(*line, *more)
+    assert run(*line, "-n", "50") == 0  # candidates are drawn again, nothing is fitted
+    drawn = read_candidates(searched, posterior_of(searched)[0], "params-60")
+    assert len(drawn.keep) == 50
+    assert searched.ranking("params-60").exists()
+    assert searched.posterior.stat().st_mtime_ns == before
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_same_line(searched_once: Path) -> None:
     with stopped_after(5):
-        assert command(*QUICK) == 130
-    assert "saved after step 5" in capsys.readouterr().err
-    on = found(capsys)
-    shutil.rmtree("runs")
-    straight = found(capsys)
-    assert [r["errors"] for r in on["networks"]] == [r["errors"] for r in straight["networks"]]
-
-
-@pytest.mark.usefixtures("_without_a_page")
-def test_the_whole_network_is_trained_beside_where_asked_for(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    rows = found(capsys, "--compare")
-    assert list(rows["files"]) == ["best", "twin", "whole"]
-    assert rows["networks"][-1]["params"] == 151_930
-    assert command(*QUICK, "--compare") == 0
-    text = capsys.readouterr().out
-    assert "whole" in text
-    assert "trained without gates" in text
+        status, _, err = said(*QUICK)
+    assert (status, "saved after step 5" in err) == (130, True)
+    found = object_of(*QUICK)
+    straight = {row.name: row.errors for row in evaluations_of(Run(searched_once))}
+    assert [row["errors"] for row in found["networks"]] == [straight["best"], straight["twin"]]
+    with stopped_after(1):
+        assert run(*QUICK, "--max-params", "40%") == 130
+    assert len(list(Path("runs").iterdir())) == 2  # one, and of other options another
 
 
 def test_photos_without_test_images_are_searched_all_the_same(
-    capsys: pytest.CaptureFixture[str], photo_folder: Callable[..., Path]
+    photo_folder: Callable[..., Path],
 ) -> None:
     photos = photo_folder()
     shutil.rmtree(photos / "val")
     where = ["--data", str(photos), "--img-size", "16", "--batch-size", "8", "-j", "0"]
-    rows = found(capsys, *where)
+    rows = object_of(*QUICK, *where)
     assert rows["networks"] == []
     assert Path(rows["files"]["best"]).exists()
     stored = json.loads((Path(rows["run"]) / "run.json").read_text())
@@ -135,8 +123,7 @@ def test_photos_without_test_images_are_searched_all_the_same(
     ],
 )
 def test_wrong_options_are_named_before_anything_is_trained(
-    capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    options: list[str], message: str
 ) -> None:
-    assert command(*QUICK, *options) == 1
-    assert message in capsys.readouterr().err
+    assert message in refused(*QUICK, *options)
     assert not list(Path("runs").glob("*/posterior*"))

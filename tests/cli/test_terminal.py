@@ -8,13 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from ..conftest import said
+from .conftest import QUICK
 
-from pgnas_cli.run import Run
-
-from .conftest import HERE, said
-
-LINE = ["search", "--epochs", "2", "-n", "20", "--run", "r"]
 PROGRAM = """
 import functools, pgnas_cli.evaluation as evaluation
 from pgnas_cli.cli import main
@@ -44,42 +40,40 @@ def in_a_terminal(folder: Path, *arguments: str, **environment: str) -> str:
     return sent.decode()
 
 
-@pytest.mark.parametrize("colours", [True, False])
-def test_a_search_fits_a_terminal(tmp_path: Path, colours: bool) -> None:
-    sent = in_a_terminal(tmp_path, *LINE, **({} if colours else {"NO_COLOR": "1"}))
-    if not colours:
-        assert not re.findall(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|38|48)[;\dm]", sent)
-    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", sent)
+def test_a_search_fits_a_terminal_in_colours_unless_they_are_unwanted(tmp_path: Path) -> None:
+    line = ["search", "--epochs", "2", "-n", "20", "--run", "r"]
+    sent = in_a_terminal(tmp_path, *line, NO_COLOR="1")
+    coloured = in_a_terminal(tmp_path, "rank", "--top", "20", "--run", "r")
+    colour = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|38|48)[;\dm]")
+    assert [bool(colour.search(text)) for text in (sent, coloured)] == [False, True]
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", sent + coloured)
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
     tables = [line for line in lines if line[0] in "┏┃┡│└┗"]
     epochs = [line for line in lines if re.match(r" +\d+/2 loss", line)]
-    assert len(tables) > 10
+    assert len(tables) > 30
     assert len(epochs) == 2
     assert max(map(len, tables + epochs)) <= 80
     assert all(word in epochs[1] for word in ("loss", "held-out", "size", "p moves", "left"))
 
 
-def test_without_a_terminal_there_is_no_control_character_and_q_is_silent(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for quiet in ([], ["-q"]):
-        status, out, err = said(capsys, *LINE, *quiet)
-        assert status == 0
-        assert "\x1b" not in out + err
-        assert "\r" not in out + err
-        assert bool(err) is not bool(quiet)
-        assert "best.safetensors" in out
-
-
-def test_every_stage_says_what_comes_next(capsys: pytest.CaptureFixture[str], fitted: Run) -> None:
+def test_each_stage_takes_the_newest_run_and_names_the_next_in_plain_lines_of_80_columns() -> None:
+    text = ""
     for arguments, following in (
-        (["fit", "--epochs", "1", "--run", "new"], "sample --run new"),
-        (["sample", "-n", "8", *HERE], "rank --run run"),
-        (["rank", *HERE], "export best.safetensors --run run"),
-        (["export", "best.safetensors", *HERE], "evaluate best.safetensors"),
-        (["evaluate", "best.safetensors", *HERE], "report --run run"),
+        (["fit", *QUICK, "--target-macs", "60%"], "sample --run RUN"),
+        (["sample", "-n", "12"], "rank --run RUN"),
+        (["rank"], "export best.safetensors --run RUN"),
+        (["export", "b.safetensors"], "evaluate b.safetensors"),
+        (["evaluate", "b.safetensors"], "report --run RUN"),
+        (["report"], None),
     ):
-        status, _, err = said(capsys, *arguments)
-        assert (status, err.splitlines()[-1]) == (0, f"next: pgnas {following}")
-    status, out, _ = said(capsys, "report", *HERE)
-    assert (status, "report.html" in out) == (0, True)
+        status, out, err = said(*arguments)
+        (folder,) = Path("runs").iterdir()
+        assert status == 0
+        if following:
+            assert err.splitlines()[-1] == f"next: pgnas {following.replace('RUN', str(folder))}"
+        text += out + err
+    assert "report.html" in out
+    assert "target size: 60 % of the MACs" in text
+    assert text.count("(the newest; --run names another)") == 4
+    assert not {"\x1b", "\r"} & set(text)
+    assert max(map(len, text.splitlines())) <= 80, max(text.splitlines(), key=len)

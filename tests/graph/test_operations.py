@@ -55,6 +55,37 @@ def _pooled_in_between(m: Any, x: Tensor) -> Tensor:
     return m.c(m.b(m.pool(m.a(x)))).mean((2, 3))
 
 
+def _norm_behind_a(m: Any, x: Tensor) -> Tensor:
+    return m.c(F.leaky_relu(m.bn(m.a(x)), 0.1)).mean((2, 3))
+
+
+def _norm_behind(**layers: nn.Module) -> tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]:
+    """A constant, where `a` is closed, goes through a norm into a padded reader."""
+    return _norm_behind_a, {"bn": nn.BatchNorm2d(5), "head": nn.Linear(4, 5), **layers}
+
+
+def _in_a_concatenation(m: Any, x: Tensor) -> Tensor:
+    x = m.act(x)
+    x = m.pool(m.act(m.bn(torch.cat([m.a(x), m.b(x)], 1))))
+    return torch.flatten(m.c(x), 1)
+
+
+def _overwritten(
+    step: Callable[[Tensor], Tensor],
+) -> tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]:
+    """A step in place, on a view, changes what another layer reads later."""
+
+    def steps(m: Any, x: Tensor) -> Tensor:
+        x = m.bn(torch.cat([m.a(x), m.live(x)], 1))
+        y = m.b(step(x))
+        return (y + m.c(x)).mean((2, 3))
+
+    return steps, {
+        "a": nn.Conv2d(16, 5, 1), "live": nn.Conv2d(16, 3, 1), "bn": nn.BatchNorm2d(8),
+        "b": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(8, 4, 1), "head": nn.Linear(4, 5),
+    }  # fmt: skip
+
+
 ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]] = {
     "adds in place without rebinding": (_adds_without_rebinding, {}),
     "reads what was overwritten": (_reads_what_was_overwritten, {}),
@@ -94,6 +125,31 @@ ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]] = {
     "calls a layer twice": (
         lambda m, x: F.adaptive_avg_pool2d(x + m.b(m.b(x).relu()), 1).flatten(1), {},
     ),
+    "closed before padding": _norm_behind(
+        a=nn.Conv2d(16, 5, 3, padding=1, bias=False), c=nn.Conv2d(5, 4, 3, padding=1)
+    ),
+    "closed before no padding": _norm_behind(
+        a=nn.Conv2d(16, 5, 3, padding=1, bias=False), c=nn.Conv2d(5, 4, 3)
+    ),
+    "closed with a stride": _norm_behind(
+        a=nn.Conv2d(16, 5, 3, padding=1, stride=2), c=nn.Conv2d(5, 4, 3, padding=1)
+    ),
+    # The border of a padded 1x1 is bias alone, so that its output is no constant.
+    "closed with a border": _norm_behind(
+        a=nn.Conv2d(16, 5, 1, padding=1), c=nn.Conv2d(5, 4, 1, padding=1)
+    ),
+    "closed in a concatenation": (
+        _in_a_concatenation,
+        {"a": nn.Conv2d(16, 5, 1), "b": nn.Conv2d(16, 3, 1), "bn": nn.BatchNorm2d(8),
+         "act": nn.ReLU(inplace=True), "pool": nn.MaxPool2d(2), "head": nn.Linear(4 * 16, 5),
+         "c": nn.Conv2d(8, 4, 3, padding=1, bias=False)},
+    ),
+    "relu_": _overwritten(torch.relu_),
+    "relu in place": _overwritten(lambda x: F.relu(x, inplace=True)),
+    "relu_ of contiguous": _overwritten(lambda x: x.contiguous().relu_()),
+    "relu_ of dropout": _overwritten(lambda x: F.dropout(x, training=False).relu_()),
+    "relu_ of a view": _overwritten(lambda x: x.view(x.shape).relu_()),
+    "mul_ of detached": _overwritten(lambda x: x.detach().mul_(2.0)),
 }  # fmt: skip
 
 
@@ -106,7 +162,8 @@ def test_odd_networks_slim_exactly(name: str) -> None:
     for keep in (random_keep(network, drop, seed) for drop in (0.3, 0.9) for seed in range(2)):
         assert_exact(network, keep)
     for layer in gates(network).spans:
-        assert_exact(network, without(network, layer, random_keep(network, 0.3)))
+        for drop in (0.0, 0.3):
+            assert_exact(network, without(network, layer, random_keep(network, drop)))
 
 
 def test_a_sequential_network_can_be_gated() -> None:

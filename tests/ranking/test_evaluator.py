@@ -29,10 +29,8 @@ def on_noise(candidates: int, images: int) -> tuple[Evaluator, Tensor]:
 def on_digits() -> tuple[Evaluator, Tensor]:
     """The same of 40 candidates on 70 held-out images."""
     part = load_data("digits", seed=0).held_out.subset(range(70))
-    assert part.pixels is not None
-    evaluator, params = on_noise(40, 1)
-    images = (part.pixels, part.labels, PLAIN, CPU)
-    return Evaluator(evaluator.network, evaluator.keep, *images), params
+    made, params = on_noise(40, 1)
+    return Evaluator(made.network, made.keep, part.pixels, part.labels, PLAIN, CPU), params
 
 
 def best(race: Race, top: int) -> list[tuple[int, int]]:
@@ -43,29 +41,37 @@ def best(race: Race, top: int) -> list[tuple[int, int]]:
 def test_errors_equal_a_plain_loop_over_single_images(images: int) -> None:
     evaluator, params = on_noise(3, images)
     found = finished(evaluator, params)
-    mean, std = 0.5 * 255, 0.25 * 255
-    for index in range(3):
-        smaller = slim(evaluator.network, evaluator.keep[index])
+    assert len(found.order) == images
+    assert evaluator.network.head.keep is None  # the gates are open again
+    for index, keep in enumerate(evaluator.keep):
+        smaller = slim(evaluator.network, keep)
         wrong = 0
         for pixel, label in zip(evaluator.pixels, evaluator.labels, strict=True):
             with torch.no_grad():
-                logits = smaller((pixel[None].float() - mean) / std)
+                logits = smaller((pixel[None].float() - 0.5 * 255) / (0.25 * 255))
             wrong += int(logits.argmax() != label)
         assert int(found.errors[index]) == wrong
-    assert len(found.order) == images
 
 
 def test_the_race_and_full_evaluation_agree_on_a_network() -> None:
     evaluator, params = on_digits()
     full = finished(evaluator, params)
     assert bool(full.finished.all())
-    rows = sorted((int(e), int(p), i) for i, (e, p) in
-                  enumerate(zip(full.errors, params, strict=True)))  # fmt: skip
+    rows = sorted(zip(full.errors.tolist(), params.tolist(), range(40), strict=True))
     assert full.best().tolist() == [i for _, _, i in rows]
     for top in (1, 5, 40):
         *_, race = races(evaluator, params, top=top)
         assert best(race, top) == best(full, top)
         assert len(race.best()) == top
+    evaluator.batch = 100  # stopped among the pilots
+    early = races(evaluator, params, top=3)
+    next(early)
+    race = next(early)
+    early.close()
+    assert sorted(race.best().tolist()) == [0, 1]
+    assert len(race.walking()) == 38
+    *_, on = races(evaluator, params, top=3, race=race)
+    assert best(on, 3) == best(full, 3)
 
 
 def test_outcomes_do_not_depend_on_what_shares_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,25 +84,5 @@ def test_outcomes_do_not_depend_on_what_shares_the_forward(monkeypatch: pytest.M
     lean, _ = on_digits()
     assert (evaluator.ready is None, lean.ready is None) == (False, True)
     for some in (evaluator, lean):
-        wrong, margin = some(mixed // 70, mixed % 70)
-        assert torch.equal(wrong, straight[0][mixed])
-        assert torch.equal(margin, straight[1][mixed])
-
-
-def test_a_ranking_stopped_among_the_pilots_says_who_is_undecided_and_resumes() -> None:
-    evaluator, params = on_digits()
-    evaluator.batch = 100
-    early = races(evaluator, params, top=3)
-    next(early)
-    race = next(early)
-    early.close()
-    assert sorted(race.best().tolist()) == [0, 1]
-    assert len(race.walking()) == 38
-    *_, on = races(evaluator, params, top=3, race=race)
-    assert best(on, 3) == best(finished(evaluator, params), 3)
-
-
-def test_ranking_leaves_the_gates_open() -> None:
-    evaluator, params = on_noise(2, 10)
-    finished(evaluator, params)
-    assert evaluator.network.head.keep is None
+        for again, before in zip(some(mixed // 70, mixed % 70), straight, strict=True):
+            assert torch.equal(again, before[mixed])

@@ -2,7 +2,6 @@
 
 import csv
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,13 @@ from pgnas_cli.ranking import Leaderboard, Race, rank, read_ranking
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates, sample
-from pgnas_cli.tensors import read_tensors, write_tensors
+from pgnas_cli.tensors import read_tensors
 
 from ..conftest import run as command
+from ..files import Change, rewrite
 from ..listeners import Heard
+
+RANKING = "pgnas.ranking/1"
 
 
 @pytest.fixture
@@ -47,17 +49,7 @@ def pairs(race: Race) -> int:
     return int(race.seen.sum())
 
 
-def test_the_race_names_the_winners_of_an_exhaustive_ranking(run: Run) -> None:
-    board = ranked(run)
-    assert not board.exhaustive
-    full = ranked(run, exhaustive=True)
-    assert full.exhaustive
-    assert len(full.order) == 60
-    assert best(board.race) == best(full.race)
-    assert best(stored(run)) == best(full.race)
-
-
-def test_the_table_holds_the_leaderboard(run: Run) -> None:
+def test_the_race_and_its_table_name_the_winners_of_an_exhaustive_ranking(run: Run) -> None:
     board = ranked(run)
     with run.ranking_table().open() as file:
         rows = list(csv.DictReader(file))
@@ -65,20 +57,17 @@ def test_the_table_holds_the_leaderboard(run: Run) -> None:
     first = board.candidates.sizes.part(slice(board.best, board.best + 1))
     assert (int(rows[0]["params"]), int(rows[0]["macs"])) == (int(first.params), int(first.macs))
     assert float(rows[0]["error"]) == pytest.approx(board.best_error, abs=1e-6)
-
-
-def test_a_second_call_evaluates_nothing_and_more_can_be_asked_for(run: Run) -> None:
-    ranked(run)
-    before = pairs(stored(run))
     with listening(again := Heard()):
         ranked(run)
     assert "ranking" in dict(again.tasks)
-    assert "ranking" not in again.counts
-    assert pairs(stored(run)) == before
+    assert "ranking" not in again.counts  # nothing is evaluated twice
+    assert pairs(stored(run)) == board.pairs
     more = ranked(run, top=20)
-    assert more.pairs > before
-    run.ranking().unlink()
-    assert best(more.race, 20) == best(ranked(run, top=20).race, 20)
+    assert more.pairs > board.pairs
+    full = ranked(run, exhaustive=True)
+    assert (board.exhaustive, full.exhaustive, len(full.order)) == (False, True, 60)
+    assert best(board.race) == best(full.race) == best(stored(run))
+    assert best(more.race, 20) == best(full.race, 20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -95,63 +84,58 @@ def test_an_interrupted_ranking_resumes_to_the_same_end(run: Run, number: signal
     assert best(on.race) == best(ranked(run).race)
 
 
-def test_a_time_limit_leaves_the_best_so_far_and_says_who_is_still_in(
+def test_a_time_limit_leaves_the_best_so_far_and_the_ranking_resumes_from_its_pilots(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    early = ranked(run, time_limit=1e-9, top=60)
-    assert early.undecided
-    assert len(early.order) >= 1
+    straight = ranked(run)
+    run.ranking().unlink()
+    where = ["--run", str(run.folder), "--top", "5"]
+    assert command("rank", *where, "--time-limit", "1e-9") == 0
+    text = capsys.readouterr().err
+    assert "might still be better" in text
+    assert f"next: pgnas rank {' '.join(where)}   to resume" in text
+    early = stored(run)
+    assert len(early.best()) >= 1
+    assert 0 < len(early.margins) < 16
     with listening(heard := Heard()):
         pgnas_cli.export(run.folder / "b.safetensors", run)
     assert any("the ranking is not finished" in note for note in heard.notes)
-    where = ["--run", str(run.folder)]
-    assert command("rank", *where, "--time-limit", "1e-9", "--top", "60") == 0
-    text = capsys.readouterr()
-    assert "might still be better" in text.err
-    assert f"next: pgnas rank --run {run.folder} --top 60   to resume" in text.err
-
-
-def test_a_ranking_stopped_among_its_pilots_resumes_with_them(run: Run) -> None:
-    straight = ranked(run)
-    run.ranking().unlink()
-    early = ranked(run, time_limit=1e-9)
-    assert 0 < len(early.race.margins) < 16
     on = ranked(run)
     assert len(on.race.margins) == 16
-    assert on.pairs == straight.pairs
-    assert best(on.race) == best(straight.race)
+    assert (on.pairs, best(on.race)) == (straight.pairs, best(straight.race))
 
 
 def test_a_ranking_that_was_evaluated_otherwise_is_started_again(run: Run) -> None:
     straight = ranked(run)
-    tensors, content = read_tensors(run.ranking(), "pgnas.ranking/1")
-    how = content["evaluated"]
-    content["evaluated"] = "512 pairs, float32, cuda"
-    write_tensors(run.ranking(), "pgnas.ranking/1", tensors, content)
+    now = read_tensors(run.ranking(), RANKING)[1]["evaluated"]
+    then = "512 pairs, float32, cuda"
+    rewrite(run.ranking(), RANKING, lambda c, t: c.update(evaluated=then))
     with listening(heard := Heard()):
         again = ranked(run)
     (note,) = heard.notes
-    assert f"evaluated otherwise (512 pairs, float32, cuda, now {how}): starting again" in note
+    assert f"evaluated otherwise ({then}, now {now}): starting again" in note
     assert heard.counts["ranking"][-1] == again.pairs
     assert best(again.race) == best(straight.race)
 
 
-@pytest.mark.parametrize(
-    "change", ["mistakes", "seen", "walk", "hardness", "margins", "images", "top"]
-)
-def test_a_damaged_ranking_is_not_believed(run: Run, change: str) -> None:
-    straight = ranked(run)
-    tensors, content = read_tensors(run.ranking(), "pgnas.ranking/1")
-    if change in tensors:
-        values = tensors[change]
-        values[0] = torch.inf if change == "margins" else values[1:].max() + 10**6
-    else:
-        content[change] = "none"
-    write_tensors(run.ranking(), "pgnas.ranking/1", tensors, content)
-    with pytest.raises(PgnasError, match="is damaged"):
-        stored(run)
-    assert best(ranked(run).race) == best(straight.race)  # what is derived is replaced
-    assert best(stored(run)) == best(straight.race)
+def test_a_damaged_ranking_is_not_believed(run: Run) -> None:
+    """What is derived is replaced."""
+    straight = best(ranked(run).race)
+
+    def too_large(name: str) -> Change:
+        return lambda c, t: t[name][0].fill_(t[name][1:].max() + 10**6)
+
+    changes: list[Change] = [
+        *map(too_large, ("mistakes", "seen", "walk", "hardness")),
+        lambda c, t: t["margins"][0].fill_(torch.inf),
+        lambda c, t: c.update(images="none"),
+        lambda c, t: c.update(top="none"),
+    ]
+    for change in changes:
+        rewrite(run.ranking(), RANKING, change)
+        with pytest.raises(PgnasError, match="is damaged"):
+            stored(run)
+        assert best(ranked(run).race) == best(stored(run)) == straight
 
 
 def test_several_budgets_are_ranked_one_by_one_and_resumed_in_the_second(run: Run) -> None:
@@ -192,14 +176,3 @@ def test_a_baseline_is_exported_with_a_word_and_no_file_of_the_run_is_overwritte
     with listening(heard := Heard()):
         pgnas_cli.export(run.folder / "p.safetensors", run)
     assert any("these candidates are a baseline (permuted)" in note for note in heard.notes)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [(["--top", "0"], "--top 0 is out of range"), (["--time-limit", "0"], "--time-limit 0 is out")],
-)
-def test_wrong_options_are_named(
-    fitted_once: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    assert command("rank", "--run", str(fitted_once), *options) == 1
-    assert message in capsys.readouterr().err

@@ -23,20 +23,15 @@ def test_the_winners_lead_is_told_with_what_to_expect_of_it(
     capsys.readouterr()
     assert command("rank", "--run", str(fitted.folder), "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    (full,) = rank(fitted, exhaustive=True)
+    (single,), (full,) = rank(fitted, top=1), rank(fitted, exhaustive=True)
     mean = float(full.errors.double().mean()) / full.images
     assert found["top"][0]["error"] <= found["expected_error"] <= 1.1 * mean
+    told = " ".join(line.strip() for line in certainty_lines(single))
+    assert f"from 60; corrected for selection: {100 * single.expected_error:.1f} %" in told
 
 
-def test_a_single_row_is_told_with_what_to_expect_of_it(fitted: Run) -> None:
-    (board,) = rank(fitted, top=1)
-    assert (
-        f"selected from 60; corrected for selection: {100 * board.expected_error:.1f} %"
-        in " ".join(line.strip() for line in certainty_lines(board))
-    )
-
-
-def test_rows_hold_the_interval_and_the_test_against_the_first(fitted: Run) -> None:
+def test_rows_and_coverage_are_those_of_the_race(fitted: Run) -> None:
+    """Each row with its interval, and with the test against the first."""
     (board,) = rank(fitted, top=5)
     rows, wrong = ranking_rows(board, 3), [board.race.row(i) for i in board.order.tolist()]
     assert [row[:2] for row in rows] == [[str(n + 1), str(int(board.order[n]))] for n in range(3)]
@@ -45,10 +40,6 @@ def test_rows_hold_the_interval_and_the_test_against_the_first(fitted: Run) -> N
         assert row[2:4] == [f"{100 * int(missed.sum()) / 287:.1f} %",
                             f"{100 * low:.1f}-{100 * high:.1f}"]  # fmt: skip
     assert [row[4] for row in rows] == ["", *(f"{paired_p(wrong[0], w):.3f}" for w in wrong[1:3])]
-
-
-def test_the_coverage_says_what_the_order_rests_on(fitted: Run) -> None:
-    (board,) = rank(fitted, top=5)
     share = 100 * board.pairs / (60 * 287)
     assert coverage_line([board], 0, "0:03") == (
         f"exact; evaluated {share:.1f} % of all (candidate, image) pairs in 0:03"

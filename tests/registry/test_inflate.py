@@ -15,13 +15,15 @@ from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import gates, make_concrete_
 from pgnas_cli.registry import Inflation, Start, preset
 from pgnas_cli.registry.build import build_backbone
-from pgnas_cli.registry.inflate import CORRELATION, Parallel, grid_of, inflate_
+from pgnas_cli.registry.inflate import CORRELATION, grid_of, inflate_
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import ExpectedSize, count
-from pgnas_cli.tensors import read_tensors, versioned, write_tensors
 
 from ..conftest import run as command
+from ..files import Change, rewrite
 from ..networks import assert_exact, random_keep, randomised, seeded
+
+NOT_A_NUMBER = torch.full((10,), 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn)
 
 
 def timm_network(name: str) -> nn.Module:
@@ -74,30 +76,26 @@ def test_candidates_of_inflated_grouped_convolutions_are_cut_exactly(name: str) 
     assert float(ExpectedSize(network)(p)[0]) == pytest.approx(float(drawn.mean()), rel=0.02)
 
 
-def test_branches_share_the_outputs_and_see_what_their_size_says() -> None:
-    network = timm_network("resnet26")
-    rows = inflate_(network, (3, 64, 64), Inflation((1, 3, 5, 9)))
-    assert all(row.branches for row in rows if row.layer.endswith("conv2"))
-    block = network.layer1[0].conv2
-    assert isinstance(block, Parallel)
-    assert [branch.out_channels for branch in block.branches] == [16, 16, 16, 16]
-    impulse = torch.zeros(1, 64, 21, 21)
-    impulse[:, :, 10, 10] = 1
-    for branch, reach in zip(block.branches, (0, 1, 2, 4), strict=True):
-        nn.init.ones_(branch.weight)
-        seen = (branch(impulse)[0, 0] != 0).nonzero()
-        assert int((seen - 10).abs().max()) == reach
-    assert rows[0].branches == () or rows[0].layer != "conv1"
-
-
-def test_branches_start_from_the_filters_of_the_original() -> None:
+def test_branches_share_the_outputs_start_from_the_original_and_see_what_their_size_says() -> None:
     network = timm_network("resnet26")
     original = network.layer1[0].conv2.weight.detach().clone()
-    inflate_(network, (3, 64, 64), Inflation((1, 3, 5, 9)))
-    three = network.layer1[0].conv2.branches[1].weight
+    rows = inflate_(network, (3, 64, 64), Inflation((1, 3, 5, 9)))
+    assert all(row.branches for row in rows if row.layer.endswith("conv2"))
+    branches = network.layer1[0].conv2.branches
+    assert [branch.out_channels for branch in branches] == [16, 16, 16, 16]
+    three = branches[1].weight
     places = [int((original - row).abs().flatten(1).sum(1).argmin()) for row in three]
     assert torch.allclose(three, original[places], atol=1e-6)
     assert len(set(places)) == 16
+    impulse = torch.zeros(1, 64, 21, 21)
+    impulse[:, :, 10, 10] = 1
+    for branch, reach in zip(branches, (0, 1, 2, 4), strict=True):
+        nn.init.ones_(branch.weight)
+        seen = (branch(impulse)[0, 0] != 0).nonzero()
+        assert int((seen - 10).abs().max()) == reach
+    make_concrete_(network, (3, 64, 64), layers="hidden")  # each branch has a p behind it
+    groups = [(g.start, g.stop) for g in gates(network).groups if g.layer == "layer1.0.conv3"]
+    assert groups == [(0, 16), (16, 32), (32, 48), (48, 64)]
 
 
 def test_filters_are_predicted_as_well_as_other_taps_can() -> None:
@@ -189,33 +187,32 @@ def test_files_made_from_the_papers_networks_know_their_published_preset(
 
 
 def test_width_changes_what_one_reader_sees() -> None:
-    network, plain = timm_network("resnet26"), timm_network("resnet26")
+    network = timm_network("resnet26")
+    before = sum(p.numel() for p in network.parameters())
     inflate_(network, (3, 64, 64), Inflation((3, 5), width=1.5))
-    assert network.layer1[0].conv3.in_channels == 96
-    assert network.layer1[0].bn2.num_features == 96
+    assert network.layer1[0].conv3.in_channels == network.layer1[0].bn2.num_features == 96
     assert network(torch.randn(1, 3, 64, 64)).shape == (1, 5)
-    sizes = [sum(p.numel() for p in n.parameters()) for n in (network, plain)]
-    assert sizes[0] > sizes[1]
+    assert sum(p.numel() for p in network.parameters()) > before
+
+
+def test_a_layer_with_fewer_outputs_than_kernels_stays() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4),
+        nn.Conv2d(4, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2),
+    )  # fmt: skip
+    rows = inflate_(network, (3, 16, 16), Inflation((1, 3, 5, 7, 9)))
+    assert [bool(row.branches) for row in rows] == [False, False, True]
+    assert rows[1].reason == "it has fewer outputs than there are kernels"
+    assert network(torch.randn(1, 3, 16, 16)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(("kernel", "made"), [(1, (1, 1)), (5, (3, 2)), (7, (3, 3)), (9, (5, 2))])
-def test_sizes_are_made_by_taps_and_holes(kernel: int, made: tuple[int, int]) -> None:
+def test_sizes_are_made_by_taps_and_holes_or_refused(kernel: int, made: tuple[int, int]) -> None:
     assert grid_of(kernel) == made
     assert made[1] * (made[0] - 1) + 1 == kernel
-
-
-@pytest.mark.parametrize("kernel", [2, 0, -3, 11])
-def test_sizes_that_nothing_makes_are_refused(kernel: int) -> None:
-    with pytest.raises(PgnasError, match="no branch has size"):
-        grid_of(kernel)
-
-
-def test_each_branch_has_a_drop_probability_of_its_own_behind_it() -> None:
-    network = timm_network("resnet26")
-    inflate_(network, (3, 64, 64), Inflation())
-    make_concrete_(network, (3, 64, 64), layers="hidden")
-    groups = [g for g in gates(network).groups if g.layer == "layer1.0.conv3"]
-    assert [(g.start, g.stop) for g in groups] == [(0, 16), (16, 32), (32, 48), (48, 64)]
+    for wrong in (2, 0, -3, 11):
+        with pytest.raises(PgnasError, match="no branch has size"):
+            grid_of(wrong)
 
 
 def test_an_inflated_file_is_fitted_and_its_winner_exported(
@@ -278,41 +275,23 @@ def test_wrong_inflations_are_named(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_layer_with_fewer_outputs_than_kernels_stays() -> None:
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4),
-        nn.Conv2d(4, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2),
-    )  # fmt: skip
-    rows = inflate_(network, (3, 16, 16), Inflation((1, 3, 5, 7, 9)))
-    assert [bool(row.branches) for row in rows] == [False, False, True]
-    assert rows[1].reason == "it has fewer outputs than there are kernels"
-    assert network(torch.randn(1, 3, 16, 16)).shape == (1, 2)
-
-
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("change", "message"),
     [
-        ("parts", "its field parts is not what this pgnas writes"),
-        ("backbone", "'os:system' is a function that is not installed"),
-        ("tensor", "holds numbers that are not finite: fc.bias"),
+        (lambda c, t: c.pop("parts"), "its field parts is not what this pgnas writes"),
+        (lambda c, t: c["parts"].update(backbone="os:system"),
+         "'os:system' is a function that is not installed"),
+        (lambda c, t: t.update({"network.fc.bias": NOT_A_NUMBER}),
+         "holds numbers that are not finite: fc.bias"),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_inflated_file_is_one_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, message: str
 ) -> None:
     file = tmp_path / "wide.safetensors"
     given = ["timm/resnet18", "-o", str(file), "--kernels", "1,3", "--classes", "10"]
     assert command("inflate", *given, "--img-size", "32", "-q") == 0
-    tensors, content = read_tensors(file, "pgnas.supernet/1")
-    if damage == "parts":
-        content.pop("parts")
-    elif damage == "backbone":
-        content["parts"]["backbone"] = "os:system"
-    else:
-        tensors["network.fc.bias"] = tensors["network.fc.bias"].to(torch.float8_e4m3fn)
-        tensors["network.fc.bias"].view(torch.uint8)[0] = 0x7F  # not a number
-    own = {k: v for k, v in content.items() if k not in versioned("")}
-    write_tensors(file, "pgnas.supernet/1", tensors, own)
+    rewrite(file, "pgnas.supernet/1", change)
     capsys.readouterr()
     assert command("fit", "--backbone", str(file), "--run", str(tmp_path / "run")) == 1
     _, error = capsys.readouterr().err.splitlines()  # the run, and the error

@@ -21,12 +21,12 @@ def test_weights_from_a_file_are_loaded_and_a_head_of_other_size_is_replaced(
 ) -> None:
     path = tmp_path / "w.safetensors"
     torch.manual_seed(0)
-    whole = timm.create_model("resnet18", num_classes=7)
+    whole = timm.create_model("resnet18", num_classes=7).eval()
     save_file(whole.state_dict(), path)
     network = create_supernet("timm/resnet18", 7, weights=path, input_shape=(3, 64, 64)).eval()
     images = torch.randn(2, 3, 64, 64, generator=seeded())
     with torch.no_grad():
-        assert torch.equal(network(images), whole.eval()(images))
+        assert torch.equal(network(images), whole(images))
     other = load_backbone("timm/resnet18", classes=3, size=64, start=Start(weights=path, seed=5))
     assert other.remarks == ("the head 'fc' has 7 outputs, here are 3: replaced",)
     assert other.new_heads == ("fc",)

@@ -8,37 +8,35 @@ import shlex
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 
+from pgnas_cli.data import load_data
+from pgnas_cli.errors import PgnasError
 from pgnas_cli.evaluation import evaluations_of
+from pgnas_cli.formats import load
 from pgnas_cli.gates import gates
 from pgnas_cli.ranking import Leaderboard
 from pgnas_cli.ranking.race import begun
 from pgnas_cli.report.content import front, run_summary
-from pgnas_cli.report.page import page_of
+from pgnas_cli.report.page import page_of, write_report
 from pgnas_cli.report.plots import expected_errors
 from pgnas_cli.report.svg import STYLE, VARIABLES, figure_of, picture_of, styled
 from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
 
+from ..conftest import object_of, refused
 from ..conftest import run as command
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished search on digits, with the whole network beside."""
-    folder = tmp_path_factory.mktemp("searched") / "run"
-    line = ["search", "--epochs", "2", "-n", "40", "--compare", "-q", "--run", str(folder)]
-    assert command(*line) == 0
-    return Run(folder)
 
 
 @pytest.fixture
@@ -50,10 +48,18 @@ def fitted(fitted_once: Path, tmp_path: Path) -> Run:
     return run
 
 
-@pytest.fixture
-def copy(searched: Run, tmp_path: Path) -> Run:
-    """A copy of the search, for tests that change it."""
-    return Run(Path(shutil.copytree(searched.folder, tmp_path / "copy")))
+def change_evaluations(run: Run, change: Callable[[dict[str, Any]], object]) -> None:
+    """Apply `change` to each row of a run's evaluations."""
+    content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    for row in content["networks"]:
+        change(row)
+    run.evaluation.write_text(json.dumps(content), encoding="utf-8")
+
+
+def winner_of(run: Run) -> int:
+    winner = run_summary(run).winner
+    assert winner is not None
+    return winner.id
 
 
 class Page(HTMLParser):
@@ -65,7 +71,6 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.open: list[str] = []
-        self.captions = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -100,17 +105,32 @@ def attributes_of(svg: str) -> list[tuple[str, str]]:
     ]
 
 
+def done(run: Run, *arguments: str) -> None:
+    """Let a command do its work on a run."""
+    assert command(*arguments, "-q", "--run", str(run.folder)) == 0
+
+
+def written(run: Run) -> str:
+    """The report of a run as it lies there."""
+    return run.report.read_text(encoding="utf-8")
+
+
 def text_of(page: str) -> str:
     """What a reader sees."""
     body = re.sub(r"<style.*?</style>", " ", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", body).replace("\u00a0", " ").split())
 
 
+def words_of(run: Run) -> str:
+    """What a reader sees of a run as it is now."""
+    return text_of(page_of([run_summary(run)]))
+
+
 # --- the page --------------------------------------------------------------------------------
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(searched: Run) -> None:
-    text = searched.report.read_text(encoding="utf-8")
+    text = written(searched)
     page = Page(text)
     assert not page.open
     assert len(text) < 5_000_000
@@ -136,7 +156,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(searched: Run) -> None:
 
 
 def test_every_figure_and_table_has_a_name_and_ids_are_used_once(searched: Run) -> None:
-    text = searched.report.read_text(encoding="utf-8")
+    text = written(searched)
     page = Page(text)
     assert len(page.all("img")) == len(page.all("figure")) == len(page.all("figcaption")) == 7
     titles = re.findall(r"<figcaption><b>(.+?\.)</b> (.+?)</figcaption>", text)
@@ -154,7 +174,7 @@ def test_every_figure_and_table_has_a_name_and_ids_are_used_once(searched: Run) 
 
 
 def test_pictures_take_their_colours_from_variables_of_both_themes(searched: Run) -> None:
-    text = searched.report.read_text(encoding="utf-8")
+    text = written(searched)
     drawn = pictures_of(Page(text))
     assert len(drawn) == 7
     for svg in drawn:
@@ -173,29 +193,29 @@ def test_pictures_take_their_colours_from_variables_of_both_themes(searched: Run
             assert f"{variable}: {colours[1][0]};" in text
 
 
-def test_the_same_run_gives_the_same_page(searched: Run) -> None:
-    assert page_of([run_summary(searched)]) == searched.report.read_text(encoding="utf-8")
-
-
-def test_the_readers_own_matplotlib_settings_change_nothing(searched: Run) -> None:
+def test_the_readers_matplotlib_settings_change_no_byte_of_the_page(searched: Run) -> None:
     own = {"font.size": 30, "axes.facecolor": "red", "text.color": "pink", "axes.grid.axis": "x",
            "svg.fonttype": "path", "font.sans-serif": ["serif"], "scatter.marker": "x"}  # fmt: skip
     assert {"font.size", "text.color", "svg.fonttype"} < set(STYLE)
     with matplotlib.rc_context(own):
-        assert page_of([run_summary(searched)]) == searched.report.read_text(encoding="utf-8")
+        assert page_of([run_summary(searched)]) == written(searched)
+
+
+CHROMIUM = [
+    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-sync", "--disable-background-networking", "--disable-component-update",
+    "--enable-logging=stderr", "--window-size=800,5000",
+]  # fmt: skip
+DARK = ["--blink-settings=preferredColorScheme=0"]
+in_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here")
 
 
 def photographed(page: Path, folder: Path, dark: bool) -> Image.Image:
     """A page as Chromium shows it, 800 pixels wide."""
     shot = folder / f"{dark}.png"
     found = subprocess.run(
-        [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
-            "--window-size=800,5000", f"--screenshot={shot}",
-            *(["--blink-settings=preferredColorScheme=0"] if dark else []), page.resolve().as_uri(),
-        ],
+        [*CHROMIUM, *(DARK if dark else []), f"--user-data-dir={folder / 'profile'}",
+         f"--screenshot={shot}", page.resolve().as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in found.stderr
@@ -208,9 +228,9 @@ def pixels(picture: Image.Image) -> Counter[tuple[int, int, int]]:
     return Counter({found: times for times, found in picture.getcolors(2**24)})
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here")
+@in_chromium
 def test_a_browser_draws_every_figure_in_both_themes(searched: Run, tmp_path: Path) -> None:
-    images = re.findall(r"<img ([^>]+)>", searched.report.read_text(encoding="utf-8"))
+    images = re.findall(r"<img ([^>]+)>", written(searched))
     alone = tmp_path / "alone.html"
     placed = (
         f'<img style="position: absolute; left: 0; top: {500 * place}px" {image}>'
@@ -220,14 +240,12 @@ def test_a_browser_draws_every_figure_in_both_themes(searched: Run, tmp_path: Pa
         '<meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         f'<body style="background: #00ff00">{"".join(placed)}'
     )
-    for dark, paper, ink in (
-        (False, (255,) * 3, (27, 31, 36)),
-        (True, (20, 23, 26), (230, 233, 236)),
-    ):
-        page = photographed(searched.report, tmp_path, dark)
+    light, dark = ((255,) * 3, (27, 31, 36)), ((20, 23, 26), (230, 233, 236))
+    for theme, (paper, ink) in enumerate((light, dark)):
+        page = photographed(searched.report, tmp_path, dark=theme == 1)
         assert page.getpixel((2, 2)) == paper
         assert len(page.convert("L").getcolors()) > 50
-        shown = photographed(alone, tmp_path, dark)
+        shown = photographed(alone, tmp_path, dark=theme == 1)
         for place in range(len(images)):
             found = pixels(shown.crop((0, 500 * place, 400, 500 * place + 150)))
             assert (0, 255, 0) not in found
@@ -236,7 +254,7 @@ def test_a_browser_draws_every_figure_in_both_themes(searched: Run, tmp_path: Pa
             assert sum(n for colour, n in found.items() if max(colour) - min(colour) > 60) > 20
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here")
+@in_chromium
 def test_nothing_is_wider_than_the_window_of_a_telephone(searched: Run, tmp_path: Path) -> None:
     frame = tmp_path / "frame.html"
     frame.write_text(
@@ -251,17 +269,12 @@ def test_nothing_is_wider_than_the_window_of_a_telephone(searched: Run, tmp_path
 # --- what it says ----------------------------------------------------------------------------
 
 
-def test_the_answer_is_what_evaluate_found(
-    searched: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    best = searched.folder / "best.safetensors"
-    capsys.readouterr()
-    assert command("evaluate", str(best), "--json", "-q") == 0
-    found = json.loads(capsys.readouterr().out)
-    text = text_of(searched.report.read_text(encoding="utf-8"))
+def test_the_answer_is_what_evaluate_found(searched: Run) -> None:
+    rows = {row.name: row for row in evaluations_of(searched)}
+    found = object_of("evaluate", str(searched.folder / "best.safetensors"))
+    text = text_of(written(searched))
     assert f"{100 * found['error']:.1f} % test error (original network" in text
     assert f"{100 * found['params'] / 151_930:.1f} % of the parameters" in text
-    rows = {row.name: row for row in evaluations_of(searched)}
     assert set(rows) == {"best", "twin", "whole"}
     assert rows["best"].errors == found["errors"]
     assert rows["whole"].params == 151_930
@@ -270,12 +283,11 @@ def test_the_answer_is_what_evaluate_found(
 def test_dropped_channels_and_operations_are_those_that_the_winner_lacks(searched: Run) -> None:
     network, _ = posterior_of(searched)
     (budget,) = searched.budgets()
-    drawn, found = read_candidates(searched, network, budget), run_summary(searched)
+    found = run_summary(searched)
     rows = searched.ranking_table(budget).read_text(encoding="utf-8").splitlines()
     winner = int(rows[1].split(",")[1])
-    assert found.winner is not None
-    assert found.winner.id == winner
-    keep = drawn.keep[winner]
+    assert winner_of(searched) == winner
+    keep = read_candidates(searched, network, budget).keep[winner]
     spans = gates(network).spans
     text = text_of(page_of([found]))
     dropped = int((~keep).sum())
@@ -326,32 +338,24 @@ def test_errors_of_those_who_left_early_are_expected_from_the_pilots() -> None:
 # --- runs that have not come to all of it ----------------------------------------------------
 
 
-def test_a_fit_alone_has_a_report_that_says_what_is_next(
-    fitted: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for step, line in (
-        ("sample", ["sample", "-n", "8"]),
-        ("rank", ["rank"]),
-        ("evaluate", []),
-    ):
-        assert command("report", "--run", str(fitted.folder)) == 0
-        text = fitted.report.read_text(encoding="utf-8")
+def test_a_fit_alone_has_a_report_that_says_what_is_next(fitted: Run) -> None:
+    for step, line in (("sample", ["sample", "-n", "8"]), ("rank", ["rank"]), ("evaluate", [])):
+        done(fitted, "report")
+        text = written(fitted)
         assert not Page(text).open
         assert f"pgnas {step}" in text_of(text)
         assert "<b>&$x$" not in text
         if line:
-            assert command(*line, "-q", "--run", str(fitted.folder)) == 0
+            done(fitted, *line)
     assert "a &lt;b&gt;&amp;$x$ &#39;run&#39;" in text
 
 
 def test_runs_are_put_side_by_side_with_the_options_that_differ(
-    searched: Run, fitted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: Run, fitted: Run, tmp_path: Path
 ) -> None:
     path = tmp_path / "both.html"
-    capsys.readouterr()
     folders = [str(searched.folder), str(fitted.folder)]
-    assert command("report", *folders, "-o", str(path), "--json", "-q") == 0
-    assert json.loads(capsys.readouterr().out)["runs"] == folders
+    assert object_of("report", *folders, "-o", str(path))["runs"] == folders
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert not page.open
@@ -365,99 +369,52 @@ def test_runs_are_put_side_by_side_with_the_options_that_differ(
     assert command("report", *folders, "--run", folders[0]) == 1
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["{", "[]", '{"schema": "pgnas.evaluation/1"}', '{"schema": "x", "networks": [1]}',
-     '{"schema": "pgnas.evaluation/1", "networks": [{"name": 3}]}'],
-)  # fmt: skip
-def test_damaged_evaluations_are_one_line(
-    fitted: Run, capsys: pytest.CaptureFixture[str], content: str
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\x00\xfe", None])
+def test_commands_that_are_no_such_file_are_left_out_and_metrics_are_damaged(
+    fitted: Run, content: bytes | None
 ) -> None:
-    fitted.evaluation.write_text(content, encoding="utf-8")
-    assert command("report", "--run", str(fitted.folder)) == 1
-    assert "evaluation.json' is damaged" in capsys.readouterr().err
+    for path in (fitted.commands, fitted.metrics):
+        path.unlink()
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content)
+    assert commands_of(fitted) == []
+    with pytest.raises(PgnasError, match=r"metrics\.jsonl' is damaged"):
+        run_summary(fitted)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("images", 0), ("errors", -5), ("errors", 10**6), ("params", 10**400), ("wrong", [1, 1]),
-     ("wrong", [10**9]), ("name", "\ud800"), ("one.slim", float("nan")), ("many.whole", 0.0),
-     ("held_out_errors", 10**400), ("many.batch", 0), ("device", 3)],
-)  # fmt: skip
-def test_impossible_numbers_are_damage(
-    copy: Run, capsys: pytest.CaptureFixture[str], field: str, value: object
-) -> None:
-    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
-    row = content["networks"][0]
-    *latency, name = field.split(".")
-    (row[latency[0]] if latency else row)[name] = value
-    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    assert command("report", "--run", str(copy.folder)) == 1
-    assert "evaluation.json' is damaged" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["evaluation.json", "metrics.jsonl", "commands.jsonl"])
-@pytest.mark.parametrize("what", ["nested", "folder", "binary"])
-def test_files_that_are_no_such_files_are_one_line(
-    fitted: Run, capsys: pytest.CaptureFixture[str], name: str, what: str
-) -> None:
-    path = fitted.folder / name
-    path.unlink(missing_ok=True)
-    if what == "folder":
-        path.mkdir()
-    else:
-        path.write_bytes(b"[" * 100_000 if what == "nested" else b"\xff\x00\xfe")
-    status = command("report", "--run", str(fitted.folder))
-    err = capsys.readouterr().err
-    assert status == (0 if name == "commands.jsonl" else 1)
-    assert name == "commands.jsonl" or f"{name}' is damaged" in err
-    assert "Traceback" not in err
-
-
-def test_impossible_metrics_are_damage_and_can_be_moved_away(
-    fitted: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_metrics_are_damage_and_can_be_moved_away(fitted: Run) -> None:
     record = json.loads(fitted.metrics.read_text(encoding="utf-8").splitlines()[-1])
     for change in ({"drop_histogram": []}, {"drop_histogram": [0] * 10}, {"loss": float("nan")}):
         fitted.metrics.write_text(json.dumps({**record, **change}) + "\n", encoding="utf-8")
-        assert command("report", "--run", str(fitted.folder)) == 1
-        assert "without the fit's curves" in capsys.readouterr().err
+        with pytest.raises(PgnasError, match="without the fit's curves"):
+            run_summary(fitted)
     fitted.metrics.unlink()
-    assert command("report", "--run", str(fitted.folder)) == 0
+    assert not Page(page_of([run_summary(fitted)])).open
 
 
-@pytest.mark.parametrize("name", ["posterior.safetensors", "best.safetensors", "notes.html"])
-def test_a_report_is_not_written_over_anything_else(
-    copy: Run, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    path = copy.folder / name
-    if not path.exists():
-        path.write_text("<p>mine</p>", encoding="utf-8")
-    before = path.read_bytes()
-    assert command("report", "--run", str(copy.folder), "-o", str(path)) == 1
-    assert path.read_bytes() == before
-    assert command("report", "--run", str(copy.folder), "-o", str(copy.report)) == 0
-    assert command("report", str(copy.folder / "best.safetensors")) == 1
-    assert "is not the folder of a run" in capsys.readouterr().err
-
-
-def test_a_run_without_a_posterior_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command("report", str(tmp_path)) == 1
-    assert "no run in" in capsys.readouterr().err
+def test_a_report_is_not_written_over_anything_else(searched: Run) -> None:
+    (searched.folder / "notes.html").write_text("<p>mine</p>", encoding="utf-8")
+    for name, message in (
+        ("best.safetensors", "has no known ending; possible: .html"),
+        ("notes.html", "exists and is not a report"),
+    ):
+        path = searched.folder / name
+        before = path.read_bytes()
+        with pytest.raises(PgnasError, match=message):
+            write_report([searched], path)
+        assert path.read_bytes() == before
 
 
 # --- what was done with a run ----------------------------------------------------------------
 
 
-def test_command_lines_are_kept_in_order_and_can_be_typed_again(
-    fitted: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_lines_are_kept_in_order_and_can_be_typed_again(fitted: Run) -> None:
     folder = str(fitted.folder)
     for _ in range(2):
-        assert command("sample", "-n", "8", "-q", "--run", folder) == 0
-    assert command("rank", "-q", "--run", folder) == 0
+        done(fitted, "sample", "-n", "8")
+    done(fitted, "rank")
     lines = [entry.line for entry in commands_of(fitted)]
     made = ["fit", "sample", "rank", "export"]
     assert [line.split()[1] for line in lines] == [*made, "sample", "rank"]
@@ -469,29 +426,21 @@ def test_command_lines_are_kept_in_order_and_can_be_typed_again(
 
 
 def test_evaluations_go_to_the_run_that_the_networks_came_from(
-    searched: Run, copy: Run, fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    moved = tmp_path / "elsewhere.safetensors"
-    shutil.copy(searched.folder / "best.safetensors", moved)
+    searched: Run, fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = shutil.copy(searched.folder / "best.safetensors", tmp_path / "elsewhere.safetensors")
     monkeypatch.chdir(tmp_path)  # no runs/ here: nothing to keep it in
     before = searched.evaluation.read_bytes()
-    assert command("evaluate", str(moved), "-q") == 0
+    line = ["evaluate", str(moved), "-q"]
+    assert command(*line) == 0
     assert searched.evaluation.read_bytes() == before
-    assert command("evaluate", str(moved), "-q", "--run", str(fitted.folder)) == 1
-    assert "is not the run that these networks came from" in capsys.readouterr().err
-    assert command("evaluate", str(moved), "-q", "--run", str(copy.folder)) == 0
-    assert "elsewhere" in {row.name for row in evaluations_of(copy)}
+    other = refused(*line, "--run", str(fitted.folder))
+    assert "is not the run that these networks came from" in other
+    assert command(*line, "--run", str(searched.folder)) == 0
+    assert "elsewhere" in {row.name for row in evaluations_of(searched)}
 
 
-def test_a_new_fit_forgets_what_the_old_one_came_to(copy: Run) -> None:
-    assert copy.report.exists()
-    assert command("fit", "--epochs", "1", "-q", "--force", "--run", str(copy.folder)) == 0
-    assert not copy.report.exists()
-    assert not copy.evaluation.exists()
-
-
-def test_words_of_a_run_cannot_become_elements(fitted: Run) -> None:
+def test_words_of_a_run_and_in_a_picture_cannot_become_elements(fitted: Run) -> None:
     found = run_summary(fitted)
     hostile = '"><b>x</b>&'
     layers = tuple(dataclasses.replace(layer, name=hostile) for layer in found.layers)
@@ -500,8 +449,6 @@ def test_words_of_a_run_cannot_become_elements(fitted: Run) -> None:
     assert len(page.all("b")) == len(page.all("figure"))
     assert any(hostile in image["alt"] for image in page.all("img"))
 
-
-def test_words_in_a_picture_cannot_become_elements() -> None:
     @styled
     def drawn() -> str:
         figure, axes = figure_of(2.0, "<b>", "a & b")
@@ -513,107 +460,80 @@ def test_words_in_a_picture_cannot_become_elements() -> None:
     assert "metadata" not in {element.tag.rpartition("}")[2] for element in tree.iter()}
 
 
-def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(copy: Run) -> None:
-    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
-    best = next(row for row in content["networks"] if row["name"] == "best")
-    first = run_summary(copy).winner
-    assert first is not None
-    winner = first.id
-    assert best["candidate"] == str(winner)
-    best["candidate"] = "7" if winner != 7 else "8"
-    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    words = text_of(page_of([run_summary(copy)]))
+def test_evaluations_of_earlier_candidates_are_not_shown_as_todays(searched: Run) -> None:
+    winner = winner_of(searched)
+    assert evaluations_of(searched)[0].candidate == str(winner)
+    other = {"candidate": str(winner + 1)}
+    change_evaluations(searched, lambda row: row["name"] == "best" and row.update(other))
+    words = words_of(searched)
     assert "the ranking has another by now" in words
     assert f"candidate {winner} " in words  # what is known of the winner of today
     assert "test error (original" not in words
-    assert command("sample", "-n", "8", "-q", "--run", str(copy.folder)) == 0
-    assert not copy.evaluation.exists()
-    assert not copy.report.exists()
 
 
 def test_a_network_is_called_what_its_file_says_not_what_the_file_is_called(
-    copy: Run, tmp_path: Path
+    searched: Run, tmp_path: Path
 ) -> None:
-    copy.evaluation.unlink()
-    winner = run_summary(copy).winner
-    assert winner is not None
-    other = "3" if winner.id != 3 else "4"
+    searched.evaluation.unlink()
+    other = str((winner_of(searched) + 1) % 40)
     for name, more in (
         ("whole", ["--candidate", other]),  # a candidate in disguise
         ("best", ["--candidate", "whole"]),  # the open super-network in disguise
         ("mine", []),
     ):
-        path = str(tmp_path / f"{name}.safetensors")
-        assert command("export", path, *more, "-q", "--run", str(copy.folder)) == 0
-    shutil.copy(copy.folder / "whole.safetensors", tmp_path / "dense.safetensors")
+        done(searched, "export", str(tmp_path / f"{name}.safetensors"), *more)
+    shutil.copy(searched.folder / "whole.safetensors", tmp_path / "dense.safetensors")
     names = ("whole", "best", "mine", "dense")
     files = [str(tmp_path / f"{name}.safetensors") for name in names]
-    assert command("evaluate", *files, "-q", "--run", str(copy.folder)) == 0
-    found = run_summary(copy)
+    done(searched, "evaluate", *files)
+    found = run_summary(searched)
     roles = {row.name: found.role(row) for row in found.evaluated}
     assert roles == {"whole": "candidate", "best": "open", "mine": "best", "dense": "whole"}
 
 
 def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> None:
-    from scipy.stats import binomtest
-
-    import pgnas_cli
-    from pgnas_cli.data import load_data
-
     data = load_data("digits", seed=0)
     assert data.test is not None
-    assert data.test.pixels is not None
     wrong = {}
     for name in ("best", "whole"):
-        network = pgnas_cli.load(searched.folder / f"{name}.safetensors")
+        network = load(searched.folder / f"{name}.safetensors")
         with torch.no_grad():
             logits = network(data.preprocessing.normalised(data.test.pixels))
         wrong[name] = logits.argmax(1) != data.test.labels
     only = [int((wrong[a] & ~wrong[b]).sum()) for a, b in (("best", "whole"), ("whole", "best"))]
     p = binomtest(only[0], sum(only), 0.5).pvalue if sum(only) else 1.0
-    words = text_of(searched.report.read_text(encoding="utf-8"))
+    words = text_of(written(searched))
     assert f"errs on {only[0]} that the original network gets right" in words
     assert f"is right on {only[1]} where that errs" in words
     assert f"p = {p:.3f}" in words
 
 
-def test_rows_of_other_conditions_are_left_out_and_named(copy: Run) -> None:
-    content = json.loads(copy.evaluation.read_text(encoding="utf-8"))
-    for row in content["networks"]:
-        row["at"] = "2020-01-01T00:00:00+00:00"
-    copy.evaluation.write_text(json.dumps(content), encoding="utf-8")
-    best = str(copy.folder / "best.safetensors")
-    assert command("evaluate", best, "-b", "3", "-q", "--run", str(copy.folder)) == 0
-    words = text_of(page_of([run_summary(copy)]))
+def test_rows_of_other_conditions_are_left_out_and_named(searched: Run) -> None:
+    change_evaluations(searched, lambda row: row.update(at="2020-01-01T00:00:00+00:00"))
+    done(searched, "evaluate", str(searched.folder / "best.safetensors"), "-b", "3")
+    words = words_of(searched)
     assert "ms, 3 images" in words
     assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
     assert "(original network" not in words
 
 
-def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(copy: Run) -> None:
-    where = ["-q", "--run", str(copy.folder)]
-    assert command("sample", "-n", "3000", *where) == 0
-    assert command("rank", "--time-limit", "0.0001", *where) == 0
-    words = text_of(page_of([run_summary(copy)]))
-    undecided = len(run_summary(copy).boards[0].race.walking())
+def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(searched: Run) -> None:
+    done(searched, "sample", "-n", "3000")
+    done(searched, "rank", "--time-limit", "0.0001")
+    words = words_of(searched)
+    undecided = len(run_summary(searched).boards[0].race.walking())
     assert undecided
     assert f"{undecided} candidates might still be better" in words
     assert "so far" in words.split("multibranch-tiny on")[0]
     assert f"{undecided} are not decided, and not shown" in words
-    assert command("sample", "-n", "8", "--baseline", "permuted", *where) == 0
-    assert command("rank", *where) == 0
-    words = text_of(page_of([run_summary(copy)]))
-    assert "a baseline (permuted), not the posterior" in words
+    done(searched, "sample", "-n", "8", "--baseline", "permuted")
+    done(searched, "rank")
+    assert "a baseline (permuted), not the posterior" in words_of(searched)
 
 
-def test_the_front_is_that_of_each_budget(copy: Run) -> None:
-    where = ["-q", "--run", str(copy.folder)]
-    assert command("sample", "-n", "12", "--max-params", "57%,50%", *where) == 0
-    assert command("rank", "--exhaustive", *where) == 0
-    found = run_summary(copy)
-    text = page_of([found])
+def test_the_front_is_that_of_each_budget(searched: Run) -> None:
+    done(searched, "sample", "-n", "12", "--max-params", "57%,50%")
+    done(searched, "rank", "--exhaustive")
+    text = page_of([run_summary(searched)])
     part = text_of(text[text.index("The front: ") : text.index("Statistical confidence")])
-    assert [str(board.candidates.budget) for board in found.boards] == [
-        "57 % of the parameters", "50 % of the parameters",
-    ]  # fmt: skip
-    assert part.index("57 % of") < part.index("50 % of")
+    assert 0 < part.index("57 % of the parameters") < part.index("50 % of the parameters")

@@ -1,12 +1,9 @@
 """A fitted super-network on disk: as it was written, or refused."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pgnas_cli.data import DataName, Preprocessing
 from pgnas_cli.errors import PgnasError
@@ -21,8 +18,8 @@ from pgnas_cli.run.posterior import (
     write_posterior,
 )
 from pgnas_cli.sizes import Target
-from pgnas_cli.tensors import read_tensors, write_tensors
 
+from ..files import Change, rewrite
 from ..networks import seeded, tiny
 
 SPEC = SupernetSpec(
@@ -61,13 +58,9 @@ def test_a_posterior_comes_back_as_it_was(tmp_path: Path) -> None:
         (lambda c, t: t["drop_logit"][0].fill_(float("inf")), "numbers that are not finite"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(
-    tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None], message: str
-) -> None:
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, change: Change, message: str) -> None:
     path = tmp_path / "posterior.safetensors"
     write_posterior(path, tiny(), POSTERIOR)
-    tensors, content = read_tensors(path, "pgnas.posterior/1")
-    change(content, tensors)
-    write_tensors(path, "pgnas.posterior/1", tensors, content)
+    rewrite(path, "pgnas.posterior/1", change)
     with pytest.raises(PgnasError, match=message):
         read_posterior(path)

@@ -15,8 +15,8 @@ from pgnas_cli.sampling.draw import pack, unpack
 from pgnas_cli.seeds import generator
 from pgnas_cli.sizes import Target, count
 from pgnas_cli.storage import to_json
-from pgnas_cli.tensors import read_tensors, write_tensors
 
+from ..files import rewrite
 from ..networks import seeded, tiny
 
 
@@ -45,8 +45,8 @@ def test_candidates_come_back_as_they_were_drawn(fitted: Run) -> None:
     again = read_candidates(fitted, network)
     assert torch.equal(again.keep, drawn.keep)
     for name, column in vars(count(network, drawn.keep)).items():
-        assert torch.equal(getattr(drawn.sizes, name), column)
-        assert torch.equal(getattr(again.sizes, name), column)
+        for found in (drawn, again):
+            assert torch.equal(getattr(found.sizes, name), column)
     (baseline,) = sample(fitted, 20, baseline="permuted", seed=5)
     assert read_candidates(fitted, network).baseline == "permuted"
     assert not torch.equal(baseline.keep, drawn.keep)
@@ -74,11 +74,9 @@ def test_drawing_again_removes_what_was_derived_from_the_former_candidates(fitte
 def test_candidates_that_do_not_fit_are_refused(
     fitted: Run, change: dict[str, object], message: str
 ) -> None:
-    path, (network, _) = fitted.candidates(), posterior_of(fitted)
-    tensors, content = read_tensors(path, "pgnas.candidates/1")
-    write_tensors(path, "pgnas.candidates/1", tensors, {**content, **change})
+    rewrite(fitted.candidates(), "pgnas.candidates/1", lambda c, t: c.update(change))
     with pytest.raises(PgnasError, match=message):
-        read_candidates(fitted, network)
+        read_candidates(fitted, posterior_of(fitted)[0])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Slim networks against masked ones; constants behind padding; what a cut leaves as it was."""
+"""Slim networks against masked ones; the comparison itself; what a cut leaves as it was."""
 
+import copy
 import pickle
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from pgnas_cli.gates import gates, make_concrete_, masked
 from pgnas_cli.slimming import largest_difference, slim
 from pgnas_cli.slimming.layers import Constant
 
+from ..graph.test_operations import ODD
 from ..networks import (
     Five,
     assert_exact,
@@ -28,14 +29,20 @@ from ..networks import (
 )
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.3, 0.9])
-@pytest.mark.parametrize(("size", "channels"), [(8, 1), (64, 3)])
-def test_slim_network_equals_masked_network(drop: float, size: int, channels: int) -> None:
-    network = tiny(size, channels)
-    for seed in range(3):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"size": 64, "channels": 3}, {"groups": "channel"}, {"groups": "8"}, {"layers": "hidden"}],
+    ids=str,
+)
+def test_slim_network_equals_masked_network(options: dict[str, Any]) -> None:
+    """From all gates open to all closed, and on images of another size."""
+    network = tiny(**options)
+    for seed, drop in enumerate((0.0, 0.3, 0.3, 0.3, 0.9, 0.9, 1.0)):
         keep = random_keep(network, drop, seed)
         assert_exact(network, keep)
-        assert_exact(network, keep, size + 8)
+        assert_exact(network, keep, options.get("size", 8) + 8)
+        if "layers" in options:  # no channel has to be picked
+            assert not any("read" in key for key in slim(network, keep).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -67,26 +74,6 @@ def test_a_branch_whose_last_layer_is_closed_loses_its_first_layer_too() -> None
     assert_exact(network, keep)
 
 
-def test_a_network_of_closed_layers_is_a_constant() -> None:
-    network = tiny()
-    assert_exact(network, ~everything(network))
-    found = slim(network, ~everything(network))(torch.randn(2, 1, 8, 8, generator=seeded()))
-    assert torch.equal(found[0], found[1])
-
-
-@pytest.mark.parametrize("groups", ["channel", "8"])
-def test_finer_groups_slim_as_exactly(groups: str) -> None:
-    network = tiny(groups=groups)
-    assert_exact(network, random_keep(network, 0.5))
-
-
-def test_hidden_gates_slim_without_picking_channels() -> None:
-    network = tiny(layers="hidden")
-    keep = random_keep(network, 0.5)
-    assert_exact(network, keep)
-    assert not any("read" in key for key in slim(network, keep).state_dict())
-
-
 def test_layout_fast_has_weights_of_zero_where_picking_would_cost_more() -> None:
     network = tiny()
     keep = random_keep(network, 0.3)
@@ -98,83 +85,11 @@ def test_layout_fast_has_weights_of_zero_where_picking_would_cost_more() -> None
     assert torch.equal(fast.branch1[0].read, small.branch1[0].read)
 
 
-# --- constants ---------------------------------------------------------------------------------
-
-
-def behind_padding(closed: nn.Module, reader: nn.Module) -> nn.Module:
-    """The layer `a`, to be closed, whose constant goes through a norm into a padded reader."""
-
-    def steps(m: Any, x: Tensor) -> Tensor:
-        x = F.leaky_relu(m.bn(m.a(x)), 0.1)
-        return F.adaptive_avg_pool2d(m.c(x), 1).flatten(1)
-
-    return Five(steps, a=closed, bn=nn.BatchNorm2d(5), c=reader, head=nn.Linear(4, 5))
-
-
-def in_a_concatenation() -> nn.Module:
-    """The layer `a`, to be closed, beside a live one, read together; steps in place."""
-
-    def steps(m: Any, x: Tensor) -> Tensor:
-        x = m.act(x)
-        x = m.pool(m.act(m.bn(torch.cat([m.a(x), m.b(x)], 1))))
-        return torch.flatten(m.c(x), 1)
-
-    return Five(
-        steps, a=nn.Conv2d(16, 5, 1), b=nn.Conv2d(16, 3, 1), bn=nn.BatchNorm2d(8),
-        act=nn.ReLU(inplace=True), pool=nn.MaxPool2d(2), head=nn.Linear(4 * 16, 5),
-        c=nn.Conv2d(8, 4, 3, padding=1, bias=False),
-    )  # fmt: skip
-
-
-def overwritten_through_a_view(step: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A step in place, on a view, changes what another layer reads later."""
-
-    def steps(m: Any, x: Tensor) -> Tensor:
-        x = m.bn(torch.cat([m.a(x), m.live(x)], 1))
-        y = m.b(step(x))
-        return (y + m.c(x)).mean((2, 3))
-
-    return Five(
-        steps, a=nn.Conv2d(16, 5, 1), live=nn.Conv2d(16, 3, 1), bn=nn.BatchNorm2d(8),
-        b=nn.Conv2d(8, 4, 1), c=nn.Conv2d(8, 4, 1), head=nn.Linear(4, 5),
-    )  # fmt: skip
-
-
-def conv(inputs: int, outputs: int, kernel: int, padding: int, **options: Any) -> nn.Module:
-    return nn.Conv2d(inputs, outputs, kernel, padding=padding, **options)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: behind_padding(conv(16, 5, 3, 1, bias=False), conv(5, 4, 3, 1)),
-        lambda: behind_padding(conv(16, 5, 3, 1, bias=False), conv(5, 4, 3, 0)),
-        lambda: behind_padding(conv(16, 5, 3, 1, stride=2), conv(5, 4, 3, 1)),
-        # The border of a padded 1x1 is bias alone, so that its output is no constant.
-        lambda: behind_padding(conv(16, 5, 1, 1), conv(5, 4, 1, 1)),
-        in_a_concatenation,
-        partial(overwritten_through_a_view, torch.relu_),
-        partial(overwritten_through_a_view, lambda x: F.relu(x, inplace=True)),
-        partial(overwritten_through_a_view, lambda x: x.contiguous().relu_()),
-        partial(overwritten_through_a_view, lambda x: F.dropout(x, training=False).relu_()),
-        partial(overwritten_through_a_view, lambda x: x.view(x.shape).relu_()),
-        partial(overwritten_through_a_view, lambda x: x.detach().mul_(2.0)),
-    ],
-)
-def test_constants_are_kept_exactly_borders_included(build: Callable[[], nn.Module]) -> None:
-    torch.manual_seed(0)
-    network = make_concrete_(randomised(build()), (3, 8, 8))
-    for drop in (0.0, 0.4):
-        keep = random_keep(network, drop)
-        assert_exact(network, keep)
-        assert_exact(network, without(network, "a", keep))
-
-
 def test_a_constant_behind_padding_is_no_bias() -> None:
     """The trap that the plane of ones is for: a bias would be far off near the border."""
     torch.manual_seed(0)
-    plain = behind_padding(conv(16, 5, 3, 1, bias=False), conv(5, 4, 3, 1))
-    network = make_concrete_(randomised(plain), (3, 8, 8))
+    steps, extra = ODD["closed before padding"]
+    network = make_concrete_(randomised(Five(steps, **copy.deepcopy(extra))), (3, 8, 8))
     reader = slim(network, without(network, "a")).get_submodule("c")
     assert reader.weight.shape == (4, 1, 3, 3)  # one plane of ones for five constant channels
     with torch.no_grad():
@@ -243,12 +158,6 @@ def test_networks_of_other_types_slim(dtype: torch.dtype) -> None:
     assert difference <= (1e-9 if dtype == torch.float64 else 0.2)
 
 
-def test_what_was_frozen_stays_frozen() -> None:
-    network = tiny().requires_grad_(False)
-    keep = without(network, list(gates(network).spans)[2], random_keep(network, 0.3))
-    assert not any(p.requires_grad for p in slim(network, keep).parameters())
-
-
 def test_super_and_slim_networks_can_be_pickled() -> None:
     network = tiny()
     images = torch.randn(2, 1, 8, 8, generator=seeded())
@@ -259,20 +168,19 @@ def test_super_and_slim_networks_can_be_pickled() -> None:
             assert torch.equal(again(images), original(images))
 
 
-def test_a_slim_network_trains_like_any_other() -> None:
-    smaller = slim(tiny(), random_keep(tiny(), 0.5)).train()
+def test_a_slim_network_trains_and_leaves_the_supernet_as_it_was() -> None:
+    network = tiny().train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    keep = without(network, "blocks.1.branch2.0", random_keep(network, 0.5))
+    smaller = slim(network, keep).train()
     images = torch.randn(16, 1, 8, 8, generator=seeded())
     F.cross_entropy(smaller(images), torch.arange(16) % 10).backward()
     assert all(p.grad is not None for p in smaller.parameters())
-
-
-def test_slimming_leaves_the_supernet_as_it_was() -> None:
-    network = tiny().train()
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    slim(network, random_keep(network, 0.5))
     assert network.training
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert type(network.head).__name__ == "ConcreteLinear"
+    frozen = slim(network.requires_grad_(False), keep)
+    assert not any(p.requires_grad for p in frozen.parameters())
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -32,22 +32,19 @@ def test_a_random_twin_learns_and_keeps_its_shape(
     twin, path = tmp_path / "twin.safetensors", tmp_path / "better.safetensors"
     pgnas_cli.export(twin, fitted.folder, candidate="twin")
     before, about = read_network(twin)
-    where = ["--run", str(fitted.folder)]
+    where = ["-q", "--run", str(fitted.folder)]
     capsys.readouterr()
-    line = ["finetune", str(twin), "-o", str(path), "--epochs", "3", "--json", "-q", *where]
-    assert command(*line) == 0
+    assert command("finetune", str(twin), "-o", str(path), "--epochs", "3", "--json", *where) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["held_out_errors"] < 0.5 * about.held_out_errors
-    assert found["params"] == about.params
     after, now = read_network(path)
-    assert {k: v.shape for k, v in after.state_dict().items()} == {
-        k: v.shape for k, v in before.state_dict().items()
-    }
-    assert (now.finetuned_epochs, about.finetuned_epochs) == (3, 0)
-    assert now.held_out_errors == found["held_out_errors"]
+    assert found["held_out_errors"] == now.held_out_errors < 0.5 * about.held_out_errors
+    assert found["params"] == about.params
+    shapes = [{k: v.shape for k, v in one.state_dict().items()} for one in (before, after)]
+    assert shapes[0] == shapes[1]
+    assert (about.finetuned_epochs, now.finetuned_epochs) == (0, 3)
     assert "finetune" in commands_of(fitted)[-1].line
-    assert command("evaluate", str(path), "-q", *where) == 0
-    assert command("report", "-q", *where) == 0
+    assert command("evaluate", str(path), *where) == 0
+    assert command("report", *where) == 0
     assert "fine-tuned for 3 epochs" in fitted.report.read_text(encoding="utf-8")
 
 
@@ -83,22 +80,6 @@ def test_its_steps_are_those_of_a_plain_loop(fitted: Run, tmp_path: Path) -> Non
         torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_loss_that_is_no_number_writes_nothing(fitted: Run, tmp_path: Path) -> None:
-    path = tmp_path / "out.safetensors"
-    with pytest.raises(PgnasError, match=r"lower `lr` \(now 1000\)"):
-        pgnas_cli.finetune(best_of(fitted), path, epochs=2, lr=1000)
-    assert not path.exists()
-
-
-@pytest.mark.parametrize("name", ["posterior", "candidates", "ranking"])
-def test_files_of_the_run_are_not_written_over_even_by_force(fitted: Run, name: str) -> None:
-    path = fitted.folder / f"{name}.safetensors"
-    before = path.read_bytes()
-    with pytest.raises(PgnasError, match="is a file of the run itself"):
-        pgnas_cli.finetune(best_of(fitted), path, force=True)
-    assert path.read_bytes() == before
-
-
 def test_interrupted_and_resumed_it_gives_the_same_bytes(fitted: Run, tmp_path: Path) -> None:
     straight, stopped = tmp_path / "straight.safetensors", tmp_path / "stopped.safetensors"
     pgnas_cli.finetune(best_of(fitted), straight, epochs=2)
@@ -115,6 +96,7 @@ def test_interrupted_and_resumed_it_gives_the_same_bytes(fitted: Run, tmp_path: 
     stopped.write_text("in the way")
     with pytest.raises(PgnasError, match="exists; choose another name"):
         pgnas_cli.finetune(best_of(fitted), stopped, epochs=2)
+    assert stopped.read_text() == "in the way"
     with listening(rest := Heard()):
         pgnas_cli.finetune(best_of(fitted), stopped, epochs=2, force=True)
     done += rest.counts["fine-tuning"]
@@ -128,32 +110,32 @@ def test_interrupted_and_resumed_it_gives_the_same_bytes(fitted: Run, tmp_path: 
     [
         (["--epochs", "0"], "--epochs 0 is out of range"),
         (["--lr", "-1"], "--lr -1 is out of range"),
-        (["-o", "FILE"], "is the network itself"),
+        (["--lr", "1000"], "lower --lr (now 1000)"),
+        (["-o", "FOLDER/best.safetensors"], "is the network itself"),
+        (["-o", "FOLDER/posterior.safetensors", "--force"], "is a file of the run itself"),
+        (["-o", "FOLDER/candidates.safetensors", "--force"], "is a file of the run itself"),
+        (["-o", "FOLDER/ranking.safetensors", "--force"], "is a file of the run itself"),
         (["-o", "x.onnx"], "'x.onnx' cannot be fine-tuned"),
         (["--run", "nowhere"], "'nowhere' is not the run"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_what_cannot_be_is_one_line_and_writes_nothing(
     fitted_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], options: list[str], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    best = str(fitted_once / "best.safetensors")
-    given = [best if option == "FILE" else option for option in options]
-    assert command("finetune", best, *given) == 1
+    before = {path: path.stat().st_mtime_ns for path in fitted_once.iterdir()}
+    given = [option.replace("FOLDER", str(fitted_once)) for option in options]
+    assert command("finetune", str(fitted_once / "best.safetensors"), *given) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in fitted_once.iterdir()} == before
 
 
-def test_a_network_whose_run_is_not_here_is_refused_and_files_are_not_overwritten(
-    fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_network_whose_run_is_not_here_is_refused(
+    fitted_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    alone, output = Path("alone.safetensors"), Path("alone-finetuned.safetensors")
-    shutil.copy(best_of(fitted), alone)
+    alone = shutil.copy(fitted_once / "best.safetensors", tmp_path / "alone.safetensors")
     with pytest.raises(PgnasError, match="came from none of the runs here; name it with `run`"):
-        pgnas_cli.finetune(alone, output)
-    output.write_text("mine")
-    with pytest.raises(PgnasError, match="exists; choose another name"):
-        pgnas_cli.finetune(alone, output, fitted.folder)
-    assert output.read_text() == "mine"
+        pgnas_cli.finetune(alone, tmp_path / "out.safetensors")

@@ -16,6 +16,7 @@ from pgnas_cli.seeds import generator
 from pgnas_cli.training import fit_network
 from pgnas_cli.training.loop import Loop
 
+from ..networks import Five
 from .conftest import CPU, loop_of, prepared, steps
 
 
@@ -75,22 +76,14 @@ def test_with_every_gate_open_and_no_prior_the_loop_is_that_of_a_network_without
 
 
 def test_a_networks_own_dropout_has_no_hidden_state(digits: ImageData) -> None:
-    class Dropping(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(1, 8, 3, padding=1)
-            self.body = nn.Conv2d(8, 8, 3, padding=1)
-            self.drop = nn.Dropout(0.5)
-            self.head = nn.Linear(8, 10)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = F.relu(self.body(F.relu(self.stem(x)))).mean((2, 3))
-            return self.head(self.drop(x))
-
     weights = []
     for foreign_draws in (0, 3):
         torch.manual_seed(0)
-        network = make_concrete_(Dropping(), (1, 8, 8))
+        plain = Five(
+            lambda m, x: m.drop(m.b(x).relu().mean((2, 3))), stem=nn.Conv2d(1, 16, 3, padding=1),
+            drop=nn.Dropout(0.5), head=nn.Linear(16, 10),
+        )  # fmt: skip
+        network = make_concrete_(plain, (1, 8, 8))
         torch.rand(foreign_draws)
         list(fit_network(network, digits, Recipe(epochs=1, batch_size=256)))
         weights.append(network.head.weight.detach().clone())

@@ -6,52 +6,42 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pgnas_cli.data import DataName, ImageData, Part, Preprocessing
 from pgnas_cli.machine import Machine
 from pgnas_cli.registry import Start
 from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.run.posterior import read_posterior
-from pgnas_cli.training.probe import PENALTY, _some, logistic_regression, probe_
+from pgnas_cli.training.probe import _some, logistic_regression, probe_
 
 from ..conftest import run
+from ..networks import seeded
 
 
-def test_weights_and_bias_are_those_that_scipy_finds() -> None:
-    random = torch.Generator().manual_seed(0)
-    features = 3 + 5 * torch.randn(60, 4, generator=random).double()
+def test_weights_and_bias_are_those_that_scipy_finds_whatever_the_scale() -> None:
+    features = 3 + 5 * torch.randn(60, 4, generator=seeded()).double()
     labels = (features[:, 0] > 3).long() + (features[:, 1] > 3).long()
-    weight, bias = logistic_regression(features, labels, 3, 0.1)
-
     scaled = ((features - features.mean(0)) / features.std()).numpy()
     rows = range(len(labels))
 
-    def loss(flat: "scipy.optimize.OptimizeResult") -> float:
+    def loss(flat: np.ndarray) -> float:
         scores = scaled @ flat[:12].reshape(3, 4).T + flat[12:]
         told = scores - scipy.special.logsumexp(scores, axis=1, keepdims=True)
         return float(-told[rows, labels.numpy()].mean() + 0.1 * (flat[:12] ** 2).sum())
 
     found = scipy.optimize.minimize(loss, [0.0] * 15, tol=1e-10).x
     theirs = torch.from_numpy(scaled @ found[:12].reshape(3, 4).T + found[12:]).softmax(1)
-    ours = (features @ weight.T + bias).softmax(1)
-    assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-def test_the_penalty_means_the_same_whatever_the_scale_of_the_features() -> None:
-    random = torch.Generator().manual_seed(0)
-    features = torch.randn(50, 6, generator=random).double()
-    labels = torch.arange(50) % 3
-    scores = []
-    for scaled in (features, 100 * features - 7):
-        weight, bias = logistic_regression(scaled, labels, 3, PENALTY)
-        scores.append(scaled @ weight.T + bias)
-    assert torch.allclose(*scores, atol=1e-5)
+    for given in (features, 100 * features - 7):
+        weight, bias = logistic_regression(given, labels, 3, 0.1)
+        assert torch.allclose((given @ weight.T + bias).softmax(1), theirs, atol=1e-4)
 
 
 class Small(nn.Module):
@@ -62,14 +52,18 @@ class Small(nn.Module):
         self.norm = nn.BatchNorm2d(3)
         self.head = head
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(images).mean((2, 3)))  # type: ignore[no-any-return]
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(images).mean((2, 3)))
+
+
+def linear() -> Small:
+    torch.manual_seed(0)
+    return Small(nn.Linear(3, 3))
 
 
 def coloured(images: int) -> ImageData:
-    random = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % 3
-    pixels = torch.randint(0, 100, (images, 3, 8, 8), generator=random, dtype=torch.uint8)
+    pixels = torch.randint(0, 100, (images, 3, 8, 8), generator=seeded(), dtype=torch.uint8)
     pixels[torch.arange(images), labels] += 100
     part = Part(labels, tuple(map(str, range(images))), pixels)
     preprocessing = Preprocessing(3, 8, (0.5,) * 3, (0.25,) * 3)
@@ -80,26 +74,45 @@ def probed(network: nn.Module, data: ImageData | None = None) -> str:
     return probe_(network, "head", data or coloured(150), machine=Machine(), seed=0)
 
 
-def test_the_probe_learns_from_the_images_of_the_fit_alone() -> None:
+def changed(network: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """Names of the tensors that are not what they were."""
+    return {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def test_a_probe_of_the_images_of_the_fit_changes_the_head_and_nothing_else() -> None:
     """With other labels on the held-out images it errs on all of them."""
-    data = coloured(150)
-    turned = dataclasses.replace(data.held_out, labels=(data.held_out.labels + 1) % 3)
-    said = probed(Small(nn.Linear(3, 3)), dataclasses.replace(data, held_out=turned))
-    assert "it errs on 100.0 % of the held-out images" in said
-
-
-def test_a_probe_changes_the_head_and_nothing_else() -> None:
-    network = Small(nn.Linear(3, 3))
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert "it errs on 0.0 % of the held-out images" in probed(network)
+    network, data = linear(), coloured(150)
+    before = state(network)
+    assert "it errs on 0.0 % of the held-out images" in probed(network, data)
     assert network.training
-    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {"head.weight", "head.bias"}
+    assert changed(network, before) == {"head.weight", "head.bias"}
     assert not network.head._forward_pre_hooks
+    turned = dataclasses.replace(data.held_out, labels=(data.held_out.labels + 1) % 3)
+    said = probed(linear(), dataclasses.replace(data, held_out=turned))
+    assert "it errs on 100.0 % of the held-out images" in said
 
 
 def chain(**layers: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
+
+
+def not_finite() -> nn.Module:
+    network = linear()
+    network.norm.weight.data.fill_(torch.inf)
+    return network
+
+
+def far_from_the_images() -> nn.Module:
+    """In training, on statistics of its batches, the random head is better than the probe."""
+    network = linear()
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+    network.norm.running_mean[0] = 10
+    return network
 
 
 @pytest.mark.parametrize(
@@ -109,13 +122,17 @@ def chain(**layers: nn.Module) -> nn.Module:
         (Small(nn.Linear(3, 3, bias=False)), "it is no linear layer with a bias"),
         (chain(head=nn.Conv2d(3, 3, 1), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()),
          "it does not read one vector of features for each image"),
+        (not_finite(), "not finite"),
+        (far_from_the_images(), "too unlike"),
     ],
-    ids=["identity", "no bias", "on a map"],
+    ids=["identity", "no bias", "on a map", "not finite", "too unlike"],
 )  # fmt: skip
 def test_a_head_that_cannot_be_a_probe_stays_as_it_was(network: nn.Module, reason: str) -> None:
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert probed(network) == f"the head 'head' starts at random, not as a linear probe: {reason}"
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    before = state(network)
+    said = probed(network)
+    assert said.startswith("the head 'head' starts at random, not as a linear probe: ")
+    assert reason in said
+    assert not changed(network, before)
 
 
 def test_a_head_that_is_a_convolution_of_one_pixel_can_be_a_probe() -> None:
@@ -124,30 +141,9 @@ def test_a_head_that_is_a_convolution_of_one_pixel_can_be_a_probe() -> None:
         flat=nn.Flatten(),
     )  # fmt: skip
     assert "it errs on 0.0 %" in probed(network)
-    network.eval()
     data = coloured(30)
-    with torch.no_grad():
-        assert torch.equal(
-            network(data.preprocessing.normalised(data.fit.pixels)).argmax(1), data.fit.labels
-        )
-
-
-def test_features_that_are_not_finite_leave_the_head_as_it_was() -> None:
-    network = Small(nn.Linear(3, 3))
-    network.norm.weight.data.fill_(torch.inf)
-    before = network.head.weight.clone()
-    assert "not finite" in probed(network)
-    assert torch.equal(network.head.weight, before)
-
-
-def test_a_probe_that_batch_statistics_make_worse_than_the_random_head_is_taken_back() -> None:
-    network = Small(nn.Linear(3, 3))
-    nn.init.zeros_(network.head.weight)
-    nn.init.zeros_(network.head.bias)
-    network.norm.running_mean[0] = 10  # far from that of the images
-    before = network.head.weight.clone()
-    assert "too unlike" in probed(network)
-    assert torch.equal(network.head.weight, before)
+    logits = network.eval()(data.preprocessing.normalised(data.fit.pixels))
+    assert torch.equal(logits.argmax(1), data.fit.labels)
 
 
 def test_images_in_the_order_of_their_classes_do_not_speak_against_a_probe() -> None:
@@ -155,25 +151,23 @@ def test_images_in_the_order_of_their_classes_do_not_speak_against_a_probe() -> 
     data = coloured(300)
     order = data.fit.labels.argsort(stable=True).tolist()
     data = dataclasses.replace(data, fit=data.fit.subset(order))
-    torch.manual_seed(0)
-    network = Small(nn.Linear(3, 3))
+    network = linear()
     network.norm.momentum = None
     for _ in range(2):
         network(data.preprocessing.normalised(data.fit.pixels))
     assert "it errs on 0.0 %" in probed(network, data)
 
 
-def test_every_class_is_among_the_images_that_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_fitted_and_every_class_is_among_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pgnas_cli.training.probe.MOST", 5)
     labels = torch.tensor([0] * 50 + [1] * 50 + [2])
     part = Part(labels, tuple(map(str, range(101))), torch.zeros(101, 3, 2, 2))
     for seed in range(5):
         assert set(_some(part, 3, seed).labels.tolist()) == {0, 1, 2}
-
-
-def test_at_most_so_many_images_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgnas_cli.training.probe.MOST", 20)
-    network = Small(nn.Linear(3, 3))
+    network = linear()
     seen: list[int] = []
     network.norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     probed(network)
@@ -186,12 +180,9 @@ def fit(model: str, folder: Path, name: str, *options: str) -> int:
                "--data", str(folder), "--run", name, *options)  # fmt: skip
 
 
-def fitted(folder: Path, name: str, *options: str) -> torch.Tensor:
-    """The head of the network after a fit in which no weight moves."""
-    brief = ("--img-size", "32", "--epochs", "1", "--batch-size", "6", "--lr", "0")
-    assert fit("mobilenetv3_small_050", folder, name, *brief, *options) == 0
-    network, _ = read_posterior(Path(name) / "posterior.safetensors")
-    return network.state_dict()["classifier.weight"]
+def save_weights(model: str, classes: int) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model(model, num_classes=classes).state_dict(), "weights.safetensors")
 
 
 def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
@@ -204,23 +195,17 @@ def test_a_fit_probes_new_heads_on_given_weights_and_only_those(
     monkeypatch.setattr(
         "pgnas_cli.training.probe._loss_in_training", lambda *_: float(next(falling))
     )
-    folder = photo_folder()
-    for classes in (7, 3):
-        torch.manual_seed(0)
-        model = timm.create_model("mobilenetv3_small_050", num_classes=classes)
-        save_file(model.state_dict(), "weights.safetensors")
-        fresh = build_backbone(
-            "timm/mobilenetv3_small_050", classes=3, size=32,
-            start=Start(weights=Path("weights.safetensors")),
-        )  # fmt: skip
-        start = fresh.network.get_submodule("classifier").weight
-        assert isinstance(start, torch.Tensor)
-        with_probe = fitted(folder, f"probe-{classes}")
+    model, folder = "mobilenetv3_small_050", photo_folder()
+    still = ["--img-size", "32", "--epochs", "1", "--batch-size", "6", "--lr", "0"]
+    for classes, options, probes in ((7, [], True), (7, ["--no-probe"], False), (3, [], False)):
+        save_weights(model, classes)
+        start = Start(weights=Path("weights.safetensors"))
+        fresh = build_backbone(f"timm/{model}", classes=3, size=32, start=start).network
+        assert fit(model, folder, "r", *still, *options, "--force") == 0
         said = "the head 'classifier' starts as a linear probe" in capsys.readouterr().err
-        assert said == (classes == 7)
-        without = fitted(folder, f"none-{classes}", "--no-probe")
-        assert torch.equal(without, start)
-        assert torch.equal(with_probe, start) == (classes == 3)
+        head = read_posterior(Path("r/posterior.safetensors"))[0].classifier.weight
+        assert said == probes
+        assert torch.equal(head, fresh.classifier.weight) == (not probes)
 
 
 def test_an_image_size_that_the_network_does_not_take_is_one_line_all_the_same(
@@ -228,8 +213,7 @@ def test_an_image_size_that_the_network_does_not_take_is_one_line_all_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    model = timm.create_model("levit_conv_128s", num_classes=7)
-    save_file(model.state_dict(), "weights.safetensors")
+    save_weights("levit_conv_128s", 7)
     assert fit("levit_conv_128s", photo_folder(), "r", "--img-size", "64") == 1
     assert "does not take images of 64x64 pixels" in capsys.readouterr().err
     assert not Path("r").exists()

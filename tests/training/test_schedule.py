@@ -47,12 +47,9 @@ def test_cosines_restart_where_the_recipe_says(fields: dict[str, float], cycles:
         assert rate == pytest.approx(low + 0.5 * (0.05 - low) * (1 + math.cos(math.pi * done)))
 
 
-def test_milestones_divide_the_rate_by_ten() -> None:
+def test_milestones_divide_the_rate_by_ten_and_no_schedule_leaves_it() -> None:
     rates = learning_rates(epochs=6, sched="multistep", decay_milestones=(2, 4))
     assert rates == pytest.approx([0.05] * 6 + [0.005] * 6 + [0.0005] * 6)
-
-
-def test_no_schedule_is_a_constant_rate() -> None:
     assert learning_rates(epochs=2, sched="none") == [0.05] * 6
 
 
