@@ -7,6 +7,7 @@ is checked by `check_fields`, and enters the files of a run as it stands.
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin, get_type_hints
@@ -72,10 +73,15 @@ def parsed(record: type, name: str, value: Any) -> Any:
     raise PgnasError(f"`{name}` '{value}' is not known; possible: {possible}")
 
 
-def check_range(name: str, value: float, least: float, most: float) -> None:
-    """Raise PgnasError unless `least` <= `value` <= `most`."""
-    if not least <= value <= most:
-        raise PgnasError(f"`{name}` {value:g} is out of range; possible: {least:g} to {most:g}")
+def check_range(
+    name: str, value: float, least: float, most: float = math.inf, *, open: bool = False
+) -> None:
+    """Raise PgnasError unless `least` <= `value` <= `most`; `open` leaves out the ends."""
+    if not (least < value < most if open else least <= value <= most):
+        possible = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+        if open:
+            possible = f"above {least:g}" + (f" and below {most:g}" if most < math.inf else "")
+        raise PgnasError(f"`{name}` {value:g} is out of range; possible: {possible}")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
