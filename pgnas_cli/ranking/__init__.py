@@ -3,9 +3,10 @@
 from .evaluator import Evaluator, finished, held_out_evaluator, races
 from .leaderboard import SHOWN, Leaderboard, leaderboard_of, rank, rank_again, read_ranking
 from .race import Race
-from .statistics import interval, paired_p
+from .statistics import error_cells, interval, paired_p
 from .summary import (
     RANKING_HEADINGS,
+    candidates_told,
     certainty_lines,
     coverage_line,
     ranking_json,
