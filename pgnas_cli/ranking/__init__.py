@@ -6,7 +6,6 @@ from .race import Race
 from .statistics import error_cells, interval, paired_p
 from .summary import (
     RANKING_HEADINGS,
-    candidates_told,
     certainty_lines,
     coverage_line,
     ranking_json,

@@ -74,6 +74,12 @@ class Leaderboard:
         return len(self.race.undecided())
 
     @property
+    def within(self) -> str:
+        """ " within ..." where the candidates have a budget."""
+        budget = self.candidates.budget
+        return "" if budget is None else f" within {budget}"
+
+    @property
     def networks(self) -> int:
         """Distinct candidates: those with the same mask are one network."""
         return len(self.race.networks)

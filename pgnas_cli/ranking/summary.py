@@ -11,17 +11,12 @@ RANKING_HEADINGS = ("rank", "id", "error", "95 %", "p", "parameters", "MACs")
 
 
 def ranking_title(board: Leaderboard) -> str:
-    budget = board.candidates.budget
-    within = "" if budget is None else f" within {budget}"
-    return f"best of {candidates_told(board)}{within} on {board.images} held-out images"
-
-
-def candidates_told(board: Leaderboard) -> str:
-    """How many candidates there are, and how many networks where some have the same mask."""
-    candidates = f"{len(board.errors)} candidates"
-    if board.networks == len(board.errors):
-        return candidates
-    return f"{candidates} ({board.networks} distinct)"
+    candidates = len(board.errors)
+    distinct = "" if board.networks == candidates else f" ({board.networks} distinct)"
+    return (
+        f"best{' so far' if board.undecided else ''} of {candidates} candidates{distinct}"
+        f"{board.within} on {board.images} held-out images"
+    )
 
 
 def ranking_entries(board: Leaderboard, top: int) -> list[dict[str, Any]]:

@@ -11,15 +11,15 @@ from ..ranking import (
     RANKING_HEADINGS,
     SHOWN,
     Leaderboard,
-    candidates_told,
     certainty_lines,
     error_cells,
     paired_p,
     ranking_rows,
+    ranking_title,
 )
 from ..storage import to_json
 from ..units import clock, large, percent
-from .content import GatedLayer, RunSummary, front, within
+from .content import GatedLayer, RunSummary, front
 
 ROLES = {  # in the order of the table
     "whole": "the original network, trained without gates",
@@ -118,7 +118,7 @@ def untested(run: RunSummary) -> Table | None:
     if winner is None or run.evaluated_as("best") is not None:
         return None
     return Table(
-        f"The winner{within(run.boards[0])}, on {winner.images} held-out images",
+        f"The winner{run.boards[0].within}, on {winner.images} held-out images",
         ("network", "error", "95 %", "corrected for selection", "parameters", "MACs"),
         [[
             f"candidate {winner.id}", *error_cells(winner.errors, winner.images),
@@ -194,11 +194,8 @@ def front_table(run: RunSummary) -> Table:
 
 def confidence(board: Leaderboard) -> tuple[Table, list[str]]:
     """Return the first places of a ranking, and how sure their order is."""
-    so_far = " so far" if board.undecided else ""
     lines = "\n".join(certainty_lines(board)).replace("\n  ", " ").splitlines()  # unwrapped
-    caption = (
-        f"Best{so_far} of {candidates_told(board)}{within(board)} on {board.images} held-out images"
-    )
+    caption = ranking_title(board).replace("best", "Best", 1)
     return Table(caption, RANKING_HEADINGS, ranking_rows(board, SHOWN)), lines
 
 
