@@ -80,7 +80,7 @@ def score(
             missed = logits.argmax(1) != labels[place]
             wrong += (missed.nonzero().flatten() + place * BATCH).tolist()
             if logits.shape[1] > FEW_CLASSES:
-                five = logits.argsort(1, descending=True, stable=True)[:, :5]
+                five = logits.argsort(dim=1, descending=True, stable=True)[:, :5]
                 far = missed & (five != labels[place][:, None]).all(1)
                 top5 = (top5 or 0) + int(far.sum())
     return Score(len(wrong), len(part), tuple(wrong), top5)
