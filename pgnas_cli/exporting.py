@@ -163,7 +163,7 @@ def _chosen(
         return _Choice(drawn.keep[int(candidate)], str(int(candidate)), "id")
     race = read_ranking(run, drawn) or _raced(run, drawn, machine)
     winner = int(race.best()[0])
-    rivals = len(dataclasses.replace(race, top=1).undecided())
+    rivals = len(dataclasses.replace(race, top=1).walking())
     if rivals:
         note(
             f"the ranking is not finished: {rivals} of {len(drawn.keep)} candidates cannot be told"

@@ -157,7 +157,7 @@ def _with_pilots(
 
 def _show(shown: Task, race: Race) -> None:
     bar = race.bar()
-    text = f"ranking: {len(race.undecided())} candidates left"
+    text = f"ranking: {len(race.walking())} candidates left"
     if bar is not None:
         text += f", to beat {percent(bar // len(race.place) / len(race.order))}"
     shown.update(race.pairs, total=race.pairs + race.pairs_left(), what=text)

@@ -71,7 +71,7 @@ class Leaderboard:
     @property
     def undecided(self) -> int:
         """Candidates that might still enter the first K."""
-        return len(self.race.undecided())
+        return len(self.race.walking())
 
     @property
     def within(self) -> str:
@@ -146,7 +146,7 @@ def rank(
                     break
             _write(run, candidates, race, own)
             begun.append((candidates, race))
-    undecided = sum(len(race.undecided()) for _, race in begun)
+    undecided = sum(len(race.walking()) for _, race in begun)
     if request.asked and undecided:
         raise Interrupted(
             f"interrupted; {undecided} candidates are undecided, resume with"

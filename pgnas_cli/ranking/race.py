@@ -72,7 +72,7 @@ class Race:
             return None
         return int(done.kthvalue(min(self.top, len(self.place))).values)
 
-    def undecided(self) -> Tensor:
+    def walking(self) -> Tensor:
         """Ids of the candidates that may still enter the first K."""
         bar = self.bar()
         may = ~self.finished
@@ -80,9 +80,9 @@ class Race:
             may &= self.key < bar
         return may.nonzero().flatten()
 
-    def walking(self) -> Tensor:
+    def walkers(self) -> Tensor:
         """Those of them that are evaluated: the smallest id of a mask is ahead of its copies."""
-        ids = self.undecided()
+        ids = self.walking()
         return ids[self.same_as[ids] == ids]
 
     def best(self) -> Tensor:
@@ -113,7 +113,7 @@ class Race:
         Each walker errs on at the mean of its own pace and that of a pilot, for every pilot in
         turn, until it is behind the K-th best candidate, which a quantile of the pilots foretells.
         """
-        ids, bar, images = self.walking(), self.bar(), len(self.order)
+        ids, bar, images = self.walkers(), self.bar(), len(self.order)
         share = min(1.0, self.top / len(self.place))
         if share == 1 or not len(ids):
             return int((images - self.seen[ids]).sum())
@@ -177,7 +177,7 @@ def next_walks(race: Race, turn: int, fill: int) -> tuple[Tensor, Tensor]:
 
     `turn` counts the rounds; `fill` is the number of pairs that costs no more than one pair.
     """
-    ids, bar, images = race.walking(), race.bar(), len(race.order)
+    ids, bar, images = race.walkers(), race.bar(), len(race.order)
     left = images - race.seen[ids]
     if bar is None:  # too few have finished to leave anyone behind
         wanted = min(race.top, len(race.place)) - int(race.finished.sum())

@@ -79,7 +79,7 @@ def _points(axes: Any, board: Leaderboard, colour: str, first: bool, several: bo
     winner, params = winner_of(board), board.candidates.sizes.params
     errors, done = 100 * expected_errors(board), board.race.finished
     undecided = torch.zeros(len(params), dtype=torch.bool)
-    undecided[board.race.undecided()] = True
+    undecided[board.race.walking()] = True
     for part, alpha, size, label in (
         (~done & ~undecided, 0.22, 7, "eliminated, estimated"),
         (done, 0.9, 12, "evaluated on every image"),
@@ -210,7 +210,7 @@ def race_curve(board: Leaderboard) -> Picture:
     race = board.race
     candidates, images = len(race.seen), len(race.order)
     seen = race.seen.clone()
-    seen[race.undecided()] = images  # undecided: not eliminated
+    seen[race.walking()] = images  # undecided: not eliminated
     figure, axes = figure_of(2.0, "held-out images seen, hardest first", "candidates left")
     steps = torch.arange(images + 1)
     still = candidates - torch.searchsorted(seen.sort().values, steps)
