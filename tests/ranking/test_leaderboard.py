@@ -16,7 +16,7 @@ from pgnas_cli.ranking import Leaderboard, Race, rank, read_ranking
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates, sample
-from pgnas_cli.tensors import read_tensors
+from pgnas_cli.tensors import read_tensors, write_tensors
 
 from ..conftest import run as command
 from ..files import Change, rewrite
