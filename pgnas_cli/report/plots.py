@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ranking import Leaderboard
 from ..training import EpochRecord
 from ..units import large, percent
-from .content import GatedLayer, RunSummary, front, winner_of
+from .summary import GatedLayer, RunSummary, front, winner_of
 from .svg import INK, MARKERS, MUTED, SERIES, Picture, figure_of, picture_of, styled
 
 REFERENCES = ("fixed", "twin", "whole")  # evaluated beside the candidates

@@ -19,7 +19,7 @@ from ..ranking import (
 )
 from ..storage import to_json
 from ..units import clock, large, percent
-from .content import GatedLayer, RunSummary, front
+from .summary import GatedLayer, RunSummary, front
 
 ROLES = {  # in the order of the table
     "whole": "the original network, trained without gates",
