@@ -35,7 +35,7 @@ from .run import Run, run_at
 from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
-from .slimming import Layout
+from .slimming import ROUND_TO, Layout
 from .storage import file_digest, new_file, write_bytes
 from .training import Batches
 from .units import clock
@@ -113,10 +113,9 @@ def export(
 def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None:
     if path.suffix not in READERS:
         raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
-    if path.resolve() in {file.resolve() for file in run.files()}:
-        raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
+    run.check_foreign(path)
     new_file(path, force)
-    check_range("round_to", round_to, 1, 1024)
+    check_range("round_to", round_to, *ROUND_TO)
     check_range("opset", opset, *OPSETS)
 
 

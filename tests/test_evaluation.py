@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pgnas_cli.report.content import run_summary
 from torch import nn
 
 import pgnas_cli
@@ -19,6 +18,7 @@ from pgnas_cli.evaluation import Evaluation, evaluations_of, latencies, write_ev
 from pgnas_cli.formats import read_network
 from pgnas_cli.machine import Machine
 from pgnas_cli.ranking import interval
+from pgnas_cli.report.summary import run_summary
 from pgnas_cli.report.text import evaluated
 from pgnas_cli.run import Run
 from pgnas_cli.training import score

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import PgnasError
+from ..fields import check_range
 from ..progress import track
 from ..seeds import derived_seed
 
@@ -123,8 +124,7 @@ def cut_data(
     fitting: bool = True,  # False leaves the training images undecoded
 ) -> ImageData:
     """Cut the training images into fit and held-out; small ones are decoded into memory."""
-    if not 0 < held_out < 1:
-        raise PgnasError(f"`held_out` {held_out:g} is out of range; possible: above 0 and below 1")
+    check_range("held_out", held_out, 0, 1, open=True)
     share = min(held_out, HELD_OUT_MOST / len(source.train))
     fit, rest = cut_part(source.train, seed, share, source.classes)
     wanted = size if preprocessing is None else preprocessing.size
