@@ -137,11 +137,9 @@ def cut_data(
             preprocessing = _measured(fit)
         else:
             preprocessing = Preprocessing(3, wanted or 224, IMAGENET_MEAN, IMAGENET_STD)
-    if (
-        source.train.pixels is not None
-        and preprocessing.input_shape != source.train.pixels.shape[1:]
-    ):
-        channels, height, width = source.train.pixels.shape[1:]
+    own = source.train.pixels
+    if own is not None and preprocessing.input_shape != own.shape[1:]:
+        channels, height, width = own.shape[1:]
         raise PgnasError(
             f"'{source.name}' has images of {width}x{height} pixels and {channels} channel(s);"
             f" they are not resized to {preprocessing.size}, leave out `img_size`"

@@ -96,11 +96,9 @@ def finetune_events(
         loop, workers=machine.workers, save=lambda state: write_checkpoint(unfinished, state, plan),
         save_seconds=60 * save_minutes, resume_with="the same command", what="fine-tuning",
     )  # fmt: skip
-    record = None
     with closing(passes):
         for done in passes:
-            record = _record(loop, done.epoch, done.seconds, machine)
-            yield record
+            yield _record(loop, done.epoch, done.seconds, machine)
     held_out = score(network, data.held_out, data.preprocessing, machine=machine)
     about = dataclasses.replace(
         about, held_out_errors=held_out.errors, held_out_images=held_out.images,
@@ -166,9 +164,7 @@ def _record(loop: Loop, epoch: int, seconds: float, machine: Machine) -> Finetun
             " nothing was written"
         )
     data = loop.data
-    held_out = score(
-        loop.network, data.held_out, data.preprocessing, machine=Machine(machine.device)
-    )
+    held_out = score(loop.network, data.held_out, data.preprocessing, machine=machine)
     return FinetunedEpoch(
         epoch, loop.recipe.epochs, loop.loss, loop.train_error, held_out.error, seconds
     )
