@@ -148,6 +148,7 @@ def evaluation_images(
     )
     source = part
     if part.open is None:  # held in memory, for a network of another input size
+        assert part.pixels is not None
         source = Part(part.labels, part.keys, open=partial(_open_pixels, part.pixels))
     plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(part)).split(batch)]
     for images, _ in _loaded(_Photos(source, transform, 0, preprocessing.channels), plan, workers):
