@@ -28,7 +28,8 @@ names from their face (`__init__.py`):
     report          a run as one HTML page
     cli             the command line
 
-Importing the package imports none of them: the names below load theirs when first used.
+Importing the package imports none of them: the names below load theirs when first used. Functions
+taken from here check the types of their arguments (`fields.checked_call`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -99,8 +100,13 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from importlib import import_module
+    from inspect import isfunction
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    from .fields import checked_call
+
+    found = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = checked_call(found) if isfunction(found) else found
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

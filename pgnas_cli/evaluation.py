@@ -105,6 +105,7 @@ class Evaluation:
     one: Latency  # a single image
     many: Latency  # a large batch
     device: str
+    top5_errors: int | None = None  # label not among the five likeliest; None: ten classes or fewer
 
     @property
     def error(self) -> float:
@@ -143,7 +144,8 @@ def evaluate(
     return [
         Evaluation(
             name=name, at=now(), data=title, errors=score.errors, images=score.images,
-            wrong=score.wrong, one=one, many=many, device=str(machine.device),
+            wrong=score.wrong, top5_errors=score.top5_errors, one=one, many=many,
+            device=str(machine.device),
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
         for name, title, (_, about), score, one, many in zip(
@@ -253,7 +255,7 @@ def _sane(row: Evaluation) -> bool:
         all(0 < count < 2**53 for count in counts)
         and row.params <= row.whole_params < 2**53
         and 0 < row.whole_macs < 2**53
-        and 0 <= row.errors <= row.images
+        and 0 <= (row.top5_errors or 0) <= row.errors <= row.images
         and 0 <= row.held_out_errors <= row.held_out_images
         and len(set(row.wrong)) == len(row.wrong) == row.errors
         and all(0 <= image < row.images for image in row.wrong)

@@ -3,7 +3,10 @@
 A file that the user named is not replaced, unless `force` says so.
 """
 
+import contextlib
 import dataclasses
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +30,19 @@ from .formats import (
 from .gates import gates
 from .machine import Machine
 from .progress import note
-from .ranking import Leaderboard, finished, held_out_evaluator, rank, read_ranking
+from .ranking import Race, finished, held_out_evaluator, rank, rank_again, read_ranking
 from .run import Run, run_at
 from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
-from .slimming import Layout
+from .slimming import ROUND_TO, Layout
 from .storage import file_digest, new_file, write_bytes
 from .training import Batches
+from .units import clock
 
 CANDIDATES = 1500  # that `export` draws where there are none
+LEAST_MINUTES = 1.0  # of the race that `export` runs, where the fit took less
+MINUTES = 10.0  # the same, where it is not known how long the fit took
 VERIFIED = 256  # held-out images on which slim and masked logits are compared
 FASTER = 0.95  # of the time of layout "small", from which "fast" is preferred
 TIMED = 2.0  # seconds, for each layout
@@ -63,6 +69,9 @@ def export(
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> NetworkInfo:
     """Store one candidate as a slim network; samples and ranks first where that is missing.
+
+    That ranking looks for the winner alone, for as long as the fit took. Where it does not come to
+    an end, the candidate that leads is stored; `rank` resumes it.
 
     Raises PgnasError, and writes nothing, where the slim network's logits differ from those of the
     masked one.
@@ -104,10 +113,9 @@ def export(
 def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None:
     if path.suffix not in READERS:
         raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
-    if path.resolve() in {file.resolve() for file in run.files()}:
-        raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
+    run.check_foreign(path)
     new_file(path, force)
-    check_range("round_to", round_to, 1, 1024)
+    check_range("round_to", round_to, *ROUND_TO)
     check_range("opset", opset, *OPSETS)
 
 
@@ -133,9 +141,8 @@ def _candidates(
         raise PgnasError(f"candidates were drawn for several budgets; name one: {possible}")
     if found.baseline:
         note(f"these candidates are a baseline ({found.baseline}), not the posterior's own")
-    if candidate.isdecimal() and int(candidate) < len(found.keep):
-        return found
-    if candidate not in ("", "twin"):
+    known = candidate in ("", "twin")
+    if not known and not (candidate.isdecimal() and int(candidate) < len(found.keep)):
         raise PgnasError(
             f"no candidate '{candidate}'; possible: 0 to {len(found.keep) - 1}, whole, or twin"
         )
@@ -153,30 +160,39 @@ def _chosen(
     """One of the candidates `drawn`, ranked first where that is needed and missing."""
     if candidate.isdecimal():
         return _Choice(drawn.keep[int(candidate)], str(int(candidate)), "id")
-    race = read_ranking(run, drawn)
-    if race is None:
-        note("nothing is ranked yet: ranking the candidates first")
-        boards = rank(run, machine=machine)
-        race = next((board.race for board in boards if _same(board, drawn)), None)
-    if race is None:
-        raise PgnasError(
-            f"that budget has not been ranked yet; continue with pgnas rank --run {run.folder}"
-        )
-    undecided = len(race.walking())
-    if undecided:
-        note(
-            f"the ranking is not finished: {undecided} candidates might still be better; pgnas rank"
-            " resumes it"
-        )
+    race = read_ranking(run, drawn) or _raced(run, drawn, machine)
     winner = int(race.best()[0])
+    rivals = len(dataclasses.replace(race, top=1).walking())
+    if rivals:
+        note(
+            f"the ranking is not finished: {rivals} of {len(drawn.keep)} candidates cannot be told"
+            f" from the leader, {winner}, and might be better; {rank_again(run)} resumes it"
+        )
     if candidate == "twin":
         params = int(drawn.sizes.params[winner])
         return _Choice(random_baseline(network, params, posterior.seed), "twin", "twin")
     return _Choice(drawn.keep[winner], str(winner), "best")
 
 
-def _same(board: Leaderboard, drawn: Candidates) -> bool:
-    return board.candidates.label == drawn.label
+def _raced(run: Run, drawn: Candidates, machine: Machine) -> Race:
+    """The race for the first place, for as long as the fit took."""
+    minutes = max(LEAST_MINUTES, _fit_minutes(run))
+    note(
+        f"nothing is ranked yet: ranking the candidates first, to find the best one, for"
+        f" {clock(60 * minutes)} at most"
+    )
+    (board,) = rank(run, top=1, time_limit=minutes, budget=drawn.label, machine=machine)
+    return board.race
+
+
+def _fit_minutes(run: Run) -> float:
+    """How long the fit took, by its epochs; `MINUTES` where its record is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        lines = run.metrics.read_text(encoding="utf-8").splitlines()
+        minutes = sum(float(json.loads(line)["seconds"]) for line in lines) / 60
+        if 0 < minutes < math.inf:
+            return minutes
+    return MINUTES
 
 
 def _info(

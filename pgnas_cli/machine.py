@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import PgnasError
+from .fields import check_range
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Machine:
     workers: int = 0  # processes that decode photos; 0: this one
 
 
-def find_machine(device: str = "auto", workers: int | None = None) -> Machine:
+def find_machine(device: str | torch.device = "auto", workers: int | None = None) -> Machine:
     """The device called `device` ("auto": a GPU where there is one) and its worker processes.
 
     `workers` None: one for each core, up to eight. A process that works on its CPU is set up for it
@@ -32,8 +33,8 @@ def find_machine(device: str = "auto", workers: int | None = None) -> Machine:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError):
         raise PgnasError(f"no device '{device}' here; possible: cpu, or auto") from None
-    if workers is not None and workers < 0:
-        raise PgnasError(f"`workers` {workers} is out of range; possible: 0 or more")
+    if workers is not None:
+        check_range("workers", workers, 0)
     if found.type == "cpu":
         tune_for_cpu()
     return Machine(found, min(8, os.cpu_count() or 1) if workers is None else workers)

@@ -10,7 +10,7 @@ listens:
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 Item = TypeVar("Item")
 
@@ -22,6 +22,7 @@ class Task(Protocol):
         """`done` units of `total` are finished; `what` replaces the description."""
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Shows remarks and the progress of tasks."""
 

@@ -4,17 +4,24 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import pgnas_cli
-from pgnas_cli.data import load_data
+from pgnas_cli.cli.evaluate import evaluation_json, show_evaluations
+from pgnas_cli.cli.terminal import Terminal
+from pgnas_cli.data import Part, Preprocessing, load_data
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.evaluation import Evaluation, evaluations_of, latencies, write_evaluations
 from pgnas_cli.formats import read_network
 from pgnas_cli.machine import Machine
+from pgnas_cli.ranking import interval
+from pgnas_cli.report.summary import run_summary
+from pgnas_cli.report.text import evaluated
 from pgnas_cli.run import Run
+from pgnas_cli.training import score
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,61 @@ def test_errors_are_those_of_a_plain_count_on_the_test_split(
     for latency, batch in ((row.one, 1), (row.many, 3)):
         assert (latency.batch, latency.layout in ("small", "fast")) == (batch, True)
         assert latency.ratio == latency.slim / latency.whole
+
+
+def test_the_top_5_error_is_that_of_sorting_all_logits_where_there_are_more_than_ten_classes(
+    row: Evaluation,
+) -> None:
+    assert row.top5_errors is None  # ten digits
+    for classes in (10, 11, 30):
+        g = torch.Generator().manual_seed(classes)
+        labels = torch.randint(0, classes, (150,), generator=g)
+        pixels = torch.randint(0, 256, (150, 1, 4, 4), generator=g, dtype=torch.uint8)
+        part = Part(labels, tuple(map(str, range(150))), pixels)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).eval()
+        images = Preprocessing(1, 4, (0.5,), (0.25,))
+        found = score(network, part, images)
+        with torch.no_grad():
+            logits = network(images.normalised(pixels)).numpy()
+        order = np.argsort(-logits, axis=1, kind="stable")
+        missed = order != labels.numpy()[:, None]
+        assert found.errors == int(missed[:, 0].sum())
+        far = int(missed[:, :5].all(1).sum())
+        assert found.top5_errors == (None if classes == 10 else far)
+
+
+def test_a_tie_of_all_classes_is_no_top_5_error_where_it_is_no_error() -> None:
+    part = Part(torch.full((3,), 20), ("a", "b", "c"), pixels=torch.zeros(3, 1, 4, 4).byte())
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 30))
+    nn.init.zeros_(network[1].weight)
+    nn.init.zeros_(network[1].bias)
+    found = score(network.eval(), part, Preprocessing(1, 4, (0.5,), (0.25,)))
+    assert found.top5_errors is not None
+    assert found.top5_errors <= found.errors
+
+
+def test_the_top_5_error_has_an_interval_in_table_json_and_report(
+    row: Evaluation, fitted: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "top5_error" not in evaluation_json([Path("a")], [row])
+    found = dataclasses.replace(row, errors=40, wrong=tuple(range(40)), top5_errors=9)
+    low, high = interval(9, 359)
+    told = evaluation_json([Path("a")], [found])
+    assert [told[f"top5_{name}"] for name in ("errors", "error", "interval")] == [
+        9, 9 / 359, (low, high),
+    ]  # fmt: skip
+    cells = "2.5 %", f"{100 * low:.1f}-{100 * high:.1f}"
+    show_evaluations(Terminal(), [found])
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "top-5" in text]
+    assert all(cell in line for cell in cells)
+    write_evaluations(fitted, [found])
+    assert evaluations_of(fitted)[0].top5_errors == 9
+    table = evaluated(run_summary(fitted))
+    assert table is not None
+    assert table.rows[0][list(table.headings).index("top-5 error, 95 %")] == cells
+    write_evaluations(fitted, [dataclasses.replace(found, top5_errors=41)])
+    with pytest.raises(PgnasError, match="is damaged"):
+        evaluations_of(fitted)
 
 
 def test_latency_of_a_larger_network_is_larger() -> None:

@@ -64,8 +64,9 @@ def test_paths_become_text() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("epochs", 1.0, "`epochs` '1.0' is not known; possible: int"),
-        ("epochs", "three", "possible: int"), ("epochs", True, "possible: int"),
+        ("epochs", 1.0, "`epochs` '1.0' is not known; possible: a whole number"),
+        ("epochs", "three", "possible: a whole number$"),
+        ("epochs", True, "possible: a whole number$"),
         ("l2", "much", "`l2` 'much' is not known; possible: a number, or auto"),
         ("lr", "fast", "possible: a number$"),
         ("decay_milestones", "a,b", "possible: whole numbers, say 30,60"),

@@ -53,13 +53,12 @@ def _layers(
     """Every convolution and linear layer of a backbone."""
     from ..gates import gates, layer_gates
     from ..registry.build import create_supernet
-    from ..sizes import parameter_count, whole_macs
+    from ..sizes import whole_sizes
 
     shape = None if size is None else (3, size, size)
     network = create_supernet(name, 1000, layers=which, input_shape=shape)
     rows, bank = layer_gates(network), gates(network)
-    sizes = {"params": parameter_count(network), "macs": whole_macs(network),
-             "gates": bank.count, "groups": len(bank.groups)}  # fmt: skip
+    sizes = {**whole_sizes(network), "gates": bank.count, "groups": len(bank.groups)}
     if as_json:
         layers = [dataclasses.asdict(row) for row in rows]
         terminal.json({**sizes, "layers": layers, "not_prunable": bank.graph.opaque()})

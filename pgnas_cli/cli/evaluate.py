@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..units import large, percent
+from ..units import large
 from . import options
 from .options import terminal_of, typed_line
 
@@ -72,8 +72,8 @@ def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> d
     rows = [
         {
             "file": str(path), "errors": row.errors, "images": row.images, "error": row.error,
-            "interval": interval(row.errors, row.images), "params": row.params, "macs": row.macs,
-            "latency_ms": row.one.slim,
+            "interval": interval(row.errors, row.images), **_top5_json(row),
+            "params": row.params, "macs": row.macs, "latency_ms": row.one.slim,
             **{
                 name: {"batch": t.batch, "ms": t.slim, "whole_ms": t.whole, "layout": t.layout}
                 for name, t in (("latency_one", row.one), ("latency_many", row.many))
@@ -84,18 +84,31 @@ def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> d
     return rows[0] if len(rows) == 1 else {"networks": rows}
 
 
-def show_evaluations(terminal: "Terminal", found: "Sequence[Evaluation]") -> None:
-    """A row per exported network."""
+def _top5_json(row: "Evaluation") -> dict[str, Any]:
+    """The top-5 error, where there are more than ten classes."""
     from ..ranking import interval
+
+    if row.top5_errors is None:
+        return {}
+    return {
+        "top5_errors": row.top5_errors, "top5_error": row.top5_errors / row.images,
+        "top5_interval": interval(row.top5_errors, row.images),
+    }  # fmt: skip
+
+
+def show_evaluations(terminal: "Terminal", found: "Sequence[Evaluation]") -> None:
+    """A row per exported network, and one of its top-5 error where it has one."""
+    from ..ranking import error_cells
 
     many = f"ms at {found[0].many.batch}"
     rows = []
     for row in found:
-        low, high = interval(row.errors, row.images)
         rows.append([
-            row.name, percent(row.error), f"{100 * low:.1f}-{100 * high:.1f}", large(row.params),
-            large(row.macs), f"{row.one.slim:.2f}", f"{row.many.slim:.1f}",
+            row.name, *error_cells(row.errors, row.images), large(row.params), large(row.macs),
+            f"{row.one.slim:.2f}", f"{row.many.slim:.1f}",
         ])  # fmt: skip
+        if row.top5_errors is not None:
+            rows.append(["  top-5", *error_cells(row.top5_errors, row.images), *4 * [""]])
     headings = ("<network", "error", "95 %", "params", "MACs", "ms at 1", many)
     terminal.table("test split", headings, rows)
 

@@ -46,9 +46,9 @@ def finetune(
     terminal = terminal_of(quiet)
     from ..formats import origin
     from ..machine import find_machine
-    from ..training import finetune_events
+    from ..training import finetune_events, finetuned_path
 
-    path = output or file.with_name(f"{file.stem}-finetuned.safetensors")
+    path = output or finetuned_path(file)
     named = None if run is None else Run(run)
     about = show_finetuning(
         terminal,

@@ -34,25 +34,21 @@ def sample(
     terminal = terminal_of(quiet)
     where = run_of(run, terminal)
     from ..run import remember
-    from ..run.posterior import posterior_of
     from ..sampling import sample as draw
-    from ..sizes import parameter_count, whole_macs
 
     drawn = draw(where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs)
     remember(where, typed_line())
-    network, _ = posterior_of(where)
-    whole = {"params": parameter_count(network), "macs": whole_macs(network)}
     if as_json:
-        terminal.json({"run": str(where.folder), "candidates": n, **candidates_json(drawn, whole)})
+        terminal.json({"run": str(where.folder), "candidates": n, **candidates_json(drawn)})
     else:
         for one in drawn:
             within = "" if one.budget is None else f" within {one.budget}"
             headings = ("<", "smallest", "mean", "largest", "whole")
-            terminal.table(f"candidates{within}", headings, size_rows(one, whole))
+            terminal.table(f"candidates{within}", headings, size_rows(one))
     terminal.note(f"next: pgnas rank --run {where.folder}")
 
 
-def candidates_json(drawn: "list[Candidates]", whole: dict[str, int]) -> dict[str, Any]:
+def candidates_json(drawn: "list[Candidates]") -> dict[str, Any]:
     """Mean sizes of the candidates, for each budget where there are any."""
     rows = [
         {
@@ -61,12 +57,12 @@ def candidates_json(drawn: "list[Candidates]", whole: dict[str, int]) -> dict[st
         }
         for one in drawn
     ]
-    found = {"baseline": drawn[0].baseline, "whole": whole}
+    found = {"baseline": drawn[0].baseline, "whole": drawn[0].whole}
     single = drawn[0].budget is None
     return {**found, "mean": rows[0]["mean"]} if single else {**found, "budgets": rows}
 
 
-def size_rows(drawn: "Candidates", whole: dict[str, int]) -> list[list[str]]:
+def size_rows(drawn: "Candidates") -> list[list[str]]:
     """Smallest, mean and largest size of the candidates, beside the whole network's."""
     rows = []
     for name, field, of in (
@@ -75,6 +71,6 @@ def size_rows(drawn: "Candidates", whole: dict[str, int]) -> list[list[str]]:
         ("MACs", "macs", "macs"),
     ):
         found = getattr(drawn.sizes, field).double()
-        sizes = [float(found.min()), float(found.mean()), float(found.max()), whole[of]]
+        sizes = [float(found.min()), float(found.mean()), float(found.max()), drawn.whole[of]]
         rows.append([name, *map(large, sizes)])
     return rows

@@ -16,7 +16,7 @@ import typer
 
 from ..errors import PgnasError
 from ..registry import Recipe
-from ..run import FitSettings, Run, read_settings, remember, run_name, settings_of
+from ..run import RUNS, FitSettings, Run, read_settings, remember, run_name, settings_of
 from ..storage import differences, to_json
 from . import options
 from .evaluate import evaluation_json, show_evaluations
@@ -198,4 +198,4 @@ def _folder(settings: FitSettings, kind: str, size: str, n: int) -> Path:
     """The run directory that follows from the options."""
     text = json.dumps([to_json(settings), kind, size, n], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
-    return Path("runs") / f"search-{run_name(settings.backbone)}-{digest}"
+    return RUNS / f"search-{run_name(settings.backbone)}-{digest}"

@@ -26,6 +26,7 @@ from ..progress import Task
 from ..units import clock
 from .words import flagged
 
+AT_ONCE = 1.0  # seconds after which a task says that it will take longer than SILENCE
 SILENCE = 10.0  # seconds without a line, where there is no bar
 PATIENCE = 60.0  # the same, once a task has taken as long
 
@@ -116,11 +117,11 @@ class _Bar:
 
 
 class _Line:
-    """A task where there is no bar: a line with the time left, after a silence."""
+    """A task where there is no bar: lines with the time left, at first and after a silence."""
 
     def __init__(self, terminal: Terminal, what: str, total: int | None) -> None:
         self.terminal, self.what, self.total = terminal, what, total
-        self.began = time.monotonic()
+        self.began, self.said = time.monotonic(), False
         self.first: int | None = None  # units that were done when it began
 
     def update(self, done: int, *, total: int | None = None, what: str | None = None) -> None:
@@ -128,10 +129,15 @@ class _Line:
         self.what, self.total = what or self.what, total or self.total
         if self.first is None:
             self.first = done - 1
-        patience = SILENCE if now - self.began < PATIENCE else PATIENCE
-        if self.total is None or now - max(self.terminal.told, self.began) < patience:
+        if self.total is None:
             return
-        left = (now - self.began) / max(1, done - self.first) * (self.total - done)
+        spent = now - self.began
+        left = spent / max(1, done - self.first) * (self.total - done)
+        patience = SILENCE if spent < PATIENCE else PATIENCE
+        early = not self.said and spent >= AT_ONCE and left >= SILENCE
+        if not early and now - max(self.terminal.told, self.began) < patience:
+            return
+        self.said = True
         self.terminal.note(f"{self.what}: {done} of {self.total}, about {clock(left)} left")
 
 

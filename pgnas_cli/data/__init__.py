@@ -1,7 +1,6 @@
 """Images: data sets found and split, batches for training and evaluation."""
 
 from .batches import (
-    decoded,
     evaluation_images,
     held_out_decoded,
     placed,

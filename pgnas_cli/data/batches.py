@@ -93,18 +93,15 @@ def training_batches(
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
     part = data.fit
-    per_epoch = steps_per_epoch(len(part), batch)
-    schedule = _schedule(len(part), batch, seed, first_step, steps, per_epoch)
+    schedule = _schedule(len(part), batch, seed, first_step, steps)
     if part.pixels is not None:
         pad = max(1, part.pixels.shape[-1] // 8)
-        draws_of: tuple[int, Tensor] = (-1, torch.empty(0))
+        drawn, draws = -1, torch.empty(0)
         for step, (epoch, indices) in enumerate(schedule, first_step):
-            if draws_of[0] != epoch:
-                draws = torch.rand(len(part), 3, generator=generator(seed, "augment", epoch))
-                draws_of = (epoch, draws)
-            images = augmented(
-                part.pixels[indices], draws_of[1][indices], pad=pad, mirror=data.mirror
-            )
+            if drawn != epoch:
+                randomness = generator(seed, "augment", epoch)
+                drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness)
+            images = augmented(part.pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
             if cutout:
                 centres = torch.rand(len(images), 2, generator=generator(seed, "cutout", step))
                 images = cut_out(images, centres, cutout, data.preprocessing.mean)
@@ -123,8 +120,9 @@ def training_batches(
 
 
 def _schedule(
-    images: int, batch: int, seed: int, first_step: int, steps: int, per_epoch: int
+    images: int, batch: int, seed: int, first_step: int, steps: int
 ) -> Iterator[tuple[int, Tensor]]:
+    per_epoch = steps_per_epoch(images, batch)
     for epoch in itertools.count(first_step // per_epoch):
         for place, indices in enumerate(order(images, batch, seed, epoch)):
             step = epoch * per_epoch + place
@@ -148,16 +146,13 @@ def evaluation_images(
         crop_pct=preprocessing.crop,
         use_prefetcher=True,
     )
-    source = part if part.open is not None else _with_opener(part)
+    source = part
+    if part.open is None:  # held in memory, for a network of another input size
+        assert part.pixels is not None
+        source = Part(part.labels, part.keys, open=partial(_open_pixels, part.pixels))
     plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(part)).split(batch)]
     for images, _ in _loaded(_Photos(source, transform, 0, preprocessing.channels), plan, workers):
         yield images
-
-
-def _with_opener(part: Part) -> Part:
-    """Images held in memory, opened as pictures again, for a network of another input size."""
-    assert part.pixels is not None
-    return Part(part.labels, part.keys, open=partial(_open_pixels, part.pixels))
 
 
 def _open_pixels(pixels: Tensor, index: int) -> Image.Image:
@@ -225,19 +220,13 @@ def _loaded(
         del batches  # ends the workers, also when a traceback keeps this frame
 
 
-def decoded(part: Part, preprocessing: Preprocessing, workers: int) -> Part:
-    """The part with its images in memory, resized as the network wants them."""
+def held_out_decoded(data: ImageData, workers: int) -> ImageData:
+    """Held-out images are read every epoch and by every candidate: decode them once."""
+    part, batch = data.held_out, 256
     if part.pixels is not None:
-        return part
-    batch = 256
-    images = evaluation_images(part, preprocessing, batch=batch, workers=workers)
+        return data
+    images = evaluation_images(part, data.preprocessing, batch=batch, workers=workers)
     with closing(images):
         pieces = range(-(-len(part) // batch))
         pixels = torch.cat([next(images) for _ in track(pieces, "decoding held-out images")])
-    return dataclasses.replace(part, pixels=pixels)
-
-
-def held_out_decoded(data: ImageData, workers: int) -> ImageData:
-    """Held-out images are read every epoch and by every candidate: decode them once."""
-    held_out = decoded(data.held_out, data.preprocessing, workers)
-    return dataclasses.replace(data, held_out=held_out)
+    return dataclasses.replace(data, held_out=dataclasses.replace(part, pixels=pixels))

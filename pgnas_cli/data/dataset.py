@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import PgnasError
+from ..fields import check_range
 from ..progress import track
 from ..seeds import derived_seed
 
@@ -123,8 +124,7 @@ def cut_data(
     fitting: bool = True,  # False leaves the training images undecoded
 ) -> ImageData:
     """Cut the training images into fit and held-out; small ones are decoded into memory."""
-    if not 0 < held_out < 1:
-        raise PgnasError(f"`held_out` {held_out:g} is out of range; possible: above 0 and below 1")
+    check_range("held_out", held_out, 0, 1, open=True)
     share = min(held_out, HELD_OUT_MOST / len(source.train))
     fit, rest = cut_part(source.train, seed, share, source.classes)
     wanted = size if preprocessing is None else preprocessing.size
@@ -137,11 +137,9 @@ def cut_data(
             preprocessing = _measured(fit)
         else:
             preprocessing = Preprocessing(3, wanted or 224, IMAGENET_MEAN, IMAGENET_STD)
-    if (
-        source.train.pixels is not None
-        and preprocessing.input_shape != source.train.pixels.shape[1:]
-    ):
-        channels, height, width = source.train.pixels.shape[1:]
+    own = source.train.pixels
+    if own is not None and preprocessing.input_shape != own.shape[1:]:
+        channels, height, width = own.shape[1:]
         raise PgnasError(
             f"'{source.name}' has images of {width}x{height} pixels and {channels} channel(s);"
             f" they are not resized to {preprocessing.size}, leave out `img_size`"

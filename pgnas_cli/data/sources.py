@@ -16,6 +16,7 @@ from ..errors import PgnasError
 from ..progress import track
 from .dataset import SMALL, DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
 
+LOOKED_AT = 64  # images whose size is taken for that of all
 TEST_FOLDERS = ("test", "val", "validation", "valid")
 
 
@@ -214,12 +215,12 @@ def _open_item(source: Any, index: int) -> Image.Image:
     return image.convert("RGB")
 
 
-def _small_size(part: Part, looked_at: int = 64) -> int | None:
+def _small_size(part: Part) -> int | None:
     """Height = width of the images where they are small and alike; None for photos."""
     if part.pixels is not None:
         return int(part.pixels.shape[-1])
     assert part.open is not None
-    step = max(1, len(part) // looked_at)
+    step = max(1, len(part) // LOOKED_AT)
     sizes = {part.open(i).size for i in range(0, len(part), step)}
     if len(sizes) == 1:
         (width, height) = sizes.pop()

@@ -23,6 +23,7 @@ from ..slimming import (
     Cut,
     Layout,
     arranged,
+    difference,
     largest_difference,
     plan,
     reshape_,
@@ -79,10 +80,10 @@ def checked_slim(
     Raises PgnasError, naming the `path` that is not written, where it has not.
     """
     smaller = slim(network, keep, layout, round_to=round_to)
-    difference = largest_difference(network, keep, smaller, batches)
-    if not difference <= TOLERANCE:
+    differs = largest_difference(network, keep, smaller, batches)
+    if not differs <= TOLERANCE:
         raise PgnasError(
-            f"the slim network differs from the masked one by {difference:.1e} of the largest logit"
+            f"the slim network differs from the masked one by {differs:.1e} of the largest logit"
             f" (allowed {TOLERANCE:.0e}); '{path}' was not written, please report this"
         )
     return smaller
@@ -121,11 +122,10 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
         ) from None
     if fingerprint is None or fingerprint.shape != logits.shape:
         raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
-    scale = float(fingerprint.abs().max()) or 1.0
-    difference = float((logits - fingerprint).abs().max()) / scale
-    if not difference <= FINGERPRINT_TOLERANCE:
+    differs = difference(logits, fingerprint)
+    if not differs <= FINGERPRINT_TOLERANCE:
         raise PgnasError(
-            f"'{path}' computes other logits than when it was written (by {difference:.1e} of the"
+            f"'{path}' computes other logits than when it was written (by {differs:.1e} of the"
             " largest): a package of its backbone has changed, install the version of then"
         )
     return arranged(network, layout), about

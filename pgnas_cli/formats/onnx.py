@@ -6,7 +6,6 @@ held-out images at batch 1 and 8 and compared with the network; one that differs
 
 import io
 import json
-import math
 import tempfile
 import warnings
 from contextlib import redirect_stdout
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
+from ..slimming import difference
 from ..storage import from_json, to_json
 from ..tensors import parsed, versioned
 from .network import NETWORK, NetworkInfo
@@ -38,14 +38,14 @@ def onnx_content(
     images = images.detach().cpu().contiguous()
     try:
         content = _described(in_onnx(network, images, opset), about)
-        difference = _difference(network, images, content)
+        differs = _difference(network, images, content)
     except PgnasError:
         raise
     except Exception as error:  # exporter and runtime raise many kinds
         raise PgnasError(f"'{path}' was not written: {one_line(error)}") from None
-    if not difference <= TOLERANCE:
+    if not differs <= TOLERANCE:
         raise PgnasError(
-            f"'{path}' was not written: its logits differ by {difference:.1e} of the largest"
+            f"'{path}' was not written: its logits differ by {differs:.1e} of the largest"
             f" (allowed {TOLERANCE:.0e}), please report this"
         )
     return content
@@ -105,9 +105,7 @@ def _difference(network: nn.Module, images: Tensor, content: bytes) -> float:
         for part in images.split(batch):
             with torch.no_grad():
                 expected = network(part)
-            scale = float(expected.abs().max()) or 1.0
-            difference = float((runtime(part) - expected).abs().max()) / scale
-            worst = max(worst, difference if math.isfinite(difference) else math.inf)
+            worst = max(worst, difference(runtime(part), expected))
     return worst
 
 

@@ -4,13 +4,13 @@ from .layers import Gated, hard_keep, logistic_noise, relaxed_keep
 from .placement import followers, gateable, segments
 from .prior import Prior, kl
 from .supernet import (
+    check_keep,
     draw,
     drop_probabilities,
     gates,
     layer_gates,
     make_concrete_,
     masked,
-    one_candidate,
     opened,
     per_gate,
     relaxed,

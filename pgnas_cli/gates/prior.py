@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from ..graph import OperationGate
 from .supernet import gates
 
-SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
-
 
 @dataclass(frozen=True)
 class Prior:
@@ -20,24 +18,6 @@ class Prior:
     l2: float  # the paper's prior strength (Table 4), in the released convention (c = 1)
     images: float  # N
     constant: bool = False  # the l2 term does not know p: the ablation of Table 2
-
-    @staticmethod
-    def named(
-        *,
-        l2: float | None,  # None: the strength that pulls like `weight_decay` at the start
-        weight_decay: float,
-        initial_drop: float,
-        kl_images: float | None,  # N; None: 10 x `images`, but not below the paper's
-        images: int,  # training images
-        constant: bool = False,
-    ) -> "Prior":
-        """The prior that the fields of a recipe name.
-
-        The gradient of l2 (1-p) w^2 / N is 2 l2 (1-p) w / N.
-        """
-        n = kl_images or max(10 * images, SMALLEST_N)
-        auto = weight_decay * n / (2 * (1 - initial_drop))
-        return Prior(auto if l2 is None else l2, n, constant)
 
     def weight_decay(self, drop_probability: float = 0.0) -> float:
         """The weight decay that pulls as this prior does, on a weight dropped with p."""

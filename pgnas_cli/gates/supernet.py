@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
+from ..fields import check_range
 from ..graph import Graph, OperationGate, trace
 from .layers import Gated, gated_class, hard_keep, logistic_noise, relaxed_keep
 from .placement import followers, gateable, reads_hidden_channels, segments
@@ -80,13 +81,18 @@ def gates(network: nn.Module) -> Gates:
     return bank
 
 
-def one_candidate(network: nn.Module, keep: Any) -> Tensor:
-    """`keep`, if it is bool (gates,) of this network; else raises PgnasError."""
+def check_keep(network: nn.Module, keep: Tensor, *, axes: tuple[int, ...]) -> None:
+    """Raise PgnasError unless `keep` is bool (gates,) or (candidates, gates) of this network.
+
+    `axes` are the possible numbers of its axes.
+    """
     count = gates(network).count
-    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != (count,):
-        found = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep)
-        raise PgnasError(f"a candidate is a bool tensor ({count},), this is {found}")
-    return keep
+    fits = keep.dim() in axes and keep.shape[-1] == count and keep.numel()
+    if keep.dtype != torch.bool or not fits:
+        possible = " or ".join([f"({count},)", f"(candidates, {count})"][n - 1] for n in axes)
+        raise PgnasError(
+            f"`keep` is {keep.dtype} {tuple(keep.shape)}; possible: a bool tensor {possible}"
+        )
 
 
 def make_concrete_(
@@ -112,6 +118,7 @@ def make_concrete_(
             " hidden+operations"
         )
     size = _group_size(groups)
+    check_range("initial_drop", initial_drop, 0, 1, open=True)
     if hasattr(network, "gates"):
         raise PgnasError(
             f"{type(network).__name__} already has an attribute 'gates'; a network is gated once"
@@ -219,8 +226,7 @@ def opened(network: nn.Module) -> AbstractContextManager[None]:
 
 def masked(network: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
     """Context: hard gates; `keep` is bool (gates,), or (batch, gates) with a row per image."""
-    for row in [keep] if not isinstance(keep, Tensor) or keep.dim() != 2 else keep[:1]:
-        one_candidate(network, row)
+    check_keep(network, keep, axes=(1, 2))
     return _kept(network, keep.to(gates(network).group.device))
 
 
@@ -228,6 +234,7 @@ def relaxed(
     network: nn.Module, *, batch: int, generator: torch.Generator, temperature: float
 ) -> AbstractContextManager[None]:
     """Context: relaxed gates, one draw per image and gate (Eq. 16), differentiable in p."""
+    check_range("temperature", temperature, 0, open=True)
     bank = gates(network)
     noise = logistic_noise((batch, bank.count), generator=generator)
     noise = noise.to(bank.drop_logit.device, non_blocking=True)

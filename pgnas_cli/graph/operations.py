@@ -1,8 +1,7 @@
-"""Mark the output of an operation without weights (a pool, a skip) as one that can be chosen.
-
-The vocabulary of the analysis: what each step of a traced program does to channels.
+"""The vocabulary of the analysis: what each step of a traced program does to channels.
 
 A step that the vocabulary does not hold becomes opaque, which is exact and merely saves less.
+`OperationGate` marks the output of an operation without weights (a pool, a skip).
 """
 
 import operator

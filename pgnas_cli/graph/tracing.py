@@ -4,6 +4,8 @@ torch.fx records the forward once, on an example image. The traced program itsel
 place of the network (it bakes `training` in); it serves the analysis alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,9 +37,7 @@ class _Watch(fx.Interpreter):
     def __init__(self, network: nn.Module, program: fx.Graph) -> None:
         # Nothing is freed, so that no two tensors share memory by mere reuse.
         super().__init__(network, graph=program, garbage_collect_values=False)
-        self.shapes: dict[str, torch.Size] = {}
-        self.memory: dict[str, int] = {}
-        self.writers: set[str] = set()
+        self.seen = Seen({}, {}, set())
         self.logits: Any = None
 
     def run_node(self, n: fx.Node) -> Any:
@@ -45,11 +45,23 @@ class _Watch(fx.Interpreter):
         before = [tensor._version for tensor in given]
         value = super().run_node(n)
         if before != [tensor._version for tensor in given]:
-            self.writers.add(n.name)
+            self.seen.writers.add(n.name)
         if isinstance(value, Tensor):
-            self.shapes[n.name] = value.shape
-            self.memory[n.name] = value.untyped_storage().data_ptr()
+            self.seen.shapes[n.name] = value.shape
+            self.seen.memory[n.name] = value.untyped_storage().data_ptr()
         return value
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Context: the network in evaluation mode; every module is as before after it."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
@@ -57,12 +69,10 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
 
     Raises PgnasError where the forward depends on values that only a real run has.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     image = torch.randn(2, *input_shape, generator=generator(0, "example"))
     image = image.to(next(network.parameters()).device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(network):
             network(image.contiguous(memory_format=torch.channels_last))  # as in training
             expected = network(image.clone())
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -71,16 +81,14 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
             f" pixels with {input_shape[0]} channels ({one_line(error)}); try another `img_size`"
         ) from None
     try:
-        program, seen = _traced(network, image)
+        with evaluating(network):
+            program, watch = _traced(network, image)
     except Exception as error:  # fx raises many kinds; each means that the forward is not traceable
         cause = one_line(error)
         raise PgnasError(
             f"{type(network).__name__} cannot be traced: {cause}; a forward that branches on tensor"
             " values cannot be searched, rewrite it without the branch"
         ) from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
     name = type(network).__name__
     if not isinstance(expected, Tensor) or expected.dim() != 2:
         raise PgnasError(
@@ -88,14 +96,13 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
             " it does"
         )
     tolerance = 1e-5 * float(expected.abs().max())
-    if not torch.allclose(seen.logits, expected, rtol=1e-4, atol=tolerance):
+    if not torch.allclose(watch.logits, expected, rtol=1e-4, atol=tolerance):
         raise PgnasError(
             f"{name} computes something else when traced: its forward has steps in place that"
             " torch.fx does not see (x /= y, say); write them out of place"
         )
-    facts = Seen(seen.shapes, seen.memory, seen.writers)
     try:
-        nodes = tuple(Reader(network, program, facts).nodes())
+        nodes = tuple(Reader(network, program, watch.seen).nodes())
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PgnasError(
             f"{name} has a step that the analysis misreads ({one_line(error)}); please report this"
@@ -116,14 +123,14 @@ def _traced(network: nn.Module, image: Tensor) -> tuple[fx.Graph, _Watch]:
         tracer = _Tracer(attempt)
         try:
             program = tracer.trace(network)
-            seen = _Watch(network, program)
+            watch = _Watch(network, program)
             with torch.no_grad():
-                seen.logits = seen.run(image.clone())
+                watch.logits = watch.run(image.clone())
         except Exception as error:
             if attempt is attempts[-1]:
                 last = next(reversed(tracer.graph.nodes), None)
                 where = f"behind step {described(last)}: " if last is not None else ""
                 raise RuntimeError(f"{where}{one_line(error)}") from error
         else:
-            return program, seen
+            return program, watch
     raise AssertionError("the last attempt returns or raises")

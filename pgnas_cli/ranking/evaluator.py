@@ -21,7 +21,7 @@ from ..gates import masked
 from ..progress import Task, task
 from ..training import BATCH, RESIDENT
 from ..units import percent
-from .race import PILOTS, Race, begun, run
+from .race import PILOTS, Race, begun, distinct, run, same_masks
 
 
 class Evaluator:
@@ -105,19 +105,21 @@ def races(
     """
     candidates, images = len(evaluator.keep), len(evaluator.labels)
     wanted = candidates if top is None else max(1, min(top, candidates))
+    same_as = same_masks(evaluator.keep) if race is None else race.same_as
     if race is not None:
         race.top = wanted
-    with task("ranking", candidates * images) as shown:
-        pilots = min(PILOTS, candidates)
+    networks = len(distinct(same_as))
+    with task("ranking", networks * images) as shown:
+        pilots = min(PILOTS, networks)
         if race is None or len(race.margins) < pilots:
-            left = (candidates if wanted == candidates else pilots) * images
-            for begun_race in _with_pilots(evaluator, params, wanted, race, pilots):
-                race = begun_race
-                pairs = int(race.seen.sum())
-                shown.update(pairs, total=max(left, pairs))
-                yield race
-            if race is None or len(race.margins) < pilots:
-                return
+            for pairs, early in _with_pilots(evaluator, params, wanted, race, same_as):
+                race, left = early, networks * images - pairs  # at most
+                if race is not None:  # a pilot is through
+                    left = max(pilots * images - pairs, race.pairs_left())
+                shown.update(pairs, total=pairs + left)
+                if race is not None:
+                    yield race
+            assert race is not None
         yield race
         for _ in run(
             race, lambda c, i: evaluator(c, i)[0], fill=evaluator.batch, chunk=evaluator.batch
@@ -132,31 +134,30 @@ def finished(evaluator: Evaluator, params: Tensor) -> Race:
 
 
 def _with_pilots(
-    evaluator: Evaluator, params: Tensor, top: int, race: Race | None, pilots: int
-) -> Iterator[Race]:
-    """The first candidates see every image; yields a race of those that have."""
-    images = len(evaluator.labels)
+    evaluator: Evaluator, params: Tensor, top: int, race: Race | None, same_as: Tensor
+) -> Iterator[tuple[int, Race | None]]:
+    """The first networks see every image; yields the pairs so far, and a race of those who have."""
+    images, ids = len(evaluator.labels), distinct(same_as)[:PILOTS]
     found: list[tuple[Tensor, Tensor]] = []
     if race is not None:  # stopped among its pilots
-        found = [(race.row(pilot), race.margins[pilot]) for pilot in range(len(race.margins))]
+        found = [(race.row(int(pilot)), race.margins[i]) for i, pilot in enumerate(race.pilots)]
     whole = len(found)
-    for some in torch.arange(whole * images, pilots * images).split(evaluator.batch):
-        found.append(evaluator(some // images, some % images))
-        done = (int(some[-1]) + 1) // images
-        if done > whole:
-            whole = done
+    for some in torch.arange(whole * images, len(ids) * images).split(evaluator.batch):
+        found.append(evaluator(ids[some // images], some % images))
+        pairs = int(some[-1]) + 1
+        if pairs // images > whole:
+            whole = pairs // images
             wrong, margin = (
                 torch.cat(column)[: whole * images].view(whole, images)
                 for column in zip(*found, strict=True)
             )
-            race = begun(params, top, wrong, margin)
-        if race is not None:
-            yield race
+            race = begun(params, top, wrong, margin, same_as)
+        yield pairs, race
 
 
 def _show(shown: Task, race: Race) -> None:
-    pairs, bar = int(race.seen.sum()), race.bar()
+    bar = race.bar()
     text = f"ranking: {len(race.walking())} candidates left"
     if bar is not None:
         text += f", to beat {percent(bar // len(race.place) / len(race.order))}"
-    shown.update(pairs, total=pairs + max(0, race.pairs_left()), what=text)
+    shown.update(race.pairs, total=race.pairs + race.pairs_left(), what=text)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Interrupted, PgnasError
+from ..fields import check_range
 from ..machine import Machine
 from ..progress import note
 from ..run import Run, run_at
@@ -25,7 +26,7 @@ from ..storage import file_digest, write_text
 from ..tensors import checked, read_tensors, write_tensors
 from ..training import StopRequest
 from .evaluator import Evaluator, held_out_evaluator, races
-from .race import PILOTS, Race, places
+from .race import PILOTS, Race, distinct, places, same_masks
 from .statistics import Confidence, confidence, expected_error
 
 RANKING = "pgnas.ranking/1"
@@ -73,9 +74,25 @@ class Leaderboard:
         return len(self.race.walking())
 
     @property
+    def within(self) -> str:
+        """ " within ..." where the candidates have a budget."""
+        budget = self.candidates.budget
+        return "" if budget is None else f" within {budget}"
+
+    @property
+    def networks(self) -> int:
+        """Distinct candidates: those with the same mask are one network."""
+        return len(self.race.networks)
+
+    @property
+    def networks_shown(self) -> int:
+        """The same of the first `SHOWN` rows."""
+        return len(self.race.same_as[self.order[:SHOWN]].unique())
+
+    @property
     def pairs(self) -> int:
         """(candidate, image) pairs that were evaluated."""
-        return int(self.race.seen.sum())
+        return self.race.pairs
 
     @property
     def exhaustive(self) -> bool:
@@ -89,6 +106,7 @@ def rank(
     top: int = 10,
     exhaustive: bool = False,  # evaluate every pair
     time_limit: float | None = None,  # minutes
+    budget: str | None = None,  # label of the one to rank within; None: all
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> list[Leaderboard]:
     """Find the best candidates of a run on its held-out images, and how certain that is.
@@ -97,12 +115,12 @@ def rank(
     Interrupted, with all that was found saved, on SIGINT and SIGTERM.
     """
     run = run_at(run)
-    if top < 1:
-        raise PgnasError(f"`top` {top} is out of range; possible: 1 or more")
-    if time_limit is not None and not time_limit > 0:
-        raise PgnasError(f"`time_limit` {time_limit:g} is out of range; possible: above 0")
+    check_range("top", top, 1)
+    if time_limit is not None:
+        check_range("time_limit", time_limit, 0, open=True)
     network, posterior = posterior_of(run)
-    drawn = [read_candidates(run, network, label) for label in run.budgets() or [""]]
+    labels = (run.budgets() or [""]) if budget is None else [budget]
+    drawn = [read_candidates(run, network, label) for label in labels]
     data = held_out_of(run, posterior, machine.workers)
     evaluator = held_out_evaluator(network, drawn[0].keep, data, machine.device)
     begun: list[tuple[Candidates, Race]] = []
@@ -140,7 +158,7 @@ def rank(
     return boards
 
 
-def rank_again(run: Run, top: int, exhaustive: bool = False) -> str:
+def rank_again(run: Run, top: int = SHOWN, exhaustive: bool = False) -> str:
     """The command that resumes such a ranking."""
     more = " --exhaustive" if exhaustive else f" --top {top}" if top != SHOWN else ""
     return f"pgnas rank --run {run.folder}{more}"
@@ -150,9 +168,12 @@ def leaderboard_of(candidates: Candidates, race: Race, seed: int) -> Leaderboard
     """A ranking, and how certain its order is."""
     shown = race.best()[:SHOWN]
     wrong = torch.stack([race.row(candidate) for candidate in shown.tolist()])
-    sure = confidence(wrong, race.place[shown], randomness=numpy_generator(seed, "other images"))
+    sure = confidence(
+        wrong, race.place[shown], network=race.same_as[shown],
+        randomness=numpy_generator(seed, "other images"),
+    )  # fmt: skip
     # The pilots saw every image, good or bad.
-    unselected = torch.stack([race.row(candidate) for candidate in range(len(race.margins))])
+    unselected = torch.stack([race.row(candidate) for candidate in race.pilots.tolist()])
     expected = expected_error(int(race.errors[shown[0]]), unselected)
     return Leaderboard(candidates, race, sure, expected)
 
@@ -188,7 +209,8 @@ def _race(
     tensors: dict[str, Tensor], images: int, top: Any, candidates: Candidates, run: Run
 ) -> Race | None:
     """The race in a file; None where its numbers contradict each other."""
-    params = candidates.sizes.params
+    params, same_as = candidates.sizes.params, same_masks(candidates.keep)
+    networks = distinct(same_as)
     found, margins = (tensors.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
     wanted = {
         "seen": ((len(params),), torch.int64),
@@ -202,19 +224,22 @@ def _race(
     sound = (
         type(top) is int
         and 1 <= top <= len(params)
-        and 1 <= len(margins) <= min(PILOTS, len(params))
-        and bool((seen[: len(margins)] == images).all())
+        and 1 <= len(margins) <= min(PILOTS, len(networks))
+        and bool((seen[networks[: len(margins)]] == images).all())
+        and torch.equal(seen, seen[same_as])
         and bool(torch.isfinite(margins).all())
         and torch.equal(order.sort().values, torch.arange(images))
         and bool((seen >= 0).all() and (seen <= images).all() and (seen == images).any())
         and bool((tensors["hardness"].diff() >= 0).all())
-        and _among(found, order, seen)
+        and _among(found, order, torch.zeros_like(seen).index_copy_(0, networks, seen[networks]))
     )
     if not sound:
         return None
     errors = torch.bincount(found.div(images, rounding_mode="floor"), minlength=len(params))
-    place = places(params)
-    return Race(order, place, top, seen, errors, tensors["hardness"], margins, [found])
+    return Race(
+        order, places(params), top, same_as, seen, errors[same_as], tensors["hardness"], margins,
+        [found],
+    )  # fmt: skip
 
 
 def _among(mistakes: Tensor, order: Tensor, seen: Tensor) -> bool:

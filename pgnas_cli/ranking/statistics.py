@@ -11,6 +11,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from ..units import percent
 from .race import places
 
 RESAMPLES = 1000
@@ -29,6 +30,12 @@ def interval(errors: int, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval of an error."""
     found = binomtest(errors, images).proportion_ci(0.95, method="wilson")
     return float(found.low), float(found.high)
+
+
+def error_cells(errors: int, images: int) -> tuple[str, str]:
+    """An error and its 95 % interval, as tables show them."""
+    low, high = interval(errors, images)
+    return percent(errors / images), f"{100 * low:.1f}-{100 * high:.1f}"
 
 
 def paired_p(first: Tensor, second: Tensor) -> float:
@@ -67,21 +74,25 @@ def confidence(
     wrong: Tensor,  # bool (rows, images), best row first
     place: Tensor,  # int64 (rows,): breaks ties, smaller first
     *,
+    network: Tensor | None = None,  # int64 (rows,): equal where rows are one; None: all differ
     randomness: np.random.Generator,
 ) -> Confidence:
     """How sure the order of these rows is.
 
     Other images, as many, are drawn from what these suggest: a Bayesian bootstrap says how frequent
-    each kind of image may be, a multinomial draw which of them come. To the images, each row adds
-    half a one that it alone gets wrong (Jeffreys' prior): rows that err on the same images, or on
-    none, are not told apart by these, but may be by others.
+    each kind of image may be, a multinomial draw which of them come. To the images, each network
+    adds half a one that it alone gets wrong (Jeffreys' prior): networks that err on the same
+    images, or on none, are not told apart by these, but may be by others. Rows of one network err
+    alike on all images.
     """
     rows, images = wrong.shape
+    network = torch.arange(rows) if network is None else network
+    alone = (network[:, None] == network.unique()).numpy()  # (rows, networks)
     outcome = wrong.numpy()
     telling = outcome[:, outcome.any(0) & ~outcome.all(0)]
-    kinds = np.concatenate([telling, np.eye(rows, dtype=bool), np.zeros((rows, 1), bool)], 1)
+    kinds = np.concatenate([telling, alone, np.zeros((rows, 1), bool)], 1)
     alike = max(images - telling.shape[1], 1)
-    shape = np.concatenate([np.ones(telling.shape[1]), np.full(rows, 0.5), [alike]])
+    shape = np.concatenate([np.ones(telling.shape[1]), np.full(alone.shape[1], 0.5), [alike]])
     chances = randomness.standard_gamma(shape, (RESAMPLES, len(shape)))
     drawn = randomness.multinomial(images, chances / chances.sum(1, keepdims=True))
     errors = torch.from_numpy(drawn @ kinds.T.astype(np.int64))  # (resamples, rows)

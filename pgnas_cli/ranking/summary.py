@@ -5,15 +5,18 @@ from typing import Any
 
 from ..units import large, percent
 from .leaderboard import Leaderboard
-from .statistics import interval
+from .statistics import error_cells, interval
 
 RANKING_HEADINGS = ("rank", "id", "error", "95 %", "p", "parameters", "MACs")
 
 
 def ranking_title(board: Leaderboard) -> str:
-    budget = board.candidates.budget
-    within = "" if budget is None else f" within {budget}"
-    return f"best of {len(board.errors)} candidates{within} on {board.images} held-out images"
+    candidates = len(board.errors)
+    distinct = "" if board.networks == candidates else f" ({board.networks} distinct)"
+    return (
+        f"best{' so far' if board.undecided else ''} of {candidates} candidates{distinct}"
+        f"{board.within} on {board.images} held-out images"
+    )
 
 
 def ranking_entries(board: Leaderboard, top: int) -> list[dict[str, Any]]:
@@ -40,11 +43,10 @@ def ranking_rows(board: Leaderboard, top: int) -> list[list[str]]:
     """The cells of the first `top` candidates under `RANKING_HEADINGS`."""
     rows = []
     for place, entry in enumerate(ranking_entries(board, top)):
-        low, high = entry["interval"]
         p = entry.get("p_against_first") if place else None
         rows.append([
-            str(place + 1), str(entry["id"]), percent(entry["error"]),
-            f"{100 * low:.1f}-{100 * high:.1f}", "" if p is None else f"{p:.3f}",
+            str(place + 1), str(entry["id"]), *error_cells(entry["errors"], entry["images"]),
+            "" if p is None else f"{p:.3f}",
             large(entry["params"]), large(entry["macs"]),
         ])  # fmt: skip
     return rows
@@ -54,16 +56,19 @@ def certainty_lines(board: Leaderboard) -> list[str]:
     """How certain the order is."""
     sure = board.confidence
     lines = [
-        f"winner: {percent(board.best_error)} held-out error, selected from {len(board.errors)};",
+        f"winner: {percent(board.best_error)} held-out error, selected from {board.networks};",
         f"  corrected for selection: {percent(board.expected_error)}",
         "note: the 95 % intervals ignore that candidates were selected for low error",
     ]
-    if len(sure.p_values) < 2:
+    rows = len(sure.p_values)
+    if board.networks_shown < rows:
+        lines.append(f"distinct among these {rows}: {board.networks_shown}; copies share a result")
+    if board.networks_shown < 2:
         return lines
     return [
         *lines,
         "p: exact McNemar test against the first, on the same images",
-        f"of these {len(sure.p_values)}, on as many other images, the first stays first",
+        f"of these {rows}, on as many other images, the first stays first",
         f"  with probability {percent(sure.first_again)} at most, and all keep their order with"
         f" {percent(sure.order_again)}",
     ]
@@ -98,7 +103,7 @@ def _board_json(board: Leaderboard, top: int) -> dict[str, Any]:
     count, images, budget = len(board.errors), board.images, board.candidates.budget
     found: dict[str, Any] = {} if budget is None else {"budget": vars(budget)}
     found |= {
-        "top": ranking_entries(board, top), "candidates": count,
+        "top": ranking_entries(board, top), "candidates": count, "networks": board.networks,
         "mean_params": float(board.candidates.sizes.params.double().mean()),
         "pairs_evaluated": board.pairs, "pairs_total": count * images,
         "undecided": board.undecided, "expected_error": board.expected_error,

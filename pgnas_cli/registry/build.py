@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..gates import make_concrete_
+from ..graph import evaluating
 from ..progress import note
 from ..seeds import derived_seed, generator, seeded_globals
 from ..storage import from_json, new_file, to_json
@@ -96,10 +97,8 @@ def _logits(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
     g = generator(0, "inflation")
     grids = [torch.randn(8, channels, pixels, pixels, generator=g) for pixels in (2, 4, 8, 16)]
     images = sum(F.interpolate(grid, size, mode="bilinear") for grid in grids) / 2
-    modes = [(module, module.training) for module in network.modules()]
-    logits: Tensor = network.eval()(images)
-    for module, training in modes:
-        module.training = training
+    with evaluating(network):
+        logits: Tensor = network(images)
     return logits
 
 

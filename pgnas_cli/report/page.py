@@ -13,7 +13,7 @@ from ..errors import PgnasError
 from ..run import Run
 from ..storage import write_text
 from . import plots, text
-from .content import RunSummary, run_summary
+from .summary import RunSummary, run_summary
 
 
 def write_report(runs: Sequence[Run], path: Path) -> list[RunSummary]:

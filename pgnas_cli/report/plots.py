@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ranking import Leaderboard
 from ..training import EpochRecord
 from ..units import large, percent
-from .content import GatedLayer, RunSummary, front, winner_of, within
+from .summary import GatedLayer, RunSummary, front, winner_of
 from .svg import INK, MARKERS, MUTED, SERIES, Picture, figure_of, picture_of, styled
 
 REFERENCES = ("fixed", "twin", "whole")  # evaluated beside the candidates
@@ -61,7 +61,7 @@ def _size_error_text(run: RunSummary) -> str:
         race, params, first = board.race, board.candidates.sizes.params, winner_of(board)
         undecided = board.undecided
         parts.append(
-            f"{len(params)} candidates{within(board)}, of {large(int(params.min()))} to"
+            f"{len(params)} candidates{board.within}, of {large(int(params.min()))} to"
             f" {large(int(params.max()))} parameters; {int(race.finished.sum())} evaluated on every"
             f" image. The best errs on {percent(first.error)} with {large(first.params)}"
             " parameters."
@@ -107,7 +107,7 @@ def expected_errors(board: Leaderboard) -> Tensor:
     """
     race = board.race
     rest = 1 - race.hardness[race.seen]
-    pilots = float(race.errors[: len(race.margins)].double().mean())
+    pilots = float(race.errors[race.pilots].double().mean())
     return (race.errors.double() + rest * pilots) / board.images
 
 
@@ -210,7 +210,7 @@ def race_curve(board: Leaderboard) -> Picture:
     race = board.race
     candidates, images = len(race.seen), len(race.order)
     seen = race.seen.clone()
-    seen[board.race.walking()] = images  # undecided: not eliminated
+    seen[race.walking()] = images  # undecided: not eliminated
     figure, axes = figure_of(2.0, "held-out images seen, hardest first", "candidates left")
     steps = torch.arange(images + 1)
     still = candidates - torch.searchsorted(seen.sort().values, steps)
@@ -225,7 +225,7 @@ def race_curve(board: Leaderboard) -> Picture:
         f" {percent(board.pairs / (candidates * images))} of all (candidate, image) pairs"
         " were evaluated."
     )
-    return picture_of(figure, f"Elimination of candidates{within(board)}", text)
+    return picture_of(figure, f"Elimination of candidates{board.within}", text)
 
 
 @styled

@@ -12,13 +12,14 @@ from ..ranking import (
     SHOWN,
     Leaderboard,
     certainty_lines,
-    interval,
+    error_cells,
     paired_p,
     ranking_rows,
+    ranking_title,
 )
 from ..storage import to_json
 from ..units import clock, large, percent
-from .content import GatedLayer, RunSummary, front, within
+from .summary import GatedLayer, RunSummary, front
 
 ROLES = {  # in the order of the table
     "whole": "the original network, trained without gates",
@@ -80,9 +81,10 @@ def evaluated(run: RunSummary) -> Table | None:
     """Return the networks that were evaluated alike, the original one first."""
     rows: list[list[Cell]] = []
     found = sorted(run.evaluated_alike(), key=lambda row: list(ROLES).index(run.role(row)))
+    top5 = any(row.top5_errors is not None for row in found)
     for row in found:
-        low, high = interval(row.errors, row.images)
         role = run.role(row)
+        far = row.top5_errors
         words = [ROLES[role]]
         if row.candidate.isdecimal():
             words.append(f"candidate {row.candidate}")
@@ -90,7 +92,8 @@ def evaluated(run: RunSummary) -> Table | None:
             words = [*words[role == "tuned" :], f"fine-tuned for {row.finetuned_epochs} epochs"]
         rows.append([
             (row.name, ", ".join(word for word in words if word)),
-            (_error(row), f"{100 * low:.1f}-{100 * high:.1f}"),
+            error_cells(row.errors, row.images),
+            *([] if not top5 else [""] if far is None else [error_cells(far, row.images)]),
             percent(row.held_out_errors / row.held_out_images),
             (large(row.params), percent(row.params / row.whole_params)),
             (large(row.macs), percent(row.macs / row.whole_macs)),
@@ -103,8 +106,8 @@ def evaluated(run: RunSummary) -> Table | None:
     return Table(
         f"On the {first.images} test images of {first.data}; times on"
         f" {first.device}",
-        ("network", "test error, 95 %", "held-out", "parameters", "MACs", "ms, 1 image",
-         f"ms, {first.many.batch} images"),
+        ("network", "test error, 95 %", *(["top-5 error, 95 %"] if top5 else []), "held-out",
+         "parameters", "MACs", "ms, 1 image", f"ms, {first.many.batch} images"),
         rows,
     )  # fmt: skip
 
@@ -114,12 +117,11 @@ def untested(run: RunSummary) -> Table | None:
     winner = run.winner
     if winner is None or run.evaluated_as("best") is not None:
         return None
-    low, high = interval(winner.errors, winner.images)
     return Table(
-        f"The winner{within(run.boards[0])}, on {winner.images} held-out images",
+        f"The winner{run.boards[0].within}, on {winner.images} held-out images",
         ("network", "error", "95 %", "corrected for selection", "parameters", "MACs"),
         [[
-            f"candidate {winner.id}", percent(winner.error), f"{100 * low:.1f}-{100 * high:.1f}",
+            f"candidate {winner.id}", *error_cells(winner.errors, winner.images),
             percent(winner.expected_error),
             f"{large(winner.params)} ({percent(winner.params / run.params)})",
             f"{large(winner.macs)} ({percent(winner.macs / run.macs)})",
@@ -192,12 +194,8 @@ def front_table(run: RunSummary) -> Table:
 
 def confidence(board: Leaderboard) -> tuple[Table, list[str]]:
     """Return the first places of a ranking, and how sure their order is."""
-    so_far = " so far" if board.undecided else ""
     lines = "\n".join(certainty_lines(board)).replace("\n  ", " ").splitlines()  # unwrapped
-    caption = (
-        f"Best{so_far} of {len(board.errors)} candidates{within(board)} on {board.images}"
-        " held-out images"
-    )
+    caption = ranking_title(board).replace("best", "Best", 1)
     return Table(caption, RANKING_HEADINGS, ranking_rows(board, SHOWN)), lines
 
 

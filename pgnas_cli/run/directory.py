@@ -20,6 +20,8 @@ from pathlib import Path
 
 from ..errors import PgnasError
 
+RUNS = Path("runs")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -85,13 +87,15 @@ class Run:
             if path.exists()
         ]
 
-    def files(self) -> list[Path]:
-        """All that commands read again: nothing else may be written over them."""
-        return [
+    def check_foreign(self, path: Path) -> None:
+        """Raise PgnasError for what commands read again: nothing else is written over it."""
+        files = [
             self.settings, self.metrics, self.checkpoint, self.posterior, self.candidates(),
             self.ranking(), self.ranking_table(), self.commands, self.evaluation,
             *self.drawn_files(),
         ]  # fmt: skip
+        if path.resolve() in {file.resolve() for file in files}:
+            raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
 
 
 _CANDIDATES = re.compile(r"candidates(?:-((?:params|macs)-\d+(?:\.\d+)?))?\.safetensors")
@@ -108,11 +112,11 @@ def run_at(run: Run | str | Path | None) -> Run:
     return newest_run(fitted=True) if run is None else Run(Path(run))
 
 
-def newest_run(root: Path = Path("runs"), *, fitted: bool = False) -> Run:
-    """The run below `root` that was started last; `fitted` prefers those with a posterior."""
-    found = sorted(root.glob("*/run.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+def newest_run(*, fitted: bool = False) -> Run:
+    """The run in runs/ that was started last; `fitted` prefers those with a posterior."""
+    found = sorted(RUNS.glob("*/run.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
     if fitted:
         found = [p for p in found if Run(p.parent).posterior.exists()] or found
     if not found:
-        raise PgnasError(f"no run below '{root}'; start one with pgnas fit, or name one with `run`")
+        raise PgnasError(f"no run below '{RUNS}'; start one with pgnas fit, or name one with `run`")
     return Run(found[-1].parent)

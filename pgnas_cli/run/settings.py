@@ -1,6 +1,7 @@
 """The options of a fit: what a run was started with, and whether it makes sense."""
 
 import dataclasses
+import difflib
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +12,7 @@ from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset
 from ..storage import from_json
-from .directory import Run, newest_run
+from .directory import RUNS, Run, newest_run
 
 # Second-order, or only with packages for CUDA.
 _UNFIT_OPTIMIZERS = (
@@ -92,7 +93,8 @@ def settings_of(given: dict[str, Any]) -> FitSettings:
     known = {field.name for field in dataclasses.fields(Recipe)}
     unknown = sorted(set(given) - own - known)
     if unknown:
-        raise PgnasError(f"a fit has no option `{unknown[0]}`")
+        near = difflib.get_close_matches(unknown[0], own | known, n=3) or sorted(own | known)
+        raise PgnasError(f"a fit has no option `{unknown[0]}`; possible: {', '.join(near)}")
     recipe = {k: parsed(Recipe, k, value) for k, value in given.items() if k in known}
     return FitSettings(**found, recipe=recipe)
 
@@ -139,7 +141,7 @@ def run_to_fit(
         run = newest_run()
     elif folder is None:
         name = run_name(asked.backbone)
-        run = Run(_unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
+        run = Run(_unused(RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
     else:
         run = Run(folder)
     if not (resume and run.settings.exists()):
@@ -178,4 +180,4 @@ def read_settings(run: Run) -> FitSettings:
     except FileNotFoundError:
         raise PgnasError(f"no run in '{run.folder}'; start one with pgnas fit") from None
     except (ValueError, TypeError, KeyError, OSError):
-        raise PgnasError(f"'{run.settings}' is damaged; fit again with `force`") from None
+        raise PgnasError(f"'{run.settings}' is damaged; fit again in another `run`") from None

@@ -9,6 +9,7 @@ from ..run import Run
 from ..run.posterior import posterior_of
 from ..seeds import generator
 from ..sizes import count
+from .budget import bisected
 
 
 def baseline_probabilities(
@@ -50,13 +51,11 @@ def shifted_to_size(
 ) -> Tensor:  # (groups,)
     """Add one number to all drop logits so that the mean candidate has `params` parameters."""
     logits = drop_probability.double().cpu().clamp(1e-9, 1 - 1e-9).logit()
-    low, high = -40.0, 40.0
-    for _ in range(24):  # bisection; a larger shift drops more
-        middle = (low + high) / 2
-        if mean_params(network, torch.sigmoid(logits + middle), noise) > params:
-            low = middle
-        else:
-            high = middle
+
+    def mean(shift: float) -> float:  # falling: a larger shift drops more
+        return mean_params(network, torch.sigmoid(logits + shift), noise)
+
+    low, high = bisected(mean, params, -40.0, 40.0, 24)
     return torch.sigmoid(logits + (low + high) / 2).float()
 
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..gates import gates, hard_keep, per_gate
+from ..progress import note
 from ..seeds import generator
-from ..sizes import ExpectedSize, Sizes, Target, count, joined, parameter_count, whole_macs
+from ..sizes import KINDS, ExpectedSize, Sizes, Target, count, joined
 from ..units import percent
 
 USED = 0.97  # least share of a budget that binds
@@ -29,6 +30,16 @@ TRIAL = 256  # draws by which the tilt is set
 BLOCK = 64  # draws that are counted at a time
 DEAREST = 1e12  # price beyond which nothing changes any more
 FUTILE = 200  # draws for one candidate within the budget, after which none is looked for
+
+
+def bisected(
+    falling: Callable[[float], float], goal: float, low: float, high: float, turns: int
+) -> tuple[float, float]:
+    """Halve [low, high] `turns` times towards where `falling` comes down to `goal`."""
+    for _ in range(turns):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > goal else (low, middle)
+    return low, high
 
 
 class Tilt:
@@ -44,7 +55,7 @@ class Tilt:
         self.logits = learned.detach().logit()
         self.costs = -slope / cast(Tensor, bank.channels).double().cpu()
         self.group = bank.group.cpu()
-        self.whole = parameter_count(network) if kind == "params" else whole_macs(network)
+        self.whole = KINDS[kind][1](network)
         self.noise = torch.rand(TRIAL, bank.count, generator=generator(seed, "tilt"))
 
     def at(self, price: float) -> Tensor:
@@ -68,11 +79,7 @@ class Tilt:
         high = 1.0
         while mean(high) > share and high < DEAREST:
             high *= 2
-        low = 0.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if mean(middle) > share else (low, middle)
-        return high
+        return bisected(mean, share, 0.0, high, 40)[1]
 
     def reach(self) -> float:
         """About the smallest share that draws have before layers close for all of them.
@@ -133,26 +140,21 @@ def draw_within(
     return torch.cat(kept)[:candidates], joined(parts).part(slice(candidates))
 
 
-def reach_lines(network: nn.Module, drop_probability: Tensor) -> list[str]:
-    """What sizes draws can reach, and what the posterior's own candidates have."""
-    tilts = {kind: Tilt(network, drop_probability, kind, 0) for kind in ("params", "macs")}
-    return [
-        f"{what}: the posterior's own mean is {percent(tilts[kind].expected(0.0))}, draws reach"
-        f" down to about {percent(tilts[kind].reach())}"
-        for kind, what in (("params", "parameters"), ("macs", "MACs"))
-    ]
-
-
 def check_reach(
     network: nn.Module, drop_probability: Tensor, budgets: Sequence[Target], seed: int
 ) -> None:
-    """Raises PgnasError for budgets below what draws can have."""
-    if not budgets:
-        return
-    least = Tilt(network, drop_probability, budgets[0].kind, seed).reach()
+    """Say what sizes draws can reach; raises PgnasError for budgets below that."""
+    least = {}
+    for kind, (what, _) in KINDS.items():
+        tilt = Tilt(network, drop_probability, kind, seed)
+        least[kind] = tilt.reach()
+        note(
+            f"{what}: the posterior's own mean is {percent(tilt.expected(0.0))}, draws reach down"
+            f" to about {percent(least[kind])}"
+        )
     for budget in budgets:
-        if budget.share < 0.9 * least:
+        if budget.share < 0.9 * least[budget.kind]:
             raise PgnasError(
                 f"{budget.option} is out of reach; draws of this posterior go down to about"
-                f" {100 * least:.3g} %; fit with a target of that size"
+                f" {100 * least[budget.kind]:.3g} %; fit with a target of that size"
             )

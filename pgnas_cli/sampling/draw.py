@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
+from ..fields import check_range
 from ..gates import drop_probabilities, gates, hard_keep, per_gate
-from ..progress import note, track
+from ..progress import track
 from ..run import Run, run_at
 from ..run.posterior import posterior_of
 from ..seeds import generator
-from ..sizes import Sizes, Target, budgets_of, count
+from ..sizes import Sizes, Target, budgets_of, count, whole_sizes
 from ..storage import file_digest, from_json, to_json
 from ..tensors import checked, read_tensors, write_tensors
 from .baselines import baseline_probabilities
-from .budget import check_reach, draw_within, reach_lines
+from .budget import check_reach, draw_within
 
 CANDIDATES = "pgnas.candidates/1"
 
@@ -34,6 +35,7 @@ class Candidates:
 
     keep: Tensor  # bool (candidates, gates)
     sizes: Sizes
+    whole: dict[str, int]  # the whole network's size, in each kind of `Target`
     baseline: str = ""  # "" for the posterior's own, else "permuted" or "fixed"
     budget: Target | None = None  # that all of them keep within
 
@@ -58,23 +60,21 @@ def sample(
     keep within.
     """
     run = run_at(run)
-    if n < 1:
-        raise PgnasError(f"`n` {n} is out of range; possible: 1 or more candidates")
+    check_range("n", n, 1)
     network, posterior = posterior_of(run)
     chosen = posterior.seed if seed is None else seed
     learned = drop_probabilities(network)
     budgets = budgets_of(network, params=max_params, macs=max_macs)
+    whole = whole_sizes(network)
     if baseline and budgets:
         raise PgnasError(
             "`baseline` has the size of the posterior's draws; leave out `max_params` and"
             " `max_macs`"
         )
     if budgets:
-        for line in reach_lines(network, learned):
-            note(line)
         check_reach(network, learned, budgets, chosen)
         drawn = [
-            Candidates(*draw_within(network, learned, budget, n, chosen), budget=budget)
+            Candidates(*draw_within(network, learned, budget, n, chosen), whole, budget=budget)
             for budget in track(budgets, "drawing within budgets")
         ]
     else:
@@ -83,7 +83,7 @@ def sample(
             randomness = generator(chosen, "baseline")
             probability = baseline_probabilities(network, learned, baseline, generator=randomness)
         keep = draw_candidates(probability, network, n, chosen)
-        drawn = [Candidates(keep, count(network, keep), baseline)]
+        drawn = [Candidates(keep, count(network, keep), whole, baseline)]
     _write(run, drawn, chosen)
     return drawn
 
@@ -125,6 +125,7 @@ def read_candidates(run: Run, network: nn.Module, budget: str = "") -> Candidate
     found = Candidates(
         keep,
         Sizes(**tensors),
+        whole_sizes(network),
         str(content.get("baseline", "")),
         None if stored is None else from_json(Target, stored, path),
     )

@@ -2,4 +2,4 @@
 
 from .exact import Sizes, count, joined, parameter_count, whole_macs
 from .expected import ExpectedSize
-from .target import KINDS, Target, budgets_of, parsed_size, target_of
+from .target import KINDS, Target, budgets_of, parsed_size, target_of, whole_sizes

@@ -7,16 +7,18 @@ Nothing is built to count. Two sizes are given everywhere:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..gates import gates
+from ..gates import check_keep, gates
 from ..graph import Node, OperationGate
 from ..slimming import Wiring, wire
+
+ROWS = 256  # candidates that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,15 @@ def slice_sizes(network: nn.Module) -> Tensor:
 def parameter_count(network: nn.Module) -> int:
     """Parameters of the whole network; gates, and what serves in training only, not counted."""
     apart = ("gates", *getattr(network, "training_only", ()))
-    aside = {id(p) for name in apart for p in _parameters_of(getattr(network, name, None))}
+    modules = (getattr(network, name, None) for name in apart)
+    aside = {id(p) for m in modules if isinstance(m, nn.Module) for p in m.parameters()}
     return sum(p.numel() for p in network.parameters() if id(p) not in aside)
 
 
-def _parameters_of(module: object) -> Iterator[nn.Parameter]:
-    return module.parameters() if isinstance(module, nn.Module) else iter(())
-
-
-def count(network: nn.Module, keep: Tensor, *, rows: int = 256, round_to: int = 1) -> Sizes:
-    """Sizes of the candidates `keep`, bool (candidates, gates), `rows` at a time."""
-    parts = [_count(network, wire(network, block, round_to=round_to)) for block in keep.split(rows)]
+def count(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Sizes:
+    """Sizes of the candidates `keep`, bool (candidates, gates)."""
+    check_keep(network, keep, axes=(2,))
+    parts = [_count(network, wire(network, block, round_to=round_to)) for block in keep.split(ROWS)]
     paper = parameter_count(network) - (~keep.cpu()).long() @ slice_sizes(network)
     return Sizes(torch.cat([p for p, _ in parts]), paper, torch.cat([m for _, m in parts]))
 

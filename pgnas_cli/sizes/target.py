@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import PgnasError
+from ..fields import check_choice, check_range, check_types
 from ..gates import gates
 from .exact import parameter_count, whole_macs
 from .expected import ExpectedSize
@@ -16,6 +17,13 @@ KINDS: dict[str, tuple[str, Callable[[nn.Module], int]]] = {
     "params": ("parameters", parameter_count),
     "macs": ("MACs", whole_macs),
 }
+
+
+def whole_sizes(network: nn.Module) -> dict[str, int]:
+    """The whole network's size in each kind."""
+    return {kind: whole(network) for kind, (_, whole) in KINDS.items()}
+
+
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -25,6 +33,11 @@ class Target:
 
     kind: str  # a key of `KINDS`
     share: float  # of the whole network, in (0, 1)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("kind", self.kind, KINDS)
+        check_range("share", self.share, 0, 1, open=True)
 
     def __str__(self) -> str:
         return f"{100 * self.share:.4g} % of the {KINDS[self.kind][0]}"
@@ -95,7 +108,7 @@ def _share_of(text: str, network: nn.Module, kind: str, option: str) -> float:
 
 
 def parsed_size(text: str, option: str) -> tuple[float, str]:
-    """Number and unit ("%", "", "K", "M", "G") of a size.
+    """Number and unit ("%", "", "K", "M", "G") of a size; 0.6 is 60 %.
 
     Raises PgnasError, naming `option`, where `text` is not a size.
     """
@@ -104,8 +117,9 @@ def parsed_size(text: str, option: str) -> tuple[float, str]:
     try:
         if unit != "%" and unit not in _UNITS:
             raise ValueError(unit)
-        return float(given[:-1] if unit else given), unit
+        number = float(given[:-1] if unit else given)
     except ValueError:
         raise PgnasError(
             f"{option} '{text}' is not a size; possible: a share (60%) or a number (250000, 10M)"
         ) from None
+    return (100 * number, "%") if not unit and 0 < number < 1 else (number, unit)

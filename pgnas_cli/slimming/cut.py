@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import PgnasError
-from ..gates import Gated, gates, masked, one_candidate
-from ..graph import Graph, Node, plain_twin
+from ..fields import check_choice
+from ..gates import Gated, check_keep, gates, masked
+from ..graph import Graph, Node, evaluating, plain_twin
 from .layers import Cut, Narrow, reshape_
 from .wiring import Wiring, wire
 
@@ -38,9 +39,7 @@ def slim(
     a shared tensor would cost more time than it saves. `round_to` makes numbers of channels
     multiples of it where the network is wide enough, with zero weights for what was dropped.
     """
-    if type(round_to) is not int or round_to < 1:
-        raise PgnasError(f"round_to {round_to} is out of range; possible: 1 or more")
-    keep = one_candidate(network, keep)
+    check_keep(network, keep, axes=(1,))
     wiring = wire(network, keep[None], round_to=round_to)
     cuts = plan(network, wiring)
     tensors = _tensors(network, keep, wiring, cuts)
@@ -215,30 +214,20 @@ class _Values(fx.Interpreter):
 
 def _constants(network: nn.Module, keep: Tensor, wiring: Wiring) -> list[Tensor]:
     """Per node (channels,): the value of each channel that is constant; others are meaningless."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     run = _Values(network, wiring.graph, wiring.constant)
     device = next(network.parameters()).device
-    with torch.no_grad(), masked(network, keep):
+    with torch.no_grad(), evaluating(network), masked(network, keep):
         run.run(torch.ones(1, *wiring.graph.input_shape, device=device))
-    for module, training in modes.items():
-        module.training = training
     return run.levels
 
 
 # --- layouts ------------------------------------------------------------------------------------
 
 
-def known_layout(name: str) -> Layout:
-    """`name`, if it is a layout; else raises PgnasError."""
-    if name not in get_args(Layout):
-        raise PgnasError(f"layout '{name}' is not known; possible: {', '.join(get_args(Layout))}")
-    return cast(Layout, name)
-
-
 def arranged(network: nn.Module, layout: Layout) -> nn.Module:
     """A network in layout "small", changed to `layout` in place."""
-    if known_layout(layout) == "fast":
+    check_choice("layout", layout, get_args(Layout))
+    if layout == "fast":
         for module in network.modules():
             grouped = isinstance(module, nn.Conv2d) and module.groups > 1
             weighted = isinstance(module, nn.Conv2d | nn.Linear) and not grouped
@@ -280,9 +269,11 @@ def largest_difference(
     for batch in batches:
         with masked(network, keep):
             expected = network(batch)
-        found = smaller(batch)
-        if not torch.isfinite(found).all() or not torch.isfinite(expected).all():
-            return math.inf
-        scale = float(expected.abs().max()) or 1.0
-        worst = max(worst, float((found - expected).abs().max()) / scale)
+        worst = max(worst, difference(smaller(batch), expected))
     return worst
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference as a share of the largest expected number; infinite for NaN."""
+    largest = float((found - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+    return largest if math.isfinite(largest) else math.inf

@@ -24,8 +24,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..fields import check_range
 from ..gates import gates
 from ..graph import Graph
+
+ROUND_TO = (1, 1024)  # possible multiples
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Wiring:
 
 def wire(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Wiring:
     """Trace the candidates `keep`, bool (candidates, gates), through the network's graph."""
+    check_range("round_to", round_to, *ROUND_TO)
     bank = gates(network)
     graph = bank.graph
     keep = keep.cpu()
@@ -63,9 +67,11 @@ def wire(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Wiring:
     shared = graph.shared()
     constant = _constant(graph, kept, shared, len(keep))
     needed, reads, folds, spare = _needed(graph, kept, constant, shared)
-    live = _live(graph, kept, constant, needed, shared)
+    known = _Known(graph, kept, shared, constant, needed)
+    live = _live(known)
     if round_to > 1:
-        _round_live(graph, kept, constant, needed, live, shared, round_to)
+        while _round_outputs(graph, live, round_to):
+            _settle(known, live)
         _round_reads(graph, live, reads, folds, spare, round_to)
     operations = [node.layer for node in graph.nodes if node.kind == "switch"]
     closed = {layer: ~kept[layer][:, 0] for layer in operations if layer in kept}
@@ -177,15 +183,20 @@ def _needed(  # noqa: C901 - one rule per kind of node
     return needed, reads, folds, spare
 
 
-def _live(
-    graph: Graph,
-    kept: dict[str, Tensor],
-    constant: list[Tensor],
-    needed: list[Tensor],
-    shared: dict[str, list[int]],
-) -> list[Tensor]:
-    live = [mask.clone() for mask in needed]
-    for position, node in enumerate(graph.nodes):
+@dataclass(frozen=True)
+class _Known:
+    """What the first two passes found, for the third."""
+
+    graph: Graph
+    kept: dict[str, Tensor]
+    shared: dict[str, list[int]]
+    constant: list[Tensor]
+    needed: list[Tensor]
+
+
+def _live(known: _Known) -> list[Tensor]:
+    live = [mask.clone() for mask in known.needed]
+    for position, node in enumerate(known.graph.nodes):
         if node.kind in ("input", "output", "opaque"):
             live[position][:] = True
         if node.kind in ("output", "opaque"):
@@ -193,50 +204,35 @@ def _live(
                 live[source][:] = True
         if node.channels:
             live[position][~live[position].any(1), 0] = True
-    _settle(graph, kept, constant, needed, live, shared)
+    _settle(known, live)
     return live
 
 
-def _settle(
-    graph: Graph,
-    kept: dict[str, Tensor],
-    constant: list[Tensor],
-    needed: list[Tensor],
-    live: list[Tensor],
-    shared: dict[str, list[int]],
-) -> None:
+def _settle(known: _Known, live: list[Tensor]) -> None:
     """Widen `live` in place until the operands of every node agree."""
-    order = [*range(len(graph.nodes)), *range(len(graph.nodes) - 1, -1, -1)]
+    nodes = known.graph.nodes
+    order = [*range(len(nodes)), *range(len(nodes) - 1, -1, -1)]
     while True:
         before = sum(int(mask.sum()) for mask in live)
         for position in order:
-            _agree(graph, position, kept, live, needed, constant)
-        for calls in shared.values():
-            if graph.nodes[calls[0]].cuttable:
-                _unite(live, [graph.nodes[call].inputs[0] for call in calls])
+            _agree(known, position, live)
+        for calls in known.shared.values():
+            if nodes[calls[0]].cuttable:
+                _unite(live, [nodes[call].inputs[0] for call in calls])
             _unite(live, calls)
         if sum(int(mask.sum()) for mask in live) == before:
             return
 
 
-def _round_live(
-    graph: Graph,
-    kept: dict[str, Tensor],
-    constant: list[Tensor],
-    needed: list[Tensor],
-    live: list[Tensor],
-    shared: dict[str, list[int]],
-    multiple: int,
-) -> None:
-    """Bring dropped outputs back, the first ones first, and what must then agree with them."""
-    while True:
-        before = sum(int(mask.sum()) for mask in live)
-        for position, node in enumerate(graph.nodes):
-            if node.cuttable:
-                live[position] |= _missing(live[position], ~live[position], multiple)
-        _settle(graph, kept, constant, needed, live, shared)
-        if sum(int(mask.sum()) for mask in live) == before:
-            return
+def _round_outputs(graph: Graph, live: list[Tensor], multiple: int) -> bool:
+    """Bring dropped outputs back, the first ones first; returns whether any came."""
+    came = False
+    for position, node in enumerate(graph.nodes):
+        if node.cuttable:
+            more = _missing(live[position], ~live[position], multiple)
+            live[position] |= more
+            came = came or bool(more.any())
+    return came
 
 
 def _round_reads(
@@ -266,19 +262,12 @@ def _missing(present: Tensor, absent: Tensor, multiple: int) -> Tensor:
     return absent & (absent.cumsum(1) <= lacking)
 
 
-def _agree(
-    graph: Graph,
-    position: int,
-    kept: dict[str, Tensor],
-    live: list[Tensor],
-    needed: list[Tensor],
-    constant: list[Tensor],
-) -> None:
+def _agree(known: _Known, position: int, live: list[Tensor]) -> None:
     """Make the operands of one node as wide as its forward demands."""
-    node, out = graph.nodes[position], live[position]
+    node, out = known.graph.nodes[position], live[position]
     if node.kind in ("norm", "grouped"):
         source = live[node.inputs[0]]
-        varies = ~is_fixed(needed[position], constant[position])[:, None]
+        varies = ~is_fixed(known.needed[position], known.constant[position])[:, None]
         if node.kind == "grouped":
             group = _any_of_group(out, node.groups)
             out |= spread(group, node.channels) & varies  # a group is cut whole
@@ -286,7 +275,7 @@ def _agree(
         else:
             source |= out & varies
     elif node.kind == "switch":  # what is taken out makes its zeros itself
-        source, opened = live[node.inputs[0]], kept.get(node.layer, out.new_ones(1, 1))
+        source, opened = live[node.inputs[0]], known.kept.get(node.layer, out.new_ones(1, 1))
         out |= source & opened
         source |= out & opened
     elif node.kind in ("channelwise", "elementwise"):

@@ -2,7 +2,7 @@
 
 from .checkpoint import StopRequest
 from .epoch import EpochRecord
-from .finetuning import FinetunedEpoch, finetune, finetune_events
+from .finetuning import FinetunedEpoch, finetune, finetune_events, finetuned_path
 from .fitting import (
     FitEvents,
     FitPlan,

@@ -16,7 +16,7 @@ from ..storage import from_json, to_json, typed
 from ..tensors import checked, read_tensors, write_tensors
 
 CHECKPOINT = "pgnas.checkpoint/1"
-_NETWORK = "network."
+NETWORK = "network."  # before the names of its tensors
 Plan = TypeVar("Plan")
 
 
@@ -32,13 +32,8 @@ class State:
     def network(self) -> dict[str, Tensor]:
         """The state dict of the network."""
         return {
-            k.removeprefix(_NETWORK): v for k, v in self.tensors.items() if k.startswith(_NETWORK)
+            k.removeprefix(NETWORK): v for k, v in self.tensors.items() if k.startswith(NETWORK)
         }
-
-
-def network_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `network` under its names in files."""
-    return {f"{_NETWORK}{key}": value for key, value in network.state_dict().items()}
 
 
 def write_checkpoint(path: Path, state: State, plan: Any) -> None:

@@ -54,11 +54,6 @@ class DropLearning:
         self.full_rate_steps = 0.0
 
     @property
-    def spans(self) -> dict[str, tuple[int, int]]:
-        """Layers with gates, and their gates [first, last)."""
-        return gates(self.network).spans
-
-    @property
     def price(self) -> float:
         """Nats per image that the target makes the whole network's size worth, or 0."""
         return self.control.price if self.control else 0.0

@@ -32,9 +32,7 @@ class EpochRecord:
     price: float  # nats per image that the target makes the whole network's size worth, or 0
     mean_drop: float  # mean of p over gates
     settled: float  # share of gates whose p is below 0.05 or above 0.95
-    drift: (
-        float  # change of p in 100 steps at the full rate of its optimizer, mean over gates; <= 1
-    )
+    drift: float  # mean change of p over gates in 100 steps at the full rate; 1 at most
     drop_histogram: tuple[int, ...]  # gates in ten equal bins of p
     learning_rate: float
     seconds: float

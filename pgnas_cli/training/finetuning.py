@@ -9,19 +9,15 @@ import math
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from ..data import ImageData
 from ..errors import PgnasError
 from ..fields import check_range
 from ..formats import NetworkInfo, origin, read_network, write_network
 from ..machine import Machine
-from ..registry import Recipe
-from ..run import Run
+from ..run import Run, run_at
 from ..run.posterior import held_out_of, posterior_of
 from ..seeds import derived_seed
 from ..storage import differences, file_digest, new_file
@@ -77,8 +73,7 @@ def finetune_events(
     home = origin([source], {about.made_from}, run)
     if home is None:
         raise PgnasError(f"'{source}' came from none of the runs here; name it with `run`")
-    if output.resolve() in {path.resolve() for path in home.files()}:
-        raise PgnasError(f"'{output}' is a file of the run itself; choose another name")
+    home.check_foreign(output)
     _, posterior = posterior_of(home)
     data = held_out_of(home, posterior, machine.workers, fitting=True)
     rate = RATE * posterior.recipe.lr if lr is None else lr
@@ -89,8 +84,8 @@ def finetune_events(
         posterior.recipe, epochs=epochs, lr=rate, sched="cosine", decay_milestones=(),
         cycle_epochs=0, min_lr=0.0,
     )  # fmt: skip
-    loop = finetuning_loop(
-        network, data, recipe, seed=plan.seed, machine=machine,
+    loop = Loop(
+        network, data, recipe, seed=derived_seed(plan.seed, "finetuning"), device=machine.device,
         weight_decay=posterior.objective.prior.weight_decay(),
     )  # fmt: skip
     if state is None:
@@ -98,14 +93,12 @@ def finetune_events(
     else:
         loop.restore(state)
     passes = train(
-        loop, workers=machine.workers, save=partial(_save, unfinished, plan),
+        loop, workers=machine.workers, save=lambda state: write_checkpoint(unfinished, state, plan),
         save_seconds=60 * save_minutes, resume_with="the same command", what="fine-tuning",
     )  # fmt: skip
-    record = None
     with closing(passes):
         for done in passes:
-            record = _record(loop, done.epoch, done.seconds, machine)
-            yield record
+            yield _record(loop, done.epoch, done.seconds, machine)
     held_out = score(network, data.held_out, data.preprocessing, machine=machine)
     about = dataclasses.replace(
         about, held_out_errors=held_out.errors, held_out_images=held_out.images,
@@ -118,13 +111,22 @@ def finetune_events(
 
 def finetune(
     source: str | Path,
-    output: str | Path,
-    run: str | Path | None = None,  # that it came from; None: found
-    **options: Any,  # epochs, lr, force, save_minutes, machine
+    output: str | Path | None = None,  # None: SOURCE-finetuned.safetensors
+    run: Run | str | Path | None = None,  # that it came from; None: found
+    *,
+    epochs: int = EPOCHS,
+    lr: float | None = None,  # None: a tenth of the fit's
+    force: bool = False,
+    save_minutes: float = SAVE_MINUTES,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> NetworkInfo:
     """Train the network in `source` on the training images of its fit and write it to `output`."""
-    named = None if run is None else Run(Path(run))
-    events = finetune_events(Path(source), Path(output), named, **options)
+    source = Path(source)
+    events = finetune_events(
+        source, finetuned_path(source) if output is None else Path(output),
+        None if run is None else run_at(run), epochs=epochs, lr=lr, force=force,
+        save_minutes=save_minutes, machine=machine,
+    )  # fmt: skip
     while True:
         try:
             next(events)
@@ -133,20 +135,9 @@ def finetune(
             return found
 
 
-def finetuning_loop(
-    network: nn.Module,
-    data: ImageData,
-    recipe: Recipe,
-    *,
-    seed: int,
-    weight_decay: float,
-    machine: Machine = Machine(),  # noqa: B008 - frozen
-) -> Loop:
-    """The training loop of a network without gates, with draws of its own."""
-    return Loop(
-        network, data, recipe, seed=derived_seed(seed, "finetuning"), device=machine.device,
-        weight_decay=weight_decay,
-    )  # fmt: skip
+def finetuned_path(source: Path) -> Path:
+    """Where a network is written that is fine-tuned, by default."""
+    return source.with_name(f"{source.stem}-finetuned.safetensors")
 
 
 def unfinished_path(output: Path) -> Path:
@@ -173,16 +164,10 @@ def _record(loop: Loop, epoch: int, seconds: float, machine: Machine) -> Finetun
             " nothing was written"
         )
     data = loop.data
-    held_out = score(
-        loop.network, data.held_out, data.preprocessing, machine=Machine(machine.device)
-    )
+    held_out = score(loop.network, data.held_out, data.preprocessing, machine=machine)
     return FinetunedEpoch(
         epoch, loop.recipe.epochs, loop.loss, loop.train_error, held_out.error, seconds
     )
-
-
-def _save(path: Path, plan: FinetunePlan, state: State) -> None:
-    write_checkpoint(path, state, plan)
 
 
 def _unfinished(path: Path, plan: FinetunePlan, network: nn.Module, force: bool) -> State | None:

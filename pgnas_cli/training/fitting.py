@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from .epoch import EpochRecord, EpochWatch
 from .loop import Loop, train
 from .probe import probe_
 
+SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
 SAVE_MINUTES = 5.0  # between two checkpoints
 
 
@@ -111,7 +112,11 @@ def fit_events(
         saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
         saved = saved[: loop.step // loop.per_epoch]
     yield _plan(loop, posterior, remarks)
-    save = _saver(run.checkpoint, posterior, watch)
+
+    def save(state: State) -> None:
+        whole = dataclasses.replace(state, numbers={**state.numbers, **watch.numbers()})
+        write_checkpoint(run.checkpoint, whole, posterior)
+
     passes = train(
         loop, workers=machine.workers, save=save, save_seconds=60 * save_minutes, what="fitting",
         resume_with=resume_with or f"pgnas fit --resume --run {run.folder}",
@@ -154,11 +159,11 @@ def fit(
 def with_fixed_rate(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a fit; a run as `fixed_drop` becomes the rate that gives candidates as large."""
     value = options.get("fixed_drop")
-    if value is None or isinstance(value, int | float):
+    if not isinstance(value, str | Path):
         return options
     try:
-        return {**options, "fixed_drop": float(value)}
-    except (TypeError, ValueError):
+        return {**options, "fixed_drop": float(str(value))}
+    except ValueError:
         run = Run(Path(value))
     if not run.posterior.exists():
         raise PgnasError(f"`fixed_drop` '{value}' is neither a number nor a fitted run")
@@ -181,6 +186,7 @@ def fit_network(
 
     Raises PgnasError when the fit collapses, with what to change.
     """
+    check_recipe(recipe, FitSettings(fixed_drop=fixed_drop))
     loop = supernet_loop(
         network, data, recipe, prior or prior_of(recipe, len(data.fit)), seed=seed,
         device=machine.device, fixed_drop=fixed_drop, target=target, bfloat16=bfloat16,
@@ -207,6 +213,8 @@ def supernet_loop(
     bfloat16: bool = False,
 ) -> Loop:
     """The training loop of a gated network."""
+    if target is not None and fixed_drop is not None:
+        raise PgnasError("`fixed_drop` sets the size; leave out `target_params` and `target_macs`")
 
     def drops(loop: Loop) -> DropLearning:
         return DropLearning(
@@ -221,11 +229,14 @@ def supernet_loop(
 
 
 def prior_of(recipe: Recipe, images: int, *, constant: bool = False) -> Prior:
-    """The prior that a recipe names, for so many training images."""
-    return Prior.named(
-        l2=recipe.l2, weight_decay=recipe.weight_decay, initial_drop=recipe.initial_drop,
-        kl_images=recipe.kl_images, images=images, constant=constant,
-    )  # fmt: skip
+    """The prior that a recipe names, for so many training images.
+
+    Without `l2` it pulls like `weight_decay` at the start: the gradient of l2 (1-p) w^2 / N is
+    2 l2 (1-p) w / N. Without `kl_images` N is ten times the images, but not below the paper's.
+    """
+    n = recipe.kl_images or max(10 * images, SMALLEST_N)
+    auto = recipe.weight_decay * n / (2 * (1 - recipe.initial_drop))
+    return Prior(auto if recipe.l2 is None else recipe.l2, n, constant)
 
 
 # --- before the first step -------------------------------------------------------------------
@@ -266,8 +277,6 @@ def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) ->
     check_recipe(recipe, settings)
     network = gated(backbone, recipe)
     target = target_of(network, params=settings.target_params, macs=settings.target_macs)
-    if target is not None and settings.fixed_drop is not None:
-        raise PgnasError("`fixed_drop` sets the size; leave out `target_params` and `target_macs`")
     prior = prior_of(recipe, len(data.fit), constant=settings.constant_l2)
     posterior = Posterior(
         SupernetSpec(
@@ -366,17 +375,17 @@ def _same_fit(
     if not changed and not (same_images and started.supernet == posterior.supernet):
         raise PgnasError(
             f"the images or classes are not those that '{run.folder}' was started with; bring them"
-            " back, or start again with `force`"
+            " back, or choose another `run`"
         )
     changed = changed or differences(started, posterior)
     if changed:
         raise PgnasError(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
-            " or start again with `force`"
+            " or choose another `run`"
         )
     numbers = {"seen", "full_rate_steps", "best_loss", "lost_epochs"}
     if not fits(state, network, numbers, run.checkpoint):
-        raise PgnasError(f"'{run.checkpoint}' is damaged; start again with `force`")
+        raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state
 
 
@@ -387,11 +396,3 @@ def _begin(run: Run, settings: FitSettings) -> None:
                  run.report, run.commands):  # fmt: skip
         path.unlink(missing_ok=True)
     write_text(run.settings, text)
-
-
-def _saver(path: Path, posterior: Posterior, watch: EpochWatch) -> Callable[[State], None]:
-    def save(state: State) -> None:
-        numbers = {**state.numbers, **watch.numbers()}
-        write_checkpoint(path, dataclasses.replace(state, numbers=numbers), posterior)
-
-    return save

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ..data import ImageData, placed, steps_per_epoch, training_batches
 from ..errors import Interrupted
+from ..gates import gates
 from ..progress import task
 from ..registry import Recipe
 from ..seeds import derived_seed, seeded_globals
-from .checkpoint import State, StopRequest, network_tensors, restore_optimizer, save_optimizer
+from .checkpoint import NETWORK, State, StopRequest, restore_optimizer, save_optimizer
 from .drop_learning import DropLearning
 from .schedule import schedule_of
 
@@ -40,13 +41,8 @@ class Loop:
         drops: Callable[["Loop"], DropLearning] | None = None,  # None: no gates
         bfloat16: bool = False,
     ) -> None:
-        self.network, self.data, self.recipe, self.seed = (
-            placed(network, device),
-            data,
-            recipe,
-            seed,
-        )
-        self.device = device
+        self.network, self.device = placed(network, device), device
+        self.data, self.recipe, self.seed = data, recipe, seed
         self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self.batch = min(recipe.batch_size, len(data.fit))
         self.per_epoch = steps_per_epoch(len(data.fit), self.batch)
@@ -64,7 +60,7 @@ class Loop:
 
     def _parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Weights behind gates pay the divergence, others decay alike, vectors do neither."""
-        gated = set() if self.drops is None else set(self.drops.spans)
+        gated = set() if self.drops is None else set(gates(self.network).spans)
         plain: list[nn.Parameter] = []
         decayed: list[nn.Parameter] = []
         for name, parameter in self.network.named_parameters():
@@ -138,7 +134,7 @@ class Loop:
 
     def state(self) -> State:
         """A copy of everything that the next step depends on."""
-        tensors = network_tensors(self.network)
+        tensors = {f"{NETWORK}{key}": value for key, value in self.network.state_dict().items()}
         numbers: dict[str, float] = {"seen": self.seen}
         save_optimizer(self.weights, "weights", tensors, numbers)
         tensors |= {"epoch.loss_sum": self.loss_sum, "epoch.wrong": self.wrong}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ImageData, Part, evaluation_images, placed
+from ..graph import evaluating
 from ..machine import Machine
 from ..progress import track
 from ..seeds import generator, seeded_globals
@@ -96,20 +97,17 @@ def _features(
         found.append(features.flatten(1) if flat else features)
 
     hook = layer.register_forward_pre_hook(keep, with_kwargs=True)
-    modes = [(module, module.training) for module in network.modules()]
     home = layer.weight.device
-    placed(network, machine.device).eval()
     batches = evaluation_images(part, data.preprocessing, batch=_BATCH, workers=machine.workers)
     sizes = [min(_BATCH, len(part) - first) for first in range(0, len(part), _BATCH)]
     try:
-        with closing(batches), torch.no_grad():
+        placed(network, machine.device)
+        with closing(batches), torch.no_grad(), evaluating(network):
             for _ in track(range(len(sizes)), "features of the starting network"):
                 network(data.preprocessing.normalised(next(batches).to(machine.device)))
     finally:
         hook.remove()
         network.to(home)
-        for module, training in modes:
-            module.training = training
     if [tuple(piece.shape) for piece in found] != [(n, layer.weight.shape[1]) for n in sizes]:
         return None
     return torch.cat(found)

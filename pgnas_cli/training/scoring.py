@@ -12,6 +12,7 @@ from ..machine import Machine
 from ..progress import track
 
 BATCH = 64  # images in each forward of one network
+FEW_CLASSES = 10  # up to here a guess of five classes is right half of the time: no top-5 error
 RESIDENT = 2**28  # numbers that are kept as float32: 1 GiB
 
 
@@ -49,6 +50,7 @@ class Score:
     errors: int
     images: int
     wrong: tuple[int, ...] = ()  # which of them, by position
+    top5_errors: int | None = None  # label not among the five likeliest; None: few classes
 
     @property
     def error(self) -> float:
@@ -68,12 +70,17 @@ def score(
     images = evaluation_images(part, preprocessing, batch=BATCH, workers=machine.workers)
     labels = part.labels.split(BATCH)
     wrong: list[int] = []
+    top5: int | None = None
     with closing(images):
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
             logits = predictions(
                 network, Batches(pixels, preprocessing, machine.device), len(pixels)
             )
-            missed = (logits.argmax(1) != labels[place]).nonzero().flatten()
-            wrong += (missed + place * BATCH).tolist()
-    return Score(len(wrong), len(part), tuple(wrong))
+            missed = logits.argmax(1) != labels[place]
+            wrong += (missed.nonzero().flatten() + place * BATCH).tolist()
+            if logits.shape[1] > FEW_CLASSES:
+                five = logits.argsort(dim=1, descending=True, stable=True)[:, :5]
+                far = missed & (five != labels[place][:, None]).all(1)
+                top5 = (top5 or 0) + int(far.sum())
+    return Score(len(wrong), len(part), tuple(wrong), top5)

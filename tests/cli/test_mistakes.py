@@ -69,7 +69,7 @@ def test_a_mistake_ends_in_one_line(arguments: list[str], message: str) -> None:
         (lambda: pgnas_cli.rank("r", top=0), ["rank", "--top", "0"],
          "{top} 0 is out of range; possible: 1 or more"),
         (lambda: pgnas_cli.sample("r", 0), ["sample", "--n", "0"],
-         "{n} 0 is out of range; possible: 1 or more candidates"),
+         "{n} 0 is out of range; possible: 1 or more"),
         (lambda: pgnas_cli.export("a.onnx", "r", round_to=0),
          ["export", "a.onnx", "--round-to", "0"],
          "{round_to} 0 is out of range; possible: 1 to 1024"),

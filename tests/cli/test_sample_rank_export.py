@@ -16,7 +16,7 @@ def test_every_json_has_its_fixed_keys(fitted: Run) -> None:
     assert drawn["candidates"] == 5
     ranked = object_of("rank", "--top", "3", *HERE)
     assert set(ranked) == {
-        "top", "candidates", "mean_params", "pairs_evaluated", "pairs_total", "seconds",
+        "top", "candidates", "networks", "mean_params", "pairs_evaluated", "pairs_total", "seconds",
         "undecided", "first_again", "order_again", "expected_error", "waiting",
         "mean_error",  # all five are pilots
     }  # fmt: skip

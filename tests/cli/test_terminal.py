@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pgnas_cli.cli.terminal import Terminal
+
 from ..conftest import said
 from .conftest import QUICK
 
@@ -54,6 +58,21 @@ def test_a_search_fits_a_terminal_in_colours_unless_they_are_unwanted(tmp_path: 
     assert len(epochs) == 2
     assert max(map(len, tables + epochs)) <= 80
     assert all(word in epochs[1] for word in ("loss", "held-out", "size", "p moves", "left"))
+
+
+def test_work_that_will_last_says_so_in_its_first_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("pgnas_cli.cli.terminal.time.monotonic", lambda: now[0])
+    terminal = Terminal()
+    told: list[tuple[float, str]] = []
+    monkeypatch.setattr(terminal, "note", lambda text: told.append((now[0], text)))
+    for what, total in (("brief", 50), ("long", 1000)):
+        now[0], terminal.told = 0.0, 0.0
+        with terminal.task(what, total) as shown:
+            for done in range(1, 45):  # eight a second
+                now[0] = done / 8
+                shown.update(done)
+    assert told == [(1.0, "long: 8 of 1000, about 2:04 left")]
 
 
 def test_each_stage_takes_the_newest_run_and_names_the_next_in_plain_lines_of_80_columns() -> None:

@@ -7,6 +7,8 @@ import torch
 
 from pgnas_cli.gates import Prior, gates, kl
 from pgnas_cli.gates.prior import bernoulli_entropy, kl_divergence, squared_norms, weight_cost
+from pgnas_cli.registry import Recipe
+from pgnas_cli.training import prior_of
 
 from ..networks import seeded, tiny
 
@@ -73,9 +75,8 @@ def test_the_weight_decay_of_a_prior_is_the_gradient_of_its_divergence(
 ) -> None:
     """The strength `auto` is the one that pulls like the weight decay that was named."""
     network = tiny(initial_drop=0.2)
-    prior = Prior.named(
-        l2=l2, weight_decay=3e-4, initial_drop=0.2, kl_images=None, images=1000, constant=constant
-    )
+    recipe = Recipe(l2=l2, weight_decay=3e-4, initial_drop=0.2)
+    prior = prior_of(recipe, 1000, constant=constant)
     decay = prior.weight_decay(0.0 if constant else 0.2)
     if not constant:
         assert decay == pytest.approx(3e-4 if l2 is None else 2 * 70.0 * 0.8 / 500_000)
@@ -100,5 +101,4 @@ def test_a_constant_prior_leaves_p_to_data_and_entropy() -> None:
 def test_n_is_ten_times_the_images_but_never_below_the_papers_smallest(
     kl_images: float | None, images: int, n: int
 ) -> None:
-    of = {"l2": None, "weight_decay": 1e-4, "initial_drop": 0.1}
-    assert Prior.named(**of, kl_images=kl_images, images=images).images == n
+    assert prior_of(Recipe(kl_images=kl_images), images).images == n

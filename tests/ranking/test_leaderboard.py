@@ -1,6 +1,7 @@
 """Ranking a run: exact, stopped, interrupted, resumed, and budget by budget."""
 
 import csv
+import json
 import signal
 from typing import Any
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 
 import pgnas_cli
+from pgnas_cli import exporting
 from pgnas_cli.errors import Interrupted, PgnasError
 from pgnas_cli.progress import listening
 from pgnas_cli.ranking import Leaderboard, Race, rank, read_ranking
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates, sample
-from pgnas_cli.tensors import read_tensors
+from pgnas_cli.tensors import read_tensors, write_tensors
 
 from ..conftest import run as command
 from ..files import Change, rewrite
@@ -68,6 +70,75 @@ def test_the_race_and_its_table_name_the_winners_of_an_exhaustive_ranking(run: R
     assert (board.exhaustive, full.exhaustive, len(full.order)) == (False, True, 60)
     assert best(board.race) == best(full.race) == best(stored(run))
     assert best(more.race, 20) == best(full.race, 20)
+
+
+def test_candidates_of_one_mask_share_what_one_of_them_was_evaluated_for(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = ranked(run, exhaustive=True)
+    pick = torch.randint(0, 7, (60,), generator=torch.Generator().manual_seed(0))
+    tensors, content = read_tensors(run.candidates(), "pgnas.candidates/1")
+    copied = {name: values[pick] for name, values in tensors.items()}
+    write_tensors(run.candidates(), "pgnas.candidates/1", copied, content)
+    board = ranked(run, top=20)
+    full = [(int(once.errors[i]), int(once.candidates.sizes.params[i]), j)
+            for j, i in enumerate(pick.tolist())]  # fmt: skip
+    assert best(board.race, 20) == [(j, errors) for errors, _, j in sorted(full)[:20]]
+    assert (board.networks, board.pairs) == (7, 7 * 287)
+    assert best(stored(run), 20) == best(board.race, 20)
+    assert command("rank", "--top", "20", "--run", str(run.folder)) == 0
+    text = capsys.readouterr()
+    assert "best of 60 candidates (7 distinct) on 287 held-out images" in text.out
+    assert "selected from 7;" in text.err
+    assert f"distinct among these 10: {board.networks_shown};" in text.err
+    tensors, content = read_tensors(run.ranking(), "pgnas.ranking/1")
+    copy = int((stored(run).same_as != torch.arange(60)).nonzero()[0])
+    tensors["seen"][copy] -= 1
+    write_tensors(run.ranking(), "pgnas.ranking/1", tensors, content)
+    with pytest.raises(PgnasError, match="is damaged"):
+        stored(run)
+
+
+def test_an_export_races_as_long_as_the_fit_took_and_says_who_is_still_in(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = ranked(run, exhaustive=True)
+    target = run.folder / "b.safetensors"
+
+    def exported() -> tuple[list[str], str]:
+        run.ranking().unlink(missing_ok=True)
+        with listening(heard := Heard()):
+            about = pgnas_cli.export(target, run, force=True)
+        return heard.notes, about.candidate
+
+    epochs = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    for seconds, limit in ((80.0, "4:00"), (0.1, "1:00"), (None, "10:00"), ("nan", "10:00")):
+        lines = [json.dumps({**epoch, "seconds": seconds}) for epoch in epochs]
+        run.metrics.write_text("\n".join(lines))
+        notes, candidate = exported()
+        assert notes == [f"nothing is ranked yet: ranking the candidates first, to find the best"
+                         f" one, for {limit} at most"]  # fmt: skip
+        assert candidate == str(full.best)
+    monkeypatch.setattr(exporting, "_fit_minutes", lambda run: 1e-9)
+    monkeypatch.setattr(exporting, "LEAST_MINUTES", 0.0)
+    notes, candidate = exported()
+    race = stored(run)
+    leader = min(race.pilots.tolist(), key=lambda i: (int(race.errors[i]), int(race.place[i])))
+    assert candidate == str(leader)
+    rivals = 60 - len(race.pilots)
+    assert notes[1] == (
+        f"the ranking is not finished: {rivals} of 60 candidates cannot be told from the leader,"
+        f" {leader}, and might be better; pgnas rank --run {run.folder} resumes it"
+    )
+    assert best(ranked(run).race) == best(full.race)
+
+
+def test_of_several_budgets_an_export_ranks_the_one_that_is_named(run: Run) -> None:
+    sample(run, 20, max_params="50%,57%")
+    pgnas_cli.export(run.folder / "b.safetensors", run, max_params="50%")
+    assert not run.ranking("params-57").exists()
+    best_of_it = rank(run, exhaustive=True, budget="params-50")[0].best
+    assert pgnas_cli.load(run.folder / "b.safetensors").info.candidate == str(best_of_it)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

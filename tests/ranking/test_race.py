@@ -2,12 +2,13 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pgnas_cli.ranking.race import PILOTS, Race, begun, places, run
+from pgnas_cli.ranking.race import PILOTS, Race, begun, places, run, same_masks
 
 from ..networks import seeded
 
@@ -62,6 +63,59 @@ def test_the_first_k_are_those_of_full_evaluation_wherever_a_race_was_stopped(
     list(run(race, lambda c, i: wrong[c, i], fill=fill, chunk=chunk))
     assert found(race, params) == expected(wrong, params, again)
     assert len(race.walking()) == 0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(tables(), st.integers(1, 45), st.lists(st.integers(0, 39), min_size=1, max_size=40))
+def test_of_equal_masks_one_is_evaluated_and_the_first_k_are_those_of_full_evaluation(
+    table: tuple[Tensor, Tensor], top: int, drawn: list[int]
+) -> None:
+    pick = [index % len(table[0]) for index in drawn]
+    wrong, params = (column[pick] for column in table)
+    same_as = torch.tensor([pick.index(index) for index in pick])
+    pilots = torch.tensor(sorted({pick.index(index) for index in pick})[:PILOTS])
+    race = begun(params, min(top, len(pick)), wrong[pilots], -wrong[pilots].double(), same_as)
+    looked = torch.zeros_like(wrong, dtype=torch.int64)
+    looked[pilots] = 1
+
+    def judge(candidates: Tensor, images: Tensor) -> Tensor:
+        looked[candidates, images] += 1
+        return wrong[candidates, images]
+
+    for _ in run(race, judge, fill=7, chunk=5):
+        pass
+    assert found(race, params) == expected(wrong, params, top)
+    assert int(looked.max()) == 1
+    assert int(looked[same_as != torch.arange(len(pick))].sum()) == 0
+    assert int(looked.sum()) == race.pairs
+    for candidate in race.finished.nonzero().flatten().tolist():
+        assert torch.equal(race.row(candidate), wrong[candidate])
+
+
+def test_same_masks_names_the_first_of_each() -> None:
+    keep = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 0, 1]], dtype=torch.bool)
+    assert same_masks(keep).tolist() == [0, 1, 0, 3, 1]
+
+
+@pytest.mark.parametrize("skill", [0.0, 0.3])
+@pytest.mark.parametrize("top", [1, 10])
+def test_the_pairs_to_come_are_foretold_from_the_first_pilot_to_the_end(
+    top: int, skill: float
+) -> None:
+    """1,500 candidates on 300 images, nearly alike or not; hard images are hard for all."""
+    g = torch.Generator().manual_seed(0)
+    score = 0.8 - torch.randn(300, generator=g) + skill * torch.randn(1500, 1, generator=g)
+    score = score + 0.3 * torch.randn(1500, 300, generator=g)
+    params = torch.randint(1, 1000, (1500,), generator=g)
+    first = begun(params, top, score[:1] < 0, score[:1])
+    race = begun(params, top, score[:PILOTS] < 0, score[:PILOTS])
+    said = [first.pairs + first.pairs_left()]
+    for _ in run(race, lambda c, i: score[c, i] < 0, fill=64, chunk=1024):
+        said.append(race.pairs + race.pairs_left())
+    assert said[-1] == race.pairs
+    assert race.pairs < 0.4 * score.numel()
+    assert race.pairs / 2 < min(said[1:]) <= max(said[1:]) < 2 * race.pairs
+    assert race.pairs / 2 < said[0] < 4 * race.pairs
 
 
 def test_no_pair_is_looked_at_twice() -> None:
@@ -122,7 +176,7 @@ def test_order_is_by_errors_then_parameters_then_id_for_every_small_table() -> N
     small = list(itertools.product(range(2), repeat=3))
     for errors, params in itertools.product(small, small):
         place = places(torch.tensor(params))
-        race = Race(torch.arange(9), place, 3, seen, torch.tensor(errors), hardness,
-                    torch.zeros(0, 1), [])  # fmt: skip
+        race = Race(torch.arange(9), place, 3, torch.arange(3), seen, torch.tensor(errors),
+                    hardness, torch.zeros(0, 1), [])  # fmt: skip
         expected = sorted(range(3), key=lambda i: (errors[i], params[i], i))
         assert race.best().tolist() == expected

@@ -69,6 +69,23 @@ def test_rows_that_err_on_the_same_images_may_part_on_others() -> None:
     assert turned.order_again < found.order_again  # where they tie, size decides
 
 
+def test_copies_of_a_network_change_nothing_of_what_is_said_of_the_others() -> None:
+    rows = torch.stack([bits("xx......"), bits(".xx....."), bits("...xxx..")])
+    pick, alone = torch.tensor([0, 0, 1, 1, 1, 2]), np.random.default_rng
+    once = confidence(rows, torch.arange(3), randomness=alone(0))
+    found = confidence(rows[pick], torch.arange(6), network=pick, randomness=alone(0))
+    assert (found.first_again, found.order_again) == (once.first_again, once.order_again)
+    assert found.p_values == tuple(once.p_values[i] for i in pick)
+    # Of (a, b, a), a and b alike in size: the order holds where a and b err equally often, alone.
+    split = confidence(
+        rows[[0, 1, 0]], torch.tensor([0, 1, 2]), network=torch.tensor([0, 1, 0]),
+        randomness=alone(0),
+    )  # fmt: skip
+    assert 0 < split.order_again < split.first_again < 1
+    same = confidence(rows[[0, 0]], torch.arange(2), network=pick[:2], randomness=alone(0))
+    assert same == type(same)((1.0, 1.0), 1.0, 1.0)
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.008, 0.016])
 def test_the_expected_error_of_the_best_is_what_it_has_on_other_images(spread: float) -> None:
     """200 simulated choices of the best of 300; hard images are hard for all candidates."""

@@ -27,9 +27,9 @@ from pgnas_cli.formats import load
 from pgnas_cli.gates import gates
 from pgnas_cli.ranking import Leaderboard
 from pgnas_cli.ranking.race import begun
-from pgnas_cli.report.content import front, run_summary
 from pgnas_cli.report.page import page_of, write_report
 from pgnas_cli.report.plots import expected_errors
+from pgnas_cli.report.summary import front, run_summary
 from pgnas_cli.report.svg import STYLE, VARIABLES, figure_of, picture_of, styled
 from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of

@@ -185,7 +185,7 @@ def test_a_slim_network_trains_and_leaves_the_supernet_as_it_was() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     network = tiny()
-    with pytest.raises(PgnasError, match="round_to 0 is out of range"):
+    with pytest.raises(PgnasError, match="`round_to` 0 is out of range; possible: 1 to 1024"):
         slim(network, everything(network), round_to=0)
-    with pytest.raises(PgnasError, match="layout 'quick' is not known; possible: small, fast"):
+    with pytest.raises(PgnasError, match="`layout` 'quick' is not known; possible: small, fast"):
         slim(network, everything(network), "quick")  # type: ignore[arg-type]

@@ -62,11 +62,6 @@ def winner_of(board: Leaderboard) -> Winner:
     )
 
 
-def within(board: Leaderboard) -> str:
-    """Return " within ..." for a board that has a budget."""
-    return "" if board.candidates.budget is None else f" within {board.candidates.budget}"
-
-
 @dataclass(frozen=True)
 class RunSummary:
     """One run, as its report shows it."""
