@@ -17,7 +17,7 @@ from pgnas_backbones.multibranch import Downsample, stem
 from torch import Tensor, nn
 
 from pgnas_cli.graph import OperationGate
-from pgnas_cli.registry import Backbone, Recipe
+from pgnas_cli.registry import Backbone, Recipe, shortened
 
 # Four numbers a node: input, operation, input, operation.
 NORMAL = (0, 2, 0, 0, 0, 4, 0, 1, 0, 4, 1, 1, 1, 0, 0, 1, 0, 2, 1, 1)
@@ -201,13 +201,14 @@ class Enas(nn.Module):
 
 
 # Supplement of the paper; 630 epochs are the cycles 10, 20, ..., 320.
-_PUBLISHED = {
+_PUBLISHED: dict[str, Any] = {
     "opt": "nesterov", "lr": 0.05, "min_lr": 1e-4,
     "sched": "cosine", "cycle_epochs": 10, "lr_cycle_mul": 2.0, "epochs": 630,
     "batch_size": 144, "cutout": 16, "kl_images": 5e5, "l2": 0.1, "initial_drop": 0.1,
-    "temperature": 0.2, "gates": "all", "groups": "layer",
+    "temperature": 0.2, "gates": "all", "groups": "layer", "drop_opt": "weights", "drop_lr": None,
+    "drop_delay_epochs": None,
 }  # fmt: skip
-_RECIPE = Recipe(epochs=70, batch_size=72, lr=0.05, initial_drop=0.03, cutout=16)
+_RECIPE = shortened(Recipe(**_PUBLISHED), 70)  # where nothing else is said
 
 
 def _built(filters: int, classes: int, channels: int, size: int | None) -> Backbone:
@@ -215,8 +216,9 @@ def _built(filters: int, classes: int, channels: int, size: int | None) -> Backb
     shape = (channels, pixels, pixels)
     network = Enas(filters, shape, classes)
     return Backbone(
-        network, shape, _RECIPE, heads=("head", "auxiliary.9"), presets={"published": _PUBLISHED}
-    )
+        network, shape, _RECIPE, "of the paper", heads=("head", "auxiliary.9"),
+        presets={"published": _PUBLISHED},
+    )  # fmt: skip
 
 
 def e(*, classes: int, channels: int = 3, size: int | None = None) -> Backbone:

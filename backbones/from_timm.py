@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+from typing import Any
 
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
@@ -12,11 +13,12 @@ from pgnas_cli.registry import Backbone, Recipe
 
 # Supplement of the paper, by the name of the network: a tenth of the rate at each milestone;
 # N = 1.2 M images.
-_IMAGENET = {
-    "opt": "nesterov", "lr": 0.1, "sched": "multistep", "kl_images": 1.2e6, "initial_drop": 0.1,
-    "temperature": 0.2, "gates": "all", "groups": "layer", "drop_lr": 0.05,
+_IMAGENET: dict[str, Any] = {
+    "opt": "nesterov", "lr": 0.1, "sched": "multistep", "scale": (0.08, 1.0), "kl_images": 1.2e6,
+    "initial_drop": 0.1, "temperature": 0.2, "gates": "all", "groups": "layer",
+    "drop_opt": "weights", "drop_lr": None, "drop_delay_epochs": None,
 }  # fmt: skip
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "resnet50": {
         **_IMAGENET, "decay_milestones": (30, 60), "epochs": 90, "batch_size": 256, "l2": 80.0,
     },
@@ -25,6 +27,16 @@ PUBLISHED = {
         "l2": 100.0,
     },
 }  # fmt: skip
+# The same, for smaller images and memories: the rate falls with the batch (Goyal et al., 2017).
+_SMALL: dict[str, Any] = {"batch_size": 64, "scale": (0.35, 1.0), "drop_opt": "adam"}
+
+_FROM_SCRATCH = Recipe(epochs=30, batch_size=64, lr=0.025, weight_decay=1e-4)
+# Chosen on held-out photos (docs/log.md).
+_PRETRAINED = Recipe(
+    epochs=10, batch_size=40, opt="adamw", lr=1e-3, weight_decay=1e-4, initial_drop=0.02,
+    gates="hidden", groups="channel", drop_delay_epochs=0.5, size_ramp=0.15, freeze=0.22,
+    probe=True,
+)  # fmt: skip
 
 
 def build(
@@ -69,22 +81,24 @@ def build(
     named = config.classifier or ()
     heads = (named,) if isinstance(named, str) else tuple(named)
     pixels = size or int(config.input_size[-1])
+    published = PUBLISHED.get(architecture, {})
+    recipe = _FROM_SCRATCH
+    if published:
+        rate = published["lr"] * _SMALL["batch_size"] / published["batch_size"]
+        recipe = Recipe(**{**published, **_SMALL, "lr": rate})
     return Backbone(
         network,
         (channels, pixels, pixels),
-        # Chosen on held-out photos (docs/log.md), for weights that were trained before.
-        Recipe(
-            epochs=10, batch_size=40, opt="adamw", lr=1e-3, weight_decay=1e-4,
-            initial_drop=0.02, drop_lr=0.15, gates="hidden", groups="channel",
-            drop_delay_epochs=0.5, size_ramp=0.15, freeze=0.22, probe=True,
-        ),
+        recipe,
+        "of the paper" if published else "for random weights",
+        _PRETRAINED,
         images=Preprocessing(
             channels, pixels, tuple(mean), tuple(std), config.interpolation, config.crop_pct
         ),
         heads=heads,
         new_heads=heads if pretrained and classes != config.num_classes else (),
-        presets={"published": PUBLISHED[architecture]} if architecture in PUBLISHED else {},
-    )  # fmt: skip
+        presets={"published": published} if published else {},
+    )
 
 
 def _tags(model: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgnas_cli.registry import Backbone, Recipe
+from pgnas_cli.registry import Backbone, Recipe, shortened
 
 
 class Branch(nn.Sequential):
@@ -137,23 +137,32 @@ class Member:
 
 
 # Supplement of the paper: SGD with Nesterov 0.9, cosine to 0, 1,800 epochs, N = 500,000.
-_PUBLISHED = {
+_PUBLISHED: dict[str, Any] = {
     "opt": "nesterov", "lr": 0.01, "sched": "cosine", "epochs": 1800,
     "batch_size": 128, "cutout": 16, "kl_images": 5e5, "initial_drop": 0.1, "temperature": 0.2,
-    "gates": "all", "groups": "layer",
+    "gates": "all", "groups": "layer", "drop_opt": "weights", "drop_lr": None,
+    "drop_delay_epochs": None,
 }  # fmt: skip
-_WIDE_RECIPE = Recipe(epochs=60, batch_size=64, lr=0.05, initial_drop=0.03, cutout=16)
+_SHORT = 60  # epochs, where nothing else is said
+
+
+def _stretched(l2: float) -> Recipe:
+    return shortened(Recipe(**_PUBLISHED, l2=l2), _SHORT)
+
 
 MEMBERS = {
     # About 0.15 M parameters, for a first look; recipe chosen on held-out digits (docs/log.md).
     "tiny": Member(
         (16, 32, 64), 1, 64, False,
-        Recipe(epochs=30, batch_size=32, lr=0.1, weight_decay=1e-3, initial_drop=0.03),
+        Recipe(epochs=30, batch_size=32, lr=0.1, weight_decay=1e-3, initial_drop=0.03,
+               drop_lr=0.05, drop_delay_epochs=1.0),
         {},
     ),
-    "m": Member((96, 192, 384), 4, 32, True, _WIDE_RECIPE, {"published": {**_PUBLISHED, "l2": 50}}),
+    "m": Member(
+        (96, 192, 384), 4, 32, True, _stretched(50), {"published": {**_PUBLISHED, "l2": 50}}
+    ),
     "mi": Member(
-        (160, 320, 640), 4, 32, True, _WIDE_RECIPE,
+        (160, 320, 640), 4, 32, True, _stretched(150),
         {
             "published": {**_PUBLISHED, "l2": 150},
             "published-cifar100": {**_PUBLISHED, "l2": 2500},
@@ -167,7 +176,8 @@ def _built(name: str, classes: int, channels: int, size: int | None) -> Backbone
     pixels = size or member.pixels
     shape = (channels, pixels, pixels)
     network = MultiBranch(member.widths, member.blocks, 16, shape, classes, member.shake)
-    return Backbone(network, shape, member.recipe, heads=("head",), presets=member.presets)
+    origin = "of the paper" if member.presets else "for digits"
+    return Backbone(network, shape, member.recipe, origin, heads=("head",), presets=member.presets)
 
 
 def tiny(*, classes: int, channels: int = 3, size: int | None = None) -> Backbone:

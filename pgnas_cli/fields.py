@@ -43,8 +43,10 @@ def check_fields(record: Any) -> None:
     """Raise PgnasError for the first field of `record` out of range, of another type or choice."""
     told = [(f.metadata, f.name, getattr(record, f.name)) for f in dataclasses.fields(record)]
     for about, name, value in told:
-        if about and about["least"] is not None and _is_a(float, value):
-            check_range(name, value, about["least"], about["most"])
+        if about and about["least"] is not None:
+            for number in value if isinstance(value, tuple) else (value,):
+                if _is_a(float, number):
+                    check_range(name, number, about["least"], about["most"])
     check_types(record)
     for about, name, value in told:
         if about and about["choices"]:
@@ -102,7 +104,8 @@ def taken(name: str, hint: Any, value: Any) -> Any:
     with contextlib.suppress(ValueError, TypeError):
         if get_origin(hint) is tuple:
             parts = found.split(",") if isinstance(found, str) else found
-            found = tuple(int(part) if isinstance(part, str) else part for part in parts)
+            one = get_args(hint)[0]
+            found = tuple(one(part) if isinstance(part, str) else part for part in parts)
         elif isinstance(found, str):
             found = Path(found) if Path in kinds else float(found) if float in kinds else found
         elif not isinstance(found, bool) and {int, float} & set(kinds):  # of numpy, say
@@ -172,8 +175,9 @@ def _not_known(name: str, hint: Any, value: Any) -> PgnasError:
         if origin is Literal:
             words += arguments
         elif origin is tuple:
-            several = "whole numbers, say 30,60"
-            words.append(several if ... in arguments else f"{len(arguments)} whole numbers")
+            numbers = "numbers" if float in arguments else "whole numbers"
+            several = f"{numbers}, say 30,60"
+            words.append(several if ... in arguments else f"{len(arguments)} {numbers}")
         elif kind is type(None):
             words.append("auto" if float in _kinds(hint) else "None")
         else:

@@ -99,8 +99,9 @@ def typed(kind: Any, value: Any, name: str, path: Path) -> Any:
     elif kind is Any:
         return value
     elif get_origin(kind) is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is ...:
-            return tuple(typed(arguments[0], v, name, path) for v in value)
+        kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(kinds) == len(value):
+            return tuple(typed(k, v, name, path) for k, v in zip(kinds, value, strict=True))
     elif get_origin(kind) is dict and isinstance(value, dict):
         return {k: typed(arguments[1], v, f"{name}.{k}", path) for k, v in value.items()}
     elif type(None) in arguments:

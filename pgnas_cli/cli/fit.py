@@ -106,7 +106,8 @@ def plan_lines(plan: "FitPlan") -> list[str]:
         f"loss: the prior's part is {plan.divergence:.3g} nats per image at the start, chance level"
         f" {chance:.2f}",
         f"fit: {plan.recipe.epochs} epochs, {plan.steps} steps",
-        *recipe_lines(plan.recipe),
+        f"recipe: {plan.recipe_of}",
+        *recipe_lines(plan.recipe, plan.drop_lr),
     ]
     if plan.target is not None:
         lines.append(f"target size: {plan.target}")
@@ -120,19 +121,20 @@ def plan_lines(plan: "FitPlan") -> list[str]:
     return lines
 
 
-def recipe_lines(recipe: Recipe) -> list[str]:
+def recipe_lines(recipe: Recipe, drop_lr: float) -> list[str]:
     """The recipe that is followed."""
     rate = f"{recipe.sched} from {recipe.lr:g}"
     if recipe.cycle_epochs:
-        rate += f" in cycles from {recipe.cycle_epochs} epochs"
+        rate += f" in cycles from {recipe.cycle_epochs:.3g} epochs"
     if recipe.min_lr:
         rate += f" to {recipe.min_lr:g}"
     if recipe.decay_milestones:
         rate += f", a tenth at {', '.join(map(str, recipe.decay_milestones))}"
     more = f", cutout {recipe.cutout}" if recipe.cutout else ""
+    learner = "Adam" if recipe.drop_opt == "adam" else recipe.opt
     return [
-        f"recipe: {recipe.opt}, {rate}; batch {recipe.batch_size}{more}",
-        f"  p from {recipe.initial_drop:g} at {recipe.drop_lr:g}, temperature"
+        f"  {recipe.opt}, {rate}; batch {recipe.batch_size}{more}",
+        f"  p from {recipe.initial_drop:g}, {learner} at {drop_lr:.2g}, temperature"
         f" {recipe.temperature:g}; gates {recipe.gates}, groups {recipe.groups}",
     ]
 
@@ -145,11 +147,11 @@ def expected_share(record: "EpochRecord", target: "Target | None") -> float:
 
 def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | None") -> str:
     """One line per epoch, within 80 columns; the size is in the target's unit."""
+    moves = "settled" if record.settled else f"moves {record.drift:.3f}"
     return (
         f"{record.epoch:>4}/{record.epochs} loss {record.loss:.3f} held-out"
         f" {100 * record.hard_error:.1f} % (soft {100 * record.soft_error:.1f}) size"
-        f" {100 * expected_share(record, target):.0f} % p moves {record.drift:.3f}"
-        f" left {clock(seconds_left)}"
+        f" {100 * expected_share(record, target):.0f} % p {moves} left {clock(seconds_left)}"
     )
 
 

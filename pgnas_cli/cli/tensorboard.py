@@ -20,8 +20,8 @@ SCALARS = {
     "size/share of the parameters": "expected_share",
     "size/share of the MACs": "expected_macs_share",
     "p/mean": "mean_drop",
-    "p/settled": "settled",
-    "p/moves in 100 steps": "drift",
+    "p/decided": "decided",
+    "p/moves in a tenth of the fit": "drift",
     "rate/learning rate": "learning_rate",
     "rate/images per second": "images_per_second",
 }

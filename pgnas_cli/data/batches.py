@@ -90,6 +90,7 @@ def training_batches(
     steps: int,
     workers: int,
     cutout: int = 0,  # pixels; small images only
+    scale: tuple[float, float] = (0.35, 1.0),  # shares that a crop of a photo takes
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
     part = data.fit
@@ -110,7 +111,7 @@ def training_batches(
     transform = create_transform(
         data.preprocessing.input_shape,
         is_training=True,
-        scale=(0.35, 1.0),  # milder than ImageNet's 0.08: fits here are short
+        scale=scale,
         color_jitter=0.0,
         interpolation=data.preprocessing.interpolation,
         use_prefetcher=True,  # bytes out; normalised on the device

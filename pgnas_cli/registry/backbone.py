@@ -1,5 +1,6 @@
 """Records of a super-network: how it is built, how it is fitted."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..data import Preprocessing
 
 
+DROP_OPTIMIZERS = ("adam", "weights")
 SCHEDULES = ("cosine", "tanh", "multistep", "poly", "none")  # of timm; fixed in advance
 
 
@@ -36,8 +38,8 @@ class Recipe:
     min_lr: float = option(
         0.0, "Learning rate at the end of the schedule.", least=0, most=1e3, advanced=True
     )
-    cycle_epochs: int = option(
-        0, "Length of the first cycle of a cosine with warm restarts; 0: one cycle.", least=0,
+    cycle_epochs: float = option(
+        0.0, "Length of the first cycle of a cosine with warm restarts; 0: one cycle.", least=0,
         most=10**6, advanced=True,
     )  # fmt: skip
     lr_cycle_mul: float = option(
@@ -51,6 +53,10 @@ class Recipe:
         0.0, "Label smoothing of the cross-entropy.", least=0, most=0.99,
         flags=("--label-smoothing", "--smoothing"), advanced=True,
     )  # fmt: skip
+    scale: tuple[float, float] = option(
+        (0.35, 1.0), "Share of a photo that a random crop takes, least and most.", least=0.01,
+        most=1, advanced=True,
+    )  # fmt: skip
     cutout: int = option(
         0, "Pixels of the square that is blanked out; small images only.", least=0, most=10**4,
         advanced=True,
@@ -63,15 +69,21 @@ class Recipe:
         5e-4, "Weight decay that --l2 auto amounts to at the start; of weights without gates.",
         least=0, most=1e3,
     )  # fmt: skip
-    drop_delay_epochs: float = option(
-        1.0, "Epochs in which only the weights learn, not p.", least=0, most=10**6, advanced=True
-    )
+    drop_delay_epochs: float | None = option(
+        None, "Epochs in which only the weights learn, not p, or auto: by how p learns.", least=0,
+        most=10**6, advanced=True,
+    )  # fmt: skip
     initial_drop: float = option(
         0.1, "Drop probability p at the start.", least=1e-6, most=0.999, advanced=True
     )
-    drop_lr: float = option(
-        0.05, "Learning rate of Adam on the logits of p.", least=0, most=1e3, advanced=True
-    )
+    drop_opt: str = option(
+        "adam", "Optimizer of the logits of p: adam, or weights: that of the weights.",
+        choices=DROP_OPTIMIZERS, advanced=True,
+    )  # fmt: skip
+    drop_lr: float | None = option(
+        None, "Learning rate of the logits of p, or auto: by the length of the fit.", least=0,
+        most=1e6, advanced=True,
+    )  # fmt: skip
     temperature: float = option(
         0.2, "Temperature of the relaxed gates (Table 5).", least=1e-3, most=100, advanced=True
     )
@@ -96,6 +108,14 @@ class Recipe:
     probe: bool = option(
         False, "Start a new head on trained weights as a linear probe of their features."
     )
+    until_settled: bool = option(
+        False, "Go on past --epochs, round by round, until p no longer moves.",
+        flags=("--until-settled",),
+    )  # fmt: skip
+    max_epochs: int | None = option(
+        None, "Most epochs of --until-settled; default: 4 x --epochs.", least=1, most=10**6,
+        advanced=True,
+    )  # fmt: skip
     # With a target size only:
     size_ramp: float = option(
         0.25, "Share of the fit after which the expected size is the target.", least=0, most=1,
@@ -114,8 +134,8 @@ class Recipe:
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's gates and objective; optimizer, schedule and epochs stay the backbone's.
     "paper": {
-        "gates": "all", "groups": "layer", "initial_drop": 0.1, "drop_lr": 0.05,
-        "temperature": 0.2, "freeze": 1.0, "sharpen": 1.0,
+        "gates": "all", "groups": "layer", "initial_drop": 0.1, "drop_lr": None,
+        "drop_delay_epochs": None, "temperature": 0.2, "freeze": 1.0, "sharpen": 1.0,
     },
 }  # fmt: skip
 
@@ -146,6 +166,8 @@ class Backbone:
     network: "nn.Module"
     input_shape: tuple[int, int, int]  # channels, height, width of an image
     recipe: Recipe = Recipe()
+    recipe_of: str = "of the backbone"  # where the recipe comes from, for the user
+    pretrained_recipe: Recipe | None = None  # for given weights; None: the same
     ungated: tuple[str, ...] = ()  # layers that the author wants without gates
     options: dict[str, Any] = field(default_factory=dict)  # what else rebuilds the same network
     images: "Preprocessing | None" = None  # None: measured on the data, or ImageNet's for photos
@@ -163,6 +185,25 @@ def preset(backbone: Backbone, name: str) -> dict[str, Any]:
     if name not in known:
         raise PgnasError(f"no preset '{name}'; possible: {', '.join(known)}")
     return known[name]
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """`recipe` with its schedule stretched to so many epochs: milestones, cycles.
+
+    Fewer epochs than p needs to converge with the optimizer of the weights leave p to Adam.
+    """
+    share = epochs / recipe.epochs
+    stretched = (round(share * milestone) for milestone in recipe.decay_milestones)
+    milestones = tuple(sorted({m for m in stretched if 0 < m < epochs}))
+    lost = bool(recipe.decay_milestones) and not milestones
+    return dataclasses.replace(
+        recipe,
+        epochs=epochs,
+        decay_milestones=milestones,
+        sched="none" if lost else recipe.sched,
+        cycle_epochs=share * recipe.cycle_epochs,
+        drop_opt="adam" if share < 1 else recipe.drop_opt,
+    )
 
 
 Builder = Callable[..., Backbone]

@@ -69,6 +69,11 @@ def build_backbone(
         backbone = with_replaced(backbone, replaced)
     if survives is not None:
         backbone = dataclasses.replace(backbone, remarks=(*backbone.remarks, _surviving(survives)))
+    given_weights = start.pretrained or start.weights is not None or survives is not None
+    if given_weights and backbone.pretrained_recipe is not None:
+        backbone = dataclasses.replace(
+            backbone, recipe=backbone.pretrained_recipe, recipe_of="for pretrained weights"
+        )
     return dataclasses.replace(backbone, name=name, options=own)
 
 
@@ -81,13 +86,19 @@ def _inflated(
     before = _logits(network, backbone.input_shape) if given else None
     with seeded_globals(derived_seed(start.seed, "inflation")):
         rows = inflate_(network, backbone.input_shape, inflation, copy=given)
-    recipe = dataclasses.replace(backbone.recipe, gates="all", groups="layer")
+    papers: dict[str, Any] = {"gates": "all", "groups": "layer"}
+    own = backbone.pretrained_recipe
+    backbone = dataclasses.replace(
+        backbone,
+        recipe=dataclasses.replace(backbone.recipe, **papers),
+        pretrained_recipe=None if own is None else dataclasses.replace(own, **papers),
+    )
     share = None
     if before is not None:
         after = _logits(network, backbone.input_shape)
         change = (after - before).norm() / before.norm().clamp_min(1e-12)
         share = max(0.0, 1 - float(change))
-    return dataclasses.replace(backbone, recipe=recipe), rows, share
+    return backbone, rows, share
 
 
 @torch.no_grad()

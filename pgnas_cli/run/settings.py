@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
-from ..registry import Backbone, Recipe, preset
+from ..registry import Backbone, Recipe, preset, shortened
 from ..storage import from_json
 from .directory import RUNS, Run, newest_run
 
@@ -65,15 +65,31 @@ class FitSettings:
     )
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields that were named
 
-    def recipe_of(self, backbone: Backbone) -> Recipe:
-        """The recipe to follow: preset and options override the backbone's own."""
+    def recipe_of(self, backbone: Backbone) -> tuple[Recipe, str]:
+        """The recipe to follow, and where it comes from.
+
+        Preset and options override the backbone's own; a schedule whose epochs alone are named is
+        stretched to them.
+        """
         fields = preset(backbone, self.preset) if self.preset else {}
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in self.recipe.items()}
-        if given.get("sched", "multistep") != "multistep" and "decay_milestones" not in given:
-            given["decay_milestones"] = ()
-        if "weight_decay" in given and "l2" not in given:
-            given["l2"] = None  # else the preset's would stand
-        return dataclasses.replace(backbone.recipe, **{**fields, **given})
+        named: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.recipe.items()
+        }
+        origin = f"the preset {self.preset}" if self.preset else backbone.recipe_of
+        found = dataclasses.replace(backbone.recipe, **fields)
+        epochs = named.get("epochs", found.epochs)
+        if epochs != found.epochs and epochs > 0:
+            origin += f", its {found.epochs} epochs stretched to {epochs}"
+            found = shortened(found, epochs)
+        if self.target_params or self.target_macs:  # p follows the size: no task for SGD
+            found = dataclasses.replace(found, drop_opt="adam")
+        if named.get("sched", "multistep") != "multistep":
+            named.setdefault("decay_milestones", ())
+        if named.get("decay_milestones"):
+            named.setdefault("sched", "multistep")
+        if "weight_decay" in named and "l2" not in named:
+            named["l2"] = None  # else the preset's would stand
+        return dataclasses.replace(found, **named), origin
 
 
 def settings_of(given: dict[str, Any]) -> FitSettings:
@@ -116,7 +132,25 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         raise PgnasError(
             "`sched` multistep and `decay_milestones` go together; give both or neither"
         )
-    if (settings.target_params or settings.target_macs) and recipe.size_ramp > recipe.freeze:
+    targeted = bool(settings.target_params or settings.target_macs)
+    if recipe.until_settled and (targeted or settings.fixed_drop is not None):
+        raise PgnasError(
+            "`until_settled` waits for p, which a target size freezes and a fixed rate never moves;"
+            " leave it out"
+        )
+    if recipe.max_epochs is not None and not recipe.epochs <= recipe.max_epochs:
+        raise PgnasError(
+            f"`max_epochs` {recipe.max_epochs} is below `epochs` {recipe.epochs}; possible:"
+            f" {recipe.epochs} or more"
+        )
+    if targeted and recipe.drop_opt != "adam":
+        raise PgnasError(
+            f"`drop_opt` {recipe.drop_opt} cannot aim at a target size; leave it out, or choose"
+            " adam"
+        )
+    if recipe.scale[0] > recipe.scale[1]:
+        raise PgnasError("`scale` is the least and the most share of a crop, say 0.35,1")
+    if targeted and recipe.size_ramp > recipe.freeze:
         raise PgnasError(
             f"`freeze` {recipe.freeze:g} comes before the size is met, `size_ramp`"
             f" {recipe.size_ramp:g}; possible: {recipe.size_ramp:g} or more for `freeze`"

@@ -1,14 +1,15 @@
 """Learn the drop probabilities beside the weights.
 
-The gradient of the loss with respect to a drop logit is of the order of 1 / N, so the optimizer of
-the weights would hardly move it; the drop logits have Adam, whose steps do not depend on the
-gradient's scale.
+The gradient of the loss with respect to a drop logit is of the order of 1 / N: the optimizer of the
+weights moves it over the hundreds of thousands of steps of the paper, and hardly at all in a short
+fit. There the drop logits have Adam, whose steps do not depend on the gradient's scale.
 """
 
 from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from ..gates import Prior, drop_probabilities, gates, hard_keep, masked, opened, per_gate, relaxed
@@ -17,7 +18,10 @@ from ..seeds import generator
 from ..sizes import ExpectedSize, Target
 from .checkpoint import State, restore_optimizer, save_optimizer
 from .schedule import schedule_of
-from .size_control import SizeControl, phases
+from .size_control import DECIDED, Phases, SizeControl, phases
+
+TRAVEL = 4.0  # logits: how far p can move in a fit at the full rate of Adam
+FASTEST = 0.15  # logits in a step, towards a target
 
 
 class DropLearning:
@@ -37,21 +41,44 @@ class DropLearning:
     ) -> None:
         self.network, self.recipe, self.prior, self.seed = network, recipe, prior, seed
         self.fixed_drop = fixed_drop
-        self.phases = phases(recipe, steps, per_epoch, target)
+        self.phases = phases(recipe, steps, per_epoch, target, learned=fixed_drop is None)
         self.drop_logit = gates(network).drop_logit
         self.drop_logit.requires_grad_(fixed_drop is None)
-        self.optimizer = torch.optim.Adam([self.drop_logit], lr=recipe.drop_lr, betas=(0.9, 0.99))
+        self.rate = drop_rate(recipe, self.phases, target)
+        self.optimizer = optimizer_of(self.drop_logit, recipe, self.rate)
         self.schedule = schedule_of(self.optimizer, recipe, per_epoch=per_epoch, least=0.0)
         self.size = ExpectedSize(network)
         self.control: SizeControl | None = None
         if target is not None:
-            self.control = SizeControl(self.size, target, self.phases, recipe)
-        self.start_epoch()
+            self.control = SizeControl(
+                self.size, target, self.phases, sharpen=recipe.sharpen, rate=self.rate
+            )
+        self.window = max(1, recipe.epochs // 10)  # epochs
+        self.tenth = steps / 10
+        # p a window or two ago and at the end of the last window, and the steps since then, each
+        # counted by its share of the full rate.
+        self.before = drop_probabilities(self.network).expand(2, -1).clone()
+        self.rate_steps = [0.0, 0.0]
 
-    def start_epoch(self) -> None:
-        """Begin to measure how far p moves."""
-        self.before = drop_probabilities(self.network)
-        self.full_rate_steps = 0.0
+    def start_epoch(self, epoch: int) -> None:
+        """Begin to measure how far p moves, where a window ends with `epoch` epochs done."""
+        if epoch % self.window == 0:
+            self.before = torch.stack([self.before[1], drop_probabilities(self.network)])
+            self.rate_steps = [self.rate_steps[1], 0.0]
+
+    def drift(self) -> float:
+        """Mean change of a gate's p in a tenth of the fit at the full rate; at most 1.
+
+        Taken over at least a tenth of the fit, where that is behind: over a few steps p moves to
+        and fro with the noise of the gradient.
+        """
+        moved = (drop_probabilities(self.network) - self.before[0]).abs()
+        mean = float(per_gate(self.network, moved).mean())
+        return min(1.0, self.tenth * mean / self.rate_steps[0]) if self.rate_steps[0] else 0.0
+
+    def is_frozen(self, step: int) -> bool:
+        """Whether p stays as it is from `step` on."""
+        return self.control is not None and step >= self.phases.freeze
 
     @property
     def price(self) -> float:
@@ -63,7 +90,7 @@ class DropLearning:
         if self.fixed_drop == 0:
             return opened(self.network)
         draws = generator(self.seed, "gates", step, 0)
-        if step >= self.phases.freeze:
+        if self.is_frozen(step):
             return masked(self.network, self.hard_keep(draws, batch))
         return relaxed(
             self.network, batch=batch, generator=draws, temperature=self.recipe.temperature
@@ -80,7 +107,7 @@ class DropLearning:
 
     def update(self, step: int) -> None:
         """Move p by one step; gradients are in place."""
-        if self.fixed_drop is not None or step >= self.phases.freeze:
+        if self.fixed_drop is not None or self.is_frozen(step):
             return
         learning = step >= self.phases.delay
         if not learning:
@@ -90,10 +117,13 @@ class DropLearning:
             self.drop_logit.data.copy_(
                 self.control.corrected(self.drop_logit, self.optimizer, step)
             )
-            self.full_rate_steps += 1.0  # a step to the size does not depend on the rate
+            self._count(1.0)  # a step to the size does not depend on the rate
         elif learning:
             rate = cast(float, self.optimizer.param_groups[0]["lr"])
-            self.full_rate_steps += rate / (self.recipe.drop_lr or 1.0)
+            self._count(rate / (self.rate or 1.0))
+
+    def _count(self, share: float) -> None:
+        self.rate_steps = [steps + share for steps in self.rate_steps]
 
     def set_rate(self, step: int) -> None:
         """The rate of the step to come, or the fixed p."""
@@ -111,12 +141,38 @@ class DropLearning:
         """Add all that the next step depends on."""
         save_optimizer(self.optimizer, "drops", tensors, numbers)
         tensors["epoch.before"] = self.before
-        numbers |= {"full_rate_steps": self.full_rate_steps, "price": self.price}
+        older, newer = self.rate_steps
+        numbers |= {"rate_steps": older, "newer_rate_steps": newer, "price": self.price}
 
     def restore(self, state: State) -> None:
         """The inverse of `save`."""
         restore_optimizer(self.optimizer, "drops", state)
         self.before = state.tensors["epoch.before"].to(self.drop_logit.device)
-        self.full_rate_steps = state.numbers["full_rate_steps"]
+        self.rate_steps = [state.numbers["rate_steps"], state.numbers["newer_rate_steps"]]
         if self.control is not None:
             self.control.price = state.numbers["price"]
+
+
+def drop_rate(recipe: Recipe, phases: Phases, target: Target | None) -> float:
+    """The learning rate of the drop logits: the recipe's, or by the rule.
+
+    The paper's optimizer has the rate of the weights. Adam moves a logit by its rate in a step, so
+    the rate falls with the number of steps: without a target a fit of any length can move p equally
+    far, and p never races ahead of weights that have not learned yet. A target has p decided when
+    it is frozen.
+    """
+    if recipe.drop_lr is not None:
+        return recipe.drop_lr
+    if recipe.drop_opt == "weights":
+        return recipe.lr
+    steps = max(1, phases.freeze - phases.delay)
+    return TRAVEL / steps if target is None else min(FASTEST, DECIDED / steps)
+
+
+def optimizer_of(drop_logit: nn.Parameter, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
+    """The optimizer of the drop logits that the recipe names."""
+    if recipe.drop_opt == "adam":
+        return torch.optim.Adam([drop_logit], lr=rate, betas=(0.9, 0.99))
+    return create_optimizer_v2(
+        [drop_logit], opt=recipe.opt, lr=rate, weight_decay=0.0, momentum=recipe.momentum
+    )

@@ -13,6 +13,8 @@ from ..seeds import generator
 from .checkpoint import State
 from .loop import Loop, Pass
 
+SETTLED = 0.01  # drift below which p has converged
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -31,16 +33,21 @@ class EpochRecord:
     expected_macs_share: float  # of the whole network's MACs
     price: float  # nats per image that the target makes the whole network's size worth, or 0
     mean_drop: float  # mean of p over gates
-    settled: float  # share of gates whose p is below 0.05 or above 0.95
-    drift: float  # mean change of p over gates in 100 steps at the full rate; 1 at most
+    decided: float  # share of gates whose p is below 0.05 or above 0.95
+    drift: float  # mean change of p in a tenth of the fit at the full rate of its optimizer; <= 1
     drop_histogram: tuple[int, ...]  # gates in ten equal bins of p
     learning_rate: float
     seconds: float
     images_per_second: float
 
+    @property
+    def settled(self) -> bool:
+        """Whether p has converged; one that never moved, or for a moment, has not."""
+        return 0 < self.drift <= SETTLED and self.epoch >= 2 * max(1, self.epochs // 10)
+
 
 class EpochWatch:
-    """Measures the epochs of a fit, and stops one that collapses."""
+    """Measures the epochs of a fit, stops one that collapses, extends one that has not settled."""
 
     def __init__(self, loop: Loop) -> None:
         assert loop.drops is not None
@@ -64,14 +71,16 @@ class EpochWatch:
         drop = per_gate(loop.network, probability).cpu()
         self._refuse_collapse(loop.loss, float(1 - drop.mean()), done.epoch)
         self.best_loss = min(self.best_loss, loop.loss)
-        moved = per_gate(loop.network, (probability - drops.before).abs()).mean()
+        drift = drops.drift()
         with torch.no_grad():
             divergence = drops.divergence()
             params, macs = map(float, drops.size(probability.cpu()))
+        if loop.step == loop.steps and loop.recipe.until_settled and not drift <= SETTLED:
+            loop.extend()
         soft, hard = held_out_errors(loop, done.epoch)
         return EpochRecord(
             epoch=done.epoch,
-            epochs=loop.recipe.epochs,
+            epochs=loop.steps // loop.per_epoch,
             loss=loop.loss,
             kl=float(divergence),
             train_error=loop.train_error,
@@ -83,8 +92,8 @@ class EpochWatch:
             expected_macs_share=macs / max(1, drops.size.whole[1]),
             price=drops.price,
             mean_drop=float(drop.mean()),
-            settled=float(((drop < 0.05) | (drop > 0.95)).float().mean()),
-            drift=min(1.0, 100 * float(moved) / (drops.full_rate_steps or math.inf)),
+            decided=float(((drop < 0.05) | (drop > 0.95)).float().mean()),
+            drift=drift,
             drop_histogram=tuple(int(n) for n in torch.histc(drop, 10, 0, 1)),
             learning_rate=float(loop.weights.param_groups[0]["lr"]),
             seconds=done.seconds,

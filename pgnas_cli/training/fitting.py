@@ -55,6 +55,8 @@ class FitPlan:
     classes: int
     target: Target | None
     recipe: Recipe
+    recipe_of: str  # where it comes from
+    drop_lr: float  # of the logits of p, as the recipe has it or by the rule
     remarks: tuple[str, ...]
     not_prunable: tuple[str, ...]  # steps of the forward that the analysis does not cut
 
@@ -111,7 +113,7 @@ def fit_events(
         watch.restore(state)
         saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
         saved = saved[: loop.step // loop.per_epoch]
-    yield _plan(loop, posterior, remarks)
+    yield _plan(loop, posterior, prepared.recipe_of, remarks)
 
     def save(state: State) -> None:
         whole = dataclasses.replace(state, numbers={**state.numbers, **watch.numbers()})
@@ -131,7 +133,7 @@ def fit_events(
     run.checkpoint.unlink(missing_ok=True)
     bank = gates(network)
     yield FitSummary(
-        run.folder, posterior.recipe.epochs, time.perf_counter() - began,
+        run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
         json.loads(saved[-1])["hard_error"], parameter_count(network), len(bank.groups), bank.count,
     )  # fmt: skip
 
@@ -249,6 +251,7 @@ class _Prepared:
     posterior: Posterior
     new_heads: tuple[str, ...]
     remarks: tuple[str, ...]
+    recipe_of: str  # where the recipe comes from
 
 
 def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) -> _Prepared:
@@ -271,7 +274,7 @@ def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) ->
     data = held_out_decoded(data, machine.workers)
     if recipe is not None:
         backbone = dataclasses.replace(backbone, recipe=recipe)
-    recipe = settings.recipe_of(backbone)
+    recipe, origin = settings.recipe_of(backbone)
     if not backbone.new_heads:
         recipe = dataclasses.replace(recipe, probe=False)
     check_recipe(recipe, settings)
@@ -291,7 +294,7 @@ def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) ->
         recipe,
         settings.seed,
     )  # fmt: skip
-    return _Prepared(network, data, posterior, backbone.new_heads, backbone.remarks)
+    return _Prepared(network, data, posterior, backbone.new_heads, backbone.remarks, origin)
 
 
 def gated(backbone: Backbone, recipe: Recipe) -> nn.Module:
@@ -311,16 +314,17 @@ def _probed(prepared: _Prepared, seed: int, machine: Machine) -> Iterator[str]:
         yield probe_(prepared.network, head, prepared.data, seed=seed, machine=machine)
 
 
-def _plan(loop: Loop, posterior: Posterior, remarks: list[str]) -> FitPlan:
+def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) -> FitPlan:
     bank, data, prior = gates(loop.network), loop.data, posterior.objective.prior
+    assert loop.drops is not None
     with torch.no_grad():
         divergence = float(prior.divergence(loop.network))
     return FitPlan(
         params=parameter_count(loop.network), gated_layers=len(bank.spans), gates=bank.count,
         groups=len(bank.groups), fit_images=len(data.fit), held_out_images=len(data.held_out),
         prior=prior, divergence=divergence, steps=loop.steps, classes=len(data.classes),
-        target=posterior.objective.target, recipe=loop.recipe, remarks=tuple(remarks),
-        not_prunable=tuple(bank.graph.opaque()),
+        target=posterior.objective.target, recipe=loop.recipe, recipe_of=recipe_of,
+        drop_lr=loop.drops.rate, remarks=tuple(remarks), not_prunable=tuple(bank.graph.opaque()),
     )  # fmt: skip
 
 
@@ -383,7 +387,7 @@ def _same_fit(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
             " or choose another `run`"
         )
-    numbers = {"seen", "full_rate_steps", "best_loss", "lost_epochs"}
+    numbers = {"seen", "steps", "rate_steps", "newer_rate_steps", "best_loss", "lost_epochs"}
     if not fits(state, network, numbers, run.checkpoint):
         raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state

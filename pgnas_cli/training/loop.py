@@ -46,7 +46,10 @@ class Loop:
         self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self.batch = min(recipe.batch_size, len(data.fit))
         self.per_epoch = steps_per_epoch(len(data.fit), self.batch)
-        self.steps, self.step = recipe.epochs * self.per_epoch, 0
+        self.round = recipe.epochs * self.per_epoch  # steps of the schedule
+        self.steps, self.step = self.round, 0
+        most = (recipe.max_epochs or 4 * recipe.epochs) if recipe.until_settled else recipe.epochs
+        self.most_steps = most * self.per_epoch
         self.drops = None if drops is None else drops(self)
         self.weights = create_optimizer_v2(
             self._parameter_groups(weight_decay), opt=recipe.opt, lr=recipe.lr,
@@ -73,10 +76,16 @@ class Loop:
         return [{"params": p, "weight_decay": d} for p, d in groups if p]
 
     def _set_rates(self) -> None:
+        place = self.round if self.step >= self.steps else self.step % self.round
         if self.schedule is not None:
-            self.schedule.step_update(self.step)
+            self.schedule.step_update(place)
         if self.drops is not None:
-            self.drops.set_rate(self.step)
+            self.drops.set_rate(place)
+
+    def extend(self) -> None:
+        """Go on for another round of the schedule, or what the recipe's most epochs leave of it."""
+        self.steps = min(self.steps + self.round, self.most_steps)
+        self._set_rates()
 
     def start_epoch(self) -> None:
         """Begin new sums."""
@@ -84,7 +93,7 @@ class Loop:
         self.wrong = torch.zeros((), device=self.device)
         self.seen = 0
         if self.drops is not None:
-            self.drops.start_epoch()
+            self.drops.start_epoch(self.step // self.per_epoch)
 
     @property
     def loss(self) -> float:
@@ -102,7 +111,7 @@ class Loop:
         labels = labels.to(self.device, non_blocking=True)
         inputs = self.data.preprocessing.normalised(images)
         if hasattr(self.network, "at_progress"):  # noise of its own that grows with time
-            self.network.at_progress((self.step + 1) / self.steps)  # type: ignore[operator]
+            self.network.at_progress(min(1.0, (self.step + 1) / self.round))  # type: ignore[operator]
         # A network's own dropout draws from the global generators: a function of the step too.
         own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, 0))
         acting = (
@@ -135,7 +144,7 @@ class Loop:
     def state(self) -> State:
         """A copy of everything that the next step depends on."""
         tensors = {f"{NETWORK}{key}": value for key, value in self.network.state_dict().items()}
-        numbers: dict[str, float] = {"seen": self.seen}
+        numbers: dict[str, float] = {"seen": self.seen, "steps": self.steps}
         save_optimizer(self.weights, "weights", tensors, numbers)
         tensors |= {"epoch.loss_sum": self.loss_sum, "epoch.wrong": self.wrong}
         if self.drops is not None:
@@ -149,7 +158,7 @@ class Loop:
         self.step = state.step
         self.loss_sum = state.tensors["epoch.loss_sum"].to(self.device)
         self.wrong = state.tensors["epoch.wrong"].to(self.device)
-        self.seen = int(state.numbers["seen"])
+        self.seen, self.steps = int(state.numbers["seen"]), int(state.numbers["steps"])
         if self.drops is not None:
             self.drops.restore(state)
         self._set_rates()
@@ -178,8 +187,8 @@ def train(
     Saves every `save_seconds`. On SIGINT or SIGTERM saves after the step and raises Interrupted.
     """
     batches = training_batches(
-        loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.steps,
-        workers=workers, cutout=loop.recipe.cutout,
+        loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.most_steps,
+        workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale,
     )  # fmt: skip
     loop.network.train()
     with StopRequest() as request, closing(batches), task(what, loop.steps) as shown:
@@ -193,6 +202,8 @@ def train(
                 seconds = time.perf_counter() - began
                 yield Pass(loop.step // loop.per_epoch, seconds, seen)
                 loop.start_epoch()
+                if loop.step >= loop.steps:
+                    break
                 loop.network.train()
                 began, seen = time.perf_counter(), 0
             stopping = request.asked and loop.step < loop.steps

@@ -27,7 +27,7 @@ def schedule_of(
         schedule, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.sched,
-            num_epochs=recipe.cycle_epochs or recipe.epochs,
+            num_epochs=recipe.cycle_epochs or recipe.epochs,  # type: ignore[arg-type]
             min_lr=least,
             cycle_mul=recipe.lr_cycle_mul if recipe.cycle_epochs else 1.0,
             cycle_decay=1.0,

@@ -29,13 +29,21 @@ class Phases:
     freeze: int
 
 
-def phases(recipe: Recipe, steps: int, per_epoch: int, target: Target | None) -> Phases:
+def phases(
+    recipe: Recipe, steps: int, per_epoch: int, target: Target | None, *, learned: bool = True
+) -> Phases:
     """The phases of a fit of `steps` steps.
 
-    With a target the delay leaves at least two fifths of the ramp to the drop probabilities,
-    however few epochs there are.
+    With a target, or a p that is not learned, the delay is an epoch where the recipe names none;
+    with a target it leaves at least two fifths of the ramp to the drop probabilities, however few
+    epochs there are. Otherwise p waits for a quarter of a fit that is shorter than the paper's, and
+    not at all in the paper's.
     """
-    delay = round(recipe.drop_delay_epochs * per_epoch)
+    epochs = recipe.drop_delay_epochs
+    if epochs is None:
+        short = 0.0 if recipe.drop_opt == "weights" else 0.25 * recipe.epochs
+        epochs = short if target is None and learned else 1.0
+    delay = round(epochs * per_epoch)
     if target is None:
         return Phases(delay, steps, steps)
     delay = min(delay, int(0.6 * recipe.size_ramp * steps))
@@ -46,15 +54,22 @@ def phases(recipe: Recipe, steps: int, per_epoch: int, target: Target | None) ->
 class SizeControl:
     """Corrects the drop logits after each step of their optimizer, between delay and freeze."""
 
-    def __init__(self, size: ExpectedSize, target: Target, phases: Phases, recipe: Recipe) -> None:
-        self.size, self.target, self.phases = size, target, phases
-        self.sharpen = recipe.sharpen
+    def __init__(
+        self,
+        size: ExpectedSize,
+        target: Target,
+        phases: Phases,
+        *,
+        sharpen: float,  # factor of the drop logits between ramp and freeze
+        rate: float,  # of the optimizer of the drop logits
+    ) -> None:
+        self.size, self.target, self.phases, self.sharpen = size, target, phases, sharpen
         # However short the fit, a logit can cross the range in which p is undecided.
         travel = 16 / max(1, phases.freeze - phases.delay)
-        self.limit = max(4 * recipe.drop_lr, travel)
+        self.limit = max(4 * rate, travel)
         self.price = 0.0
 
-    def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Adam, step: int) -> Tensor:
+    def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size."""
         slots, betas = optimizer.state[drop_logit], optimizer.param_groups[0]["betas"]
         progress = (step + 1 - self.phases.delay) / (self.phases.ramp - self.phases.delay)

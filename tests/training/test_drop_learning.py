@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pgnas_cli.data import ImageData
 from pgnas_cli.gates import drop_probabilities, gates
-from pgnas_cli.registry import Recipe
 from pgnas_cli.sizes import Target
 from pgnas_cli.training.size_control import Phases, SizeControl
 
@@ -24,6 +23,27 @@ def test_only_weights_learn_during_the_warm_up(digits: ImageData) -> None:
     assert [r.drift == 0 for r in records] == [True, True, False]
     assert records[1].mean_drop == pytest.approx(0.1, abs=1e-6)
     assert (drop_probabilities(network) - 0.1).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "rate"),
+    [
+        ({}, None, 4 / (8 * 11 - 22)),  # waits for a quarter of the fit
+        ({"drop_opt": "weights", "lr": 0.3}, None, 0.3),
+        ({"drop_lr": 0.7}, None, 0.7),
+        ({"epochs": 80}, HALF, 12 / (0.4 * 80 * 11 - 11)),
+        ({}, HALF, 0.15),
+    ],
+)
+def test_the_rate_of_p_follows_the_length_of_the_fit(
+    digits: ImageData, fields: dict[str, Any], target: Target | None, rate: float
+) -> None:
+    auto = {"epochs": 8, "drop_lr": None, "drop_delay_epochs": None}
+    loop = loop_of(digits, target=target, **{**auto, **fields})
+    assert loop.drops is not None
+    assert loop.drops.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    plain = fields.get("drop_opt") == "weights"
+    assert isinstance(loop.drops.optimizer, torch.optim.SGD if plain else torch.optim.Adam)
 
 
 def test_a_fixed_rate_is_reached_over_the_warm_up_and_held(digits: ImageData) -> None:
@@ -70,7 +90,7 @@ def test_sharpening_multiplies_the_drop_logits_that_have_their_size() -> None:
     logits.grad = torch.ones_like(start)
     still.step()
     size: Any = SimpleNamespace(shares=lambda p: {"params": 1 - p.mean()})
-    control = SizeControl(size, HALF, Phases(0, 10, 20), Recipe(sharpen=8.0))
+    control = SizeControl(size, HALF, Phases(0, 10, 20), sharpen=8.0, rate=0.05)
     torch.testing.assert_close(control.corrected(logits, still, 9), start)
     for steps_of_phase, factor in ((range(10, 15), 8**0.5), (range(15, 20), 8)):
         for step in steps_of_phase:

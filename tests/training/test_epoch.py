@@ -49,6 +49,16 @@ def test_drift_is_measured_per_unit_of_learning_rate(digits: ImageData) -> None:
     assert drifts[0] == pytest.approx(drifts[1], rel=0.2)
 
 
+def test_a_fit_goes_on_in_rounds_until_p_has_settled(digits: ImageData) -> None:
+    """Three rounds at most here; each repeats the schedule. p that hardly moves ends the first."""
+    rounds = {"epochs": 2, "until_settled": True, "max_epochs": 5, "drop_delay_epochs": 0.0}
+    _, moving = small_fit(digits, drop_lr=0.3, **rounds)
+    assert [(r.epoch, r.epochs) for r in moving] == [(1, 2), (2, 4), (3, 4), (4, 5), (5, 5)]
+    assert moving[1].learning_rate == 0.1  # of the step to come
+    _, still = small_fit(digits, drop_lr=1e-6, **rounds)
+    assert [(r.epoch, r.settled) for r in still] == [(1, False), (2, True)]
+
+
 def test_collapse_stops_with_a_remedy(digits: ImageData) -> None:
     steep = {"drop_lr": 0.5, "size_ramp": 0.8, "freeze": 1.0, "sharpen": 4.0}
     remedy = r"the fit collapsed in epoch \d+.*choose a larger target size"
