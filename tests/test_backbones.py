@@ -180,7 +180,8 @@ def test_operations_are_open_in_the_published_preset() -> None:
 
 def test_timm_networks_decide_p_early_and_start_from_a_probe() -> None:
     """What docs/choosing.md says of them: 15 and 22 % of a fit; chosen in docs/log.md."""
-    recipe = build_backbone("timm/resnet18", classes=10, size=64).recipe
+    recipe = build_backbone("timm/resnet18", classes=10, size=64).pretrained_recipe
+    assert recipe is not None
     assert phases(recipe, 1000, 100, Target("params", 0.5)) == Phases(50, 150, 220)
     assert recipe.probe
 

@@ -87,6 +87,7 @@ def check_keep(network: nn.Module, keep: Tensor, *, axes: tuple[int, ...]) -> No
     `axes` are the possible numbers of its axes.
     """
     count = gates(network).count
+    keep = torch.as_tensor(keep)
     fits = keep.dim() in axes and keep.shape[-1] == count and keep.numel()
     if keep.dtype != torch.bool or not fits:
         possible = " or ".join([f"({count},)", f"(candidates, {count})"][n - 1] for n in axes)

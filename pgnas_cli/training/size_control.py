@@ -34,15 +34,13 @@ def phases(
 ) -> Phases:
     """The phases of a fit of `steps` steps.
 
-    With a target, or a p that is not learned, the delay is an epoch where the recipe names none;
-    with a target it leaves at least two fifths of the ramp to the drop probabilities, however few
-    epochs there are. Otherwise p waits for a quarter of a fit that is shorter than the paper's, and
-    not at all in the paper's.
+    Where the recipe names no delay, p learns from the first step on, as in the paper; a size to
+    meet, and a p that is not learned, wait for an epoch. With a target the delay leaves at least
+    two fifths of the ramp to the drop probabilities, however few epochs there are.
     """
     epochs = recipe.drop_delay_epochs
     if epochs is None:
-        short = 0.0 if recipe.drop_opt == "weights" else 0.25 * recipe.epochs
-        epochs = short if target is None and learned else 1.0
+        epochs = 0.0 if target is None and learned else 1.0
     delay = round(epochs * per_epoch)
     if target is None:
         return Phases(delay, steps, steps)

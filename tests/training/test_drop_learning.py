@@ -28,7 +28,7 @@ def test_only_weights_learn_during_the_warm_up(digits: ImageData) -> None:
 @pytest.mark.parametrize(
     ("fields", "target", "rate"),
     [
-        ({}, None, 4 / (8 * 11 - 22)),  # waits for a quarter of the fit
+        ({}, None, 0.6 / (8 * 11) ** 0.75),
         ({"drop_opt": "weights", "lr": 0.3}, None, 0.3),
         ({"drop_lr": 0.7}, None, 0.7),
         ({"epochs": 80}, HALF, 12 / (0.4 * 80 * 11 - 11)),

@@ -1,0 +1,163 @@
+"""Do short fits end at the posterior of long ones? A proxy of the paper's networks for CIFAR.
+
+    python -m bench.convergence --cifar FOLDER [--nets m mi mi100] [--epochs 40 80 160]
+                                [--seeds 0 1] [--widths 16]
+    python -m bench.convergence --print
+
+Three blocks of widths 16, 32 and 64 in place of 96 to 640, 1,600 CIFAR images of 16 pixels, the
+published preset shortened. `mi100` has 100 classes: each class cut into ten by brightness. A fit
+appends one JSON line to `--results`; one that is there is not run again.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pgnas_backbones.multibranch import MEMBERS, MultiBranch
+from scipy.stats import spearmanr
+
+from bench import CPU, machine_line
+from pgnas_cli import PgnasError, drop_probabilities, fit_network
+from pgnas_cli.data import ImageData, Part, Preprocessing, cut_data, evaluation_images, find_data
+from pgnas_cli.registry import Backbone, Recipe, shortened
+from pgnas_cli.seeds import derived_seed, generator, seeded_globals
+from pgnas_cli.storage import to_json
+from pgnas_cli.training import gated
+
+PIXELS = 16
+NETS = {"m": ("m", "published", 10), "mi": ("mi", "published", 10),
+        "mi100": ("mi", "published-cifar100", 100)}  # fmt: skip
+Row = dict[str, Any]
+
+
+def images(folder: Path, total: int, held_out: int, seed: int) -> ImageData:
+    """So many CIFAR images of 16 pixels in memory, the same for every seed; the seed cuts them."""
+    source = find_data(str(folder))
+    chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:total]
+    source = dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
+    seen = Preprocessing(3, PIXELS, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), crop=1.0)
+    data = cut_data(source, seed=seed, held_out=held_out / total, preprocessing=seen)
+
+    def small(part: Part) -> Part:
+        pixels = torch.cat(list(evaluation_images(part, seen)))
+        return Part(part.labels, part.keys, pixels)
+
+    return dataclasses.replace(data, fit=small(data.fit), held_out=small(data.held_out), test=None)
+
+
+def by_brightness(data: ImageData) -> ImageData:
+    """The same images in 100 classes: the deciles of brightness of each class."""
+
+    def mean(part: Part) -> torch.Tensor:
+        assert part.pixels is not None
+        return part.pixels.float().mean((1, 2, 3))
+
+    tenths = torch.arange(1, 10) / 10
+    edges = [mean(data.fit)[data.fit.labels == c].quantile(tenths) for c in range(10)]
+
+    def relabelled(part: Part) -> Part:
+        places = [int(torch.bucketize(m, edges[c])) for m, c in zip(mean(part), part.labels)]  # noqa: B905
+        return dataclasses.replace(part, labels=part.labels * 10 + torch.tensor(places))
+
+    classes = tuple(f"{c} {i}" for c in data.classes for i in range(10))
+    return dataclasses.replace(
+        data, classes=classes, fit=relabelled(data.fit), held_out=relabelled(data.held_out)
+    )
+
+
+def fitted(net: str, epochs: int, seed: int, width: int, changes: Row, cifar: Path) -> Row:
+    """One fit: its size, loss and drift by epoch, and the p at its end."""
+    member, preset, classes = NETS[net]
+    data = images(cifar, 2000, 400, seed)
+    if classes == 100:
+        data = by_brightness(data)
+    published = Recipe(**{**MEMBERS[member].presets[preset], "cutout": PIXELS // 2})
+    recipe = dataclasses.replace(shortened(published, epochs), **changes)
+    shape = (3, PIXELS, PIXELS)
+    with seeded_globals(derived_seed(seed, "initial weights")):
+        network = MultiBranch((width, 2 * width, 4 * width), 1, 16, shape, classes, shake=True)
+    network_with_gates = gated(Backbone(network, shape, recipe), recipe)
+    began, history, ended = time.perf_counter(), [], ""
+    try:
+        for r in fit_network(network_with_gates, data, recipe, seed=seed, machine=CPU):
+            history.append([round(v, 4) for v in (r.loss, r.expected_share, r.drift, r.hard_error)])
+    except PgnasError as error:
+        ended = str(error)
+    p = drop_probabilities(network_with_gates)
+    return {"net": net, "epochs": epochs, "seed": seed, "width": width, "changes": changes,
+            "recipe": to_json(recipe), "history": history, "ended": ended,
+            "p": [round(float(v), 5) for v in p], "on": machine_line(),
+            "seconds": round(time.perf_counter() - began)}  # fmt: skip
+
+
+def identity(row: Row) -> tuple[Any, ...]:
+    return (*(row[k] for k in ("net", "epochs", "seed", "width")), json.dumps(row["changes"]))
+
+
+def table(rows: Iterable[Row]) -> None:
+    """Per net, width and seed: each length, and its agreement with the longest."""
+    print("| net | width | changes | seed | epochs | loss first -> last | size % | drift | rank"
+          " correlation with the longest |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+
+    def group(row: Row) -> tuple[Any, ...]:
+        return row["net"], row["width"], json.dumps(row["changes"]), row["seed"]
+
+    correlations = []
+    for key, found in itertools.groupby(
+        sorted(rows, key=lambda r: (*group(r), r["epochs"])), group
+    ):
+        same = list(found)
+        for row in same:
+            if row["ended"]:
+                text = f"{row['ended'].split(';')[0]} |  |  |"
+            else:
+                first, last = row["history"][0], row["history"][-1]
+                rho = float(spearmanr(row["p"], same[-1]["p"]).statistic)
+                if row is not same[-1]:
+                    correlations.append(rho)
+                text = (f"{first[0]:.2f} -> {last[0]:.2f} | {100 * last[1]:.1f} | {last[2]:.3f} |"
+                        f" {rho:.2f}")  # fmt: skip
+            print(f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {row['epochs']} | {text} |")
+    if correlations:
+        print(f"\nmedian rank correlation {statistics.median(correlations):.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
+    parser.add_argument("--nets", nargs="*", default=list(NETS), choices=NETS)
+    parser.add_argument("--epochs", type=int, nargs="*", default=[40, 80, 160])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--widths", type=int, nargs="*", default=[16])
+    parser.add_argument("--set", type=json.loads, default={}, help="changes of the recipe, JSON")
+    parser.add_argument("--results", type=Path, default=Path("docs/data/convergence.jsonl"))
+    parser.add_argument("--print", action="store_true")
+    options = parser.parse_args()
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    rows = [json.loads(line) for line in lines]
+    if options.print:
+        table(rows)
+        return
+    there = {identity(row) for row in rows}
+    for seed, epochs, net, width in itertools.product(
+        options.seeds, options.epochs, options.nets, options.widths
+    ):
+        if (net, epochs, seed, width, json.dumps(options.set)) in there:
+            continue
+        row = fitted(net, epochs, seed, width, options.set, options.cifar)
+        with options.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            net, epochs, seed, width, row["history"][-1], row["ended"], row["seconds"], flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
