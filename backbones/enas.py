@@ -157,13 +157,15 @@ class Enas(nn.Module):
 
     training_only = ("auxiliary",)
 
-    def __init__(self, filters: int, input_shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(
+        self, filters: int, input_shape: tuple[int, int, int], classes: int, layers: int = LAYERS
+    ) -> None:
         super().__init__()
         width = 3 * filters
         self.stem = stem(input_shape, width)
-        reductions = (LAYERS // 3, 2 * LAYERS // 3 + 1)
+        reductions = (layers // 3, 2 * layers // 3 + 1)
         self.beside = reductions[-1] + 1  # the cell that the auxiliary head reads
-        count = LAYERS + len(reductions)
+        count = layers + len(reductions)
         self.cells = nn.ModuleList()
         channels, halved = (width, width), False
         for position in range(count):

@@ -18,10 +18,10 @@ def machine_line() -> str:
     return f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def ranked(network: nn.Module, keep: Tensor, data: ImageData) -> Race:
-    """Every candidate, bool (candidates, gates), on every held-out image."""
+def ranked(network: nn.Module, keep: Tensor, data: ImageData, top: int | None = None) -> Race:
+    """The first `top` of the candidates, bool (candidates, gates); None: all, on every image."""
     evaluator = held_out_evaluator(network, keep, data, CPU.device)
-    return finished(evaluator, count(network, keep).params)
+    return finished(evaluator, count(network, keep).params, top)
 
 
 def test_error(network: nn.Module, keep: Tensor, data: ImageData) -> float:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..training import EpochRecord, FitEvents, FitPlan, FitSummary
     from .terminal import Terminal
 
+LITTLE_DROPPED = 0.95  # share of the size from which a fit hardly drops anything
+
 
 @takes(FitSettings, Recipe)
 def fit(
@@ -90,6 +92,9 @@ def show_fit(
                 each = (time.monotonic() - began) / (event.epoch - first.epoch + 1)
                 left = each * (event.epochs - event.epoch)
                 terminal.note(epoch_line(event, left, plan.target))
+                if event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
+                    for text in early_notes(first, event, plan):
+                        terminal.note(text)
     raise AssertionError("a fit ends with its summary")
 
 
@@ -155,6 +160,21 @@ def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | Non
     )
 
 
+def early_notes(first: "EpochRecord", now: "EpochRecord", plan: "FitPlan") -> list[str]:
+    """What a tenth of the fit tells of its end, in time to start again."""
+    if plan.target is not None or now.mean_drop < 1e-6:
+        return []
+    # The rate of p falls: about half of the way is still to come at each epoch's pace.
+    pace = (now.expected_share - first.expected_share) / (now.epoch - first.epoch)
+    expected = now.expected_share + 0.5 * pace * (now.epochs - now.epoch)
+    if expected <= LITTLE_DROPPED:
+        return []
+    return [
+        f"note: {percent(min(1.0, expected))} of the size may stay at the end; name a size to have"
+        " more dropped: --target-params 50%"
+    ]
+
+
 def closing_notes(last: "EpochRecord | None", plan: "FitPlan") -> list[str]:
     """What the last epoch should make the user think about, if anything."""
     if last is None:
@@ -176,7 +196,7 @@ def closing_notes(last: "EpochRecord | None", plan: "FitPlan") -> list[str]:
                 f" {percent(plan.target.share)}; lengthen the fit with --epochs, or name a larger"
                 " size"
             )
-    elif last.expected_share > 0.95:
+    elif last.expected_share > LITTLE_DROPPED:
         found.append(
             "note: hardly anything is dropped; name a size with --target-params, or raise --l2"
         )

@@ -128,9 +128,9 @@ def races(
             yield race
 
 
-def finished(evaluator: Evaluator, params: Tensor) -> Race:
-    """Every candidate on every image."""
-    return list(races(evaluator, params))[-1]
+def finished(evaluator: Evaluator, params: Tensor, top: int | None = None) -> Race:
+    """The race for the first `top` places at its end; None: every candidate on every image."""
+    return list(races(evaluator, params, top=top))[-1]
 
 
 def _with_pilots(

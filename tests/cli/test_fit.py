@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pgnas_cli.cli.fit import closing_notes, epoch_line
+from pgnas_cli.cli.fit import closing_notes, early_notes, epoch_line
 from pgnas_cli.gates import Prior, gates
 from pgnas_cli.registry import Recipe
 from pgnas_cli.registry.build import build_backbone
@@ -72,7 +72,8 @@ RECORD = EpochRecord(1, 1, 1.0, 0.1, 0.5, 0.5, 0.5, 700.0, 60.0, 0.7, 0.6, 0.0, 
 
 
 def plan(target: Target | None) -> FitPlan:
-    return FitPlan(1, 1, 1, 1, 1, 1, Prior(1.0, 1.0), 0.1, 1, 10, target, Recipe(), (), ())
+    return FitPlan(1, 1, 1, 1, 1, 1, Prior(1.0, 1.0), 0.1, 1, 10, target, Recipe(), "for digits",
+                   0.05, (), ())  # fmt: skip
 
 
 def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
@@ -86,6 +87,12 @@ def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert line.startswith("note: hardly anything is dropped")
     (line,) = closing_notes(whole, plan(Target("params", 0.5)))
     assert line.startswith("warning: the mean candidate has 99.0 % of the size, not 50.0 %")
+    first = dataclasses.replace(RECORD, expected_share=0.85, epochs=30)
+    third = dataclasses.replace(first, epoch=3, expected_share=0.867)
+    (line,) = early_notes(first, third, plan(None))
+    assert line.startswith("note: 98.2 % of the size may stay at the end; name a size")
+    assert early_notes(first, dataclasses.replace(third, expected_share=0.84), plan(None)) == []
+    assert early_notes(first, third, plan(Target("params", 0.6))) == []
     fixed = dataclasses.replace(whole, mean_drop=0.0)
     assert closing_notes(fixed, plan(None)) == []
 
