@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pgnas_cli.cli.fit import closing_notes, early_notes, epoch_line
 from pgnas_cli.gates import Prior, gates
@@ -50,9 +50,13 @@ def test_a_fixed_rate_can_be_that_of_equal_size(fitted: Run) -> None:
 def test_the_papers_objective_is_one_flag_away() -> None:
     """On a backbone whose own recipe differs: gates everywhere, one p for each layer's input."""
     name, brief = "timm/mobilenetv3_small_050", ["--epochs", "1", "--batch-size", "512"]
-    paper = object_of("fit", "--backbone", name, *brief, "--preset", "paper", "--run", "paper")
     backbone = build_backbone(name, classes=10, channels=1, size=8)
-    own = gates(gated(backbone, backbone.recipe))
+    state = {k: v.contiguous() for k, v in backbone.network.state_dict().items()}
+    save_file(state, "given.safetensors")
+    given = ["--backbone", name, "--weights", "given.safetensors", "--preset", "paper"]
+    paper = object_of("fit", *given, *brief, "--run", "paper")
+    assert backbone.pretrained_recipe is not None
+    own = gates(gated(backbone, backbone.pretrained_recipe))
     assert len(own.groups) > paper["groups"]
     assert own.count < paper["gates"]
     recipe = read_posterior(Path("paper/posterior.safetensors"))[1].recipe
