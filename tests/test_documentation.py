@@ -1,6 +1,7 @@
 """What README and docs say works: commands and Python blocks are run, links and options exist."""
 
 import ast
+import dataclasses
 import os
 import re
 import shlex
@@ -15,6 +16,8 @@ import pytest
 import typer.main
 
 from pgnas_cli.cli import app
+from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.training import EpochRecord
 
 from .conftest import run
 
@@ -94,6 +97,36 @@ def test_commands_and_options_that_are_named_exist(page: Path) -> None:
         if name.isupper() or page.name == "commands.md":
             continue
         accepted(line)
+
+
+def rows(page: Path, heading: str) -> list[list[str]]:
+    """Cells of the table whose first line starts with `heading`, without its two head lines."""
+    _, found, table = page.read_text(encoding="utf-8").partition(f"\n{heading}")
+    assert found, heading
+    lines = table.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_of_super_networks_has_the_recipes_of_the_code() -> None:
+    told = ""
+    for name, _, _, published, default in rows(ROOT / "docs" / "backbones.md", "| name | what"):
+        if "timm" in name:
+            continue
+        backbone = build_backbone(name.strip("`"), classes=10, size=32)
+        told = told if published == "the same" else published
+        for text, recipe in ((told, backbone.presets.get("published", {})),
+                             (default, dataclasses.asdict(backbone.recipe))):  # fmt: skip
+            plain = text.replace(",", "")
+            for field, pattern in (("l2", r"l2 ([\d.]+)"), ("epochs", r"(\d+) epochs"),
+                                   ("batch_size", r"batch (\d+)")):  # fmt: skip
+                for number in re.findall(pattern, plain):
+                    assert float(number) == recipe[field], (name, text)
+
+
+def test_every_field_of_an_epoch_is_documented() -> None:
+    cells = [row[0] for row in rows(ROOT / "docs" / "files.md", "| field | meaning")]
+    named = re.findall(r"`(\w+)`", " ".join(cells))
+    assert named == [field.name for field in dataclasses.fields(EpochRecord)]
 
 
 def test_the_reference_is_the_one_that_typer_writes(tmp_path: Path) -> None:

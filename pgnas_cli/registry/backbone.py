@@ -54,8 +54,8 @@ class Recipe:
         flags=("--label-smoothing", "--smoothing"), advanced=True,
     )  # fmt: skip
     scale: tuple[float, float] = option(
-        (0.35, 1.0), "Share of a photo that a random crop takes, least and most.", least=0.01,
-        most=1, advanced=True,
+        (0.35, 1.0), "Share of a photo that a random crop takes, least and most, say 0.08,1.",
+        least=0.01, most=1, advanced=True,
     )  # fmt: skip
     cutout: int = option(
         0, "Pixels of the square that is blanked out; small images only.", least=0, most=10**4,
@@ -70,8 +70,8 @@ class Recipe:
         least=0, most=1e3,
     )  # fmt: skip
     drop_delay_epochs: float | None = option(
-        None, "Epochs in which only the weights learn, not p, or auto: by how p learns.", least=0,
-        most=10**6, advanced=True,
+        None, "Epochs in which only the weights learn, not p, or auto: 0; with a target size 1.",
+        least=0, most=10**6, advanced=True,
     )  # fmt: skip
     initial_drop: float = option(
         0.1, "Drop probability p at the start.", least=1e-6, most=0.999, advanced=True
