@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 from bench import CPU, machine_line
 from pgnas_cli import PgnasError, drop_probabilities, fit_network
 from pgnas_cli.data import ImageData, Part, Preprocessing, cut_data, evaluation_images, find_data
+from pgnas_cli.errors import Interrupted
 from pgnas_cli.registry import Backbone, Recipe, shortened
 from pgnas_cli.seeds import derived_seed, generator, seeded_globals
 from pgnas_cli.storage import to_json
@@ -88,6 +89,8 @@ def fitted(net: str, epochs: int, seed: int, width: int, changes: Row, cifar: Pa
     try:
         for r in fit_network(network_with_gates, data, recipe, seed=seed, machine=CPU):
             history.append([round(v, 4) for v in (r.loss, r.expected_share, r.drift, r.hard_error)])
+    except Interrupted:
+        raise
     except PgnasError as error:
         ended = str(error)
     p = drop_probabilities(network_with_gates)

@@ -211,8 +211,12 @@ def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
     modules = dict(network.named_modules())
     layers = {name: cast(Gated, modules[name]) for name in gates(network).spans}
     before = {name: layer.keep for name, layer in layers.items()}
-    for name, (first, last) in gates(network).spans.items():
-        layers[name].keep = None if keep is None else keep[..., first:last]
+    own = sorted(set(gates(network).spans.values()))
+    # One split: the gradient of a slice would be as long as all gates, for each layer.
+    pieces = () if keep is None else keep.split([last - first for first, last in own], -1)
+    parts = dict(zip(own, pieces, strict=False))
+    for name, span in gates(network).spans.items():
+        layers[name].keep = parts.get(span)
     try:
         yield
     finally:
