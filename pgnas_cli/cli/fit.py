@@ -121,8 +121,14 @@ def plan_lines(plan: "FitPlan") -> list[str]:
             "warning: that is an unusual weight decay (usual: 1e-5 to 1e-3); change --l2 or"
             " --kl-images"
         )
-    if abs(plan.divergence) > chance:
-        lines.append("warning: the prior outweighs the data; raise --kl-images, or lower --l2")
+    if plan.divergence > chance:
+        half = prior.l2 * chance / (2 * plan.divergence)
+        lines.append(
+            f"warning: the prior outweighs the data, gates may close before the weights learn; try"
+            f" --l2 {half:.2g}, or name a size with --target-params"
+        )
+    elif plan.divergence < -chance:
+        lines.append("warning: the entropy of p outweighs the data; raise --kl-images")
     return lines
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pgnas_cli.cli.fit import closing_notes, early_notes, epoch_line
+from pgnas_cli.cli.fit import closing_notes, early_notes, epoch_line, plan_lines
 from pgnas_cli.gates import Prior, gates
 from pgnas_cli.registry import Recipe
 from pgnas_cli.registry.build import build_backbone
@@ -78,6 +78,15 @@ RECORD = EpochRecord(1, 1, 1.0, 0.1, 0.5, 0.5, 0.5, 700.0, 60.0, 0.7, 0.6, 0.0, 
 def plan(target: Target | None) -> FitPlan:
     return FitPlan(1, 1, 1, 1, 1, 1, Prior(1.0, 1.0), 0.1, 1, 10, target, Recipe(), "for digits",
                    0.05, (), ())  # fmt: skip
+
+
+def test_a_prior_that_outweighs_the_data_comes_with_a_strength_that_does_not() -> None:
+    """Half of the chance level, ln 10, at the start."""
+    found = {d: plan_lines(dataclasses.replace(plan(None), divergence=d)) for d in (1.0, 5.0, -5.0)}
+    assert not any("outweighs" in line for line in found[1.0])
+    assert "outweighs the data" in found[5.0][-1]
+    assert "--l2 0.23, or" in found[5.0][-1]
+    assert found[-5.0][-1].endswith("the entropy of p outweighs the data; raise --kl-images")
 
 
 def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
