@@ -89,7 +89,9 @@ class FitSettings:
             named.setdefault("sched", "multistep")
         if "weight_decay" in named and "l2" not in named:
             named["l2"] = None  # else the preset's would stand
-        return dataclasses.replace(found, **named), origin
+        found = dataclasses.replace(found, **named)
+        # A backbone may give 50 for 50.0: a fit that is resumed has read 50.0 from its checkpoint.
+        return Recipe(**{k: parsed(Recipe, k, value) for k, value in vars(found).items()}), origin
 
 
 def settings_of(given: dict[str, Any]) -> FitSettings:

@@ -1,5 +1,6 @@
 """Options of a fit: what takes precedence, what contradicts, what a resumed fit keeps."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import Recipe, Start
 from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.run import FitSettings, Run, check_recipe, read_settings, run_to_fit
+from pgnas_cli.storage import from_json, to_json
 
 from ..conftest import run as command
 
@@ -51,6 +53,15 @@ def test_a_schedule_is_stretched_to_epochs_that_are_named_alone(
     assert recipe.cycle_epochs == pytest.approx(cycle)
     assert recipe.drop_opt == ("weights" if epochs == 360 else "adam")
     assert origin.endswith(f"epochs stretched to {epochs}")
+
+
+@pytest.mark.parametrize("preset", [None, "published"])
+@pytest.mark.parametrize("name", ["multibranch-mi", "enas-e", "resnet50", "densenet121"])
+def test_a_recipe_comes_back_from_a_file_letter_for_letter(name: str, preset: str | None) -> None:
+    """Else a resumed fit would not end with the same bytes."""
+    recipe, _ = FitSettings(preset=preset).recipe_of(build_backbone(name, classes=10, size=32))
+    text = json.dumps(to_json(recipe))
+    assert json.dumps(to_json(from_json(Recipe, json.loads(text), Path("file")))) == text
 
 
 def test_recipes_for_pretrained_weights_are_for_pretrained_weights(tmp_path: Path) -> None:
