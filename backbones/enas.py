@@ -17,7 +17,7 @@ from pgnas_backbones.multibranch import Downsample, stem
 from torch import Tensor, nn
 
 from pgnas_cli.graph import OperationGate
-from pgnas_cli.registry import Backbone, Recipe, shortened
+from pgnas_cli.registry import OBJECTIVE, Backbone, Recipe, shortened
 
 # Four numbers a node: input, operation, input, operation.
 NORMAL = (0, 2, 0, 0, 0, 4, 0, 1, 0, 4, 1, 1, 1, 0, 0, 1, 0, 2, 1, 1)
@@ -204,11 +204,9 @@ class Enas(nn.Module):
 
 # Supplement of the paper; 630 epochs are the cycles 10, 20, ..., 320.
 _PUBLISHED: dict[str, Any] = {
-    "opt": "nesterov", "lr": 0.05, "min_lr": 1e-4,
-    "sched": "cosine", "cycle_epochs": 10, "lr_cycle_mul": 2.0, "epochs": 630,
-    "batch_size": 144, "cutout": 16, "kl_images": 5e5, "l2": 0.1, "initial_drop": 0.1,
-    "temperature": 0.2, "gates": "all", "groups": "layer", "drop_opt": "weights", "drop_lr": None,
-    "drop_delay_epochs": None,
+    **OBJECTIVE, "opt": "nesterov", "lr": 0.05, "min_lr": 1e-4,
+    "sched": "cosine", "cycle_epochs": 10.0, "lr_cycle_mul": 2.0, "epochs": 630,
+    "batch_size": 144, "cutout": 16, "kl_images": 5e5, "l2": 0.1, "drop_opt": "weights",
 }  # fmt: skip
 _RECIPE = shortened(Recipe(**_PUBLISHED), 70)  # where nothing else is said
 

@@ -9,14 +9,13 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError, one_line
-from pgnas_cli.registry import Backbone, Recipe
+from pgnas_cli.registry import OBJECTIVE, Backbone, Recipe
 
 # Supplement of the paper, by the name of the network: a tenth of the rate at each milestone;
 # N = 1.2 M images.
 _IMAGENET: dict[str, Any] = {
-    "opt": "nesterov", "lr": 0.1, "sched": "multistep", "scale": (0.08, 1.0), "kl_images": 1.2e6,
-    "initial_drop": 0.1, "temperature": 0.2, "gates": "all", "groups": "layer",
-    "drop_opt": "weights", "drop_lr": None, "drop_delay_epochs": None,
+    **OBJECTIVE, "opt": "nesterov", "lr": 0.1, "sched": "multistep", "scale": (0.08, 1.0),
+    "kl_images": 1.2e6, "drop_opt": "weights",
 }  # fmt: skip
 PUBLISHED: dict[str, dict[str, Any]] = {
     "resnet50": {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgnas_cli.registry import Backbone, Recipe, shortened
+from pgnas_cli.registry import OBJECTIVE, Backbone, Recipe, shortened
 
 
 class Branch(nn.Sequential):
@@ -138,10 +138,8 @@ class Member:
 
 # Supplement of the paper: SGD with Nesterov 0.9, cosine to 0, 1,800 epochs, N = 500,000.
 _PUBLISHED: dict[str, Any] = {
-    "opt": "nesterov", "lr": 0.01, "sched": "cosine", "epochs": 1800,
-    "batch_size": 128, "cutout": 16, "kl_images": 5e5, "initial_drop": 0.1, "temperature": 0.2,
-    "gates": "all", "groups": "layer", "drop_opt": "weights", "drop_lr": None,
-    "drop_delay_epochs": None,
+    **OBJECTIVE, "opt": "nesterov", "lr": 0.01, "sched": "cosine", "epochs": 1800,
+    "batch_size": 128, "cutout": 16, "kl_images": 5e5, "drop_opt": "weights",
 }  # fmt: skip
 _SHORT = 60  # epochs, where nothing else is said
 

@@ -24,11 +24,12 @@ from pgnas_backbones.multibranch import MEMBERS, MultiBranch
 from scipy.stats import spearmanr
 
 from bench import CPU, machine_line
+from bench.tasks import some_of
 from pgnas_cli import PgnasError, drop_probabilities, fit_network
 from pgnas_cli.data import ImageData, Part, Preprocessing, cut_data, evaluation_images, find_data
 from pgnas_cli.errors import Interrupted
 from pgnas_cli.registry import Backbone, Recipe, shortened
-from pgnas_cli.seeds import derived_seed, generator, seeded_globals
+from pgnas_cli.seeds import derived_seed, seeded_globals
 from pgnas_cli.storage import to_json
 from pgnas_cli.training import gated
 
@@ -40,9 +41,7 @@ Row = dict[str, Any]
 
 def images(folder: Path, total: int, held_out: int, seed: int) -> ImageData:
     """So many CIFAR images of 16 pixels in memory, the same for every seed; the seed cuts them."""
-    source = find_data(str(folder))
-    chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:total]
-    source = dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
+    source = some_of(find_data(str(folder)), total)
     seen = Preprocessing(3, PIXELS, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), crop=1.0)
     data = cut_data(source, seed=seed, held_out=held_out / total, preprocessing=seen)
 
@@ -158,7 +157,7 @@ def main() -> None:
         with options.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            net, epochs, seed, width, row["history"][-1], row["ended"], row["seconds"], flush=True
+            net, epochs, seed, width, row["history"][-1:], row["ended"], row["seconds"], flush=True
         )
 
 

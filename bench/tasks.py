@@ -13,7 +13,7 @@ import torch
 from pgnas_backbones.multibranch import MultiBranch
 
 from bench import CPU
-from pgnas_cli.data import ImageData, cut_data, find_data, held_out_decoded
+from pgnas_cli.data import ImageData, Source, cut_data, find_data, held_out_decoded
 from pgnas_cli.registry import Backbone, Start
 from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.seeds import derived_seed, generator, seeded_globals
@@ -45,6 +45,12 @@ def backbone_of(task: str, seed: int, options: argparse.Namespace, width: float 
     return dataclasses.replace(found, network=network)
 
 
+def some_of(source: Source, total: int) -> Source:
+    """The same `total` training images, whatever the seed of a study."""
+    chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:total]
+    return dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
+
+
 def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespace) -> ImageData:
     """Fit, held-out and test images; held-out ones decoded."""
     cifar = str(options.cifar)
@@ -52,8 +58,7 @@ def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespac
     held_out = 0.2
     if source.small == 32:  # the same images for every seed
         total, held_out = (3500, 3 / 7) if task == "t1c" else (12500, 0.2)
-        chosen = torch.randperm(len(source.train), generator=generator(0, "subset"))[:total]
-        source = dataclasses.replace(source, train=source.train.subset(chosen.tolist()))
+        source = some_of(source, total)
     preprocessing = backbone.images
     if preprocessing is not None and source.small is not None:
         preprocessing = dataclasses.replace(preprocessing, crop=1.0)

@@ -8,7 +8,6 @@ import typer
 from ..units import clock
 from . import options
 from .options import run_of, terminal_of, typed_line
-from .words import flagged
 
 if TYPE_CHECKING:
     from ..ranking import Leaderboard
@@ -57,7 +56,7 @@ def rank(
         terminal.note(f"next: {rank_again(where, top, exhaustive)}   to resume")
         return
     budget = boards[0].candidates.budget
-    more = "" if budget is None or len(boards) == 1 else f" {flagged(budget.option)}"
+    more = "" if budget is None or len(boards) == 1 else f" {budget.option}"
     terminal.note(f"next: pgnas export best.safetensors{more} --run {where.folder}")
 
 

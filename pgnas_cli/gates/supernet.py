@@ -87,13 +87,15 @@ def check_keep(network: nn.Module, keep: Tensor, *, axes: tuple[int, ...]) -> No
     `axes` are the possible numbers of its axes.
     """
     count = gates(network).count
-    keep = torch.as_tensor(keep)
-    fits = keep.dim() in axes and keep.shape[-1] == count and keep.numel()
-    if keep.dtype != torch.bool or not fits:
-        possible = " or ".join([f"({count},)", f"(candidates, {count})"][n - 1] for n in axes)
-        raise PgnasError(
-            f"`keep` is {keep.dtype} {tuple(keep.shape)}; possible: a bool tensor {possible}"
-        )
+    if not isinstance(keep, Tensor):
+        found = type(keep).__name__
+    else:
+        found = f"{keep.dtype} {tuple(keep.shape)}"
+        shaped = keep.dim() in axes and keep.shape[-1] == count and keep.numel()
+        if keep.dtype == torch.bool and shaped:
+            return
+    possible = " or ".join([f"({count},)", f"(candidates, {count})"][n - 1] for n in axes)
+    raise PgnasError(f"`keep` is {found}; possible: a bool tensor {possible}")
 
 
 def make_concrete_(
@@ -211,10 +213,11 @@ def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
     modules = dict(network.named_modules())
     layers = {name: cast(Gated, modules[name]) for name in gates(network).spans}
     before = {name: layer.keep for name, layer in layers.items()}
-    own = sorted(set(gates(network).spans.values()))
-    # One split: the gradient of a slice would be as long as all gates, for each layer.
-    pieces = () if keep is None else keep.split([last - first for first, last in own], -1)
-    parts = dict(zip(own, pieces, strict=False))
+    parts: dict[tuple[int, int], Tensor] = {}
+    if keep is not None:  # in one split: the gradient of a slice is as long as all gates
+        own = sorted(set(gates(network).spans.values()))
+        pieces = keep.split([last - first for first, last in own], -1)
+        parts = dict(zip(own, pieces, strict=True))
     for name, span in gates(network).spans.items():
         layers[name].keep = parts.get(span)
     try:

@@ -4,5 +4,5 @@ This face imports no torch, so that names can be listed quickly; what builds net
 from its file: `registry.build`, `registry.inflate`, `registry.weights`.
 """
 
-from .backbone import Backbone, Inflation, Recipe, Start, preset, shortened
+from .backbone import OBJECTIVE, Backbone, Inflation, Recipe, Start, preset, shortened
 from .lookup import admit, backbone_names

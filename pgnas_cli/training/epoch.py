@@ -75,7 +75,7 @@ class EpochWatch:
         with torch.no_grad():
             divergence = drops.divergence()
             params, macs = map(float, drops.size(probability.cpu()))
-        if loop.step == loop.steps and loop.recipe.until_settled and not drift <= SETTLED:
+        if loop.step == loop.steps and loop.recipe.until_settled and drift > SETTLED:
             loop.extend()
         soft, hard = held_out_errors(loop, done.epoch)
         return EpochRecord(
