@@ -136,7 +136,7 @@ def evaluate(
     scores, titles = [], []
     for path, (network, about) in zip(paths, found, strict=True):
         name = _data_of(about, path, data)
-        source = find_data(name, root=data_root, skip_corrupt=skip_corrupt)
+        source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
         scores.append(score(network, test, about.supernet.preprocessing, machine=machine))
         titles.append(source.name.name)

@@ -74,7 +74,7 @@ def test_augmentation_differs_by_epoch_and_by_image(photo_folder: Folder, source
     else:
         folder = photo_folder()
         for path in (folder / "train").rglob("*.jpg"):
-            noise().save(path)
+            noise().save(path, comment=str(path))  # the same picture, no copy of the file
         data = load_data(str(folder), seed=0, size=32)
     first, second = (images.flatten(1) for images, _ in batches(data, len(data.fit), 2))
     assert min(len(images.unique(dim=0)) for images in (first, second)) > 5
