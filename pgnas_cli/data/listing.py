@@ -130,6 +130,6 @@ def left_out(splits: Mapping[str, Listing]) -> list[str]:
     counts = sum((collections.Counter(s.others) for s in splits.values()), collections.Counter())
     if not counts:
         return []
-    rows = [f"{count} {ending}" for ending, count in counts.most_common()]
+    rows = [f"{n} {ending}" for ending, n in sorted(counts.items(), key=lambda x: (-x[1], x[0]))]
     heic = "; pip install pillow-heif reads HEIC" if {".heic", ".heif"} & set(counts) else ""
     return [f"{sum(counts.values())} files left out, no images: {some(rows, 8)}{heic}"]
