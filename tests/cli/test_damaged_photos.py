@@ -83,6 +83,10 @@ def test_a_search_goes_on_with_skip_corrupt_in_the_same_folder(photo_folder: Fol
     assert "1 of 12 images do not decode (by class: red 1)" in refused(*search)
     found = object_of(*search, "--skip-corrupt")["networks"]
     assert [row["images"] for row in found] == [11, 11]
+    _, _, err = said("evaluate", str(made / "best.safetensors"), "--data", str(folder),
+                     "--skip-corrupt", "-j", "0")  # fmt: skip
+    assert "2 of 36 images do not decode" not in err  # the training images are not read
+    assert "note: 1 of 12 images do not decode and are left out (by class: red 1)" in err
     assert [*Path("runs").iterdir()] == [made]
     assert Run(made).posterior.read_bytes() == fitted
 
