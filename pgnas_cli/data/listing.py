@@ -105,7 +105,7 @@ def listing_of(folder: Path, classes: Mapping[str, Sequence[Path]]) -> Listing:
                 if path.suffix.lower() not in endings() or (path.exists() and not path.is_file()):
                     others[path.suffix.lower() or "no ending"] += 1
                     continue
-                below = map(text_of, path.relative_to(place).parts)
+                below = map(text_of, path.parts[len(place.parts) :])
                 rows.append(([name, *below], label, path))
         if len(rows) == before:
             raise PgnasError(
