@@ -16,7 +16,7 @@ from .checks import checked
 from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
 from .faults import Findings, copies, damaged, oddities, small_size, without_copies
 from .listing import Listing, class_folders, left_out, listing_of, test_folder_of, text_of
-from .pictures import SMALL, as_rgb, open_picture
+from .pictures import SMALL, Facts, as_rgb, open_picture
 
 LOOKED_AT = 64  # images of a named data set whose size is taken for that of all
 READ = ("train", "test")
@@ -94,8 +94,9 @@ def _folder(folder: Path, name: DataName, *, skip_corrupt: bool, reads: Sequence
         classes, splits, remarks = _listed(folder)
     except OSError as error:
         raise PgnasError(f"'{error.filename}' cannot be read: {error.strerror}") from None
-    paths = [path for listing in splits.values() for path in listing.paths]
-    found = dict(zip(paths, checked(folder, paths), strict=True))
+    found: dict[Path, Facts | str] = {p: "not read" for s in splits.values() for p in s.paths}
+    paths = splits["test"].paths if reads == ("test",) and "test" in splits else tuple(found)
+    found.update(zip(paths, checked(folder, paths), strict=True))
     if "test" in splits:
         splits["train"], copied = without_copies(splits["train"], splits["test"], classes, found)
         remarks += copied

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pgnas_cli.data import checks
+from pgnas_cli.data import checks, find_data
 from pgnas_cli.data.pictures import Facts, facts_of
 
 Folder = Callable[..., Path]
@@ -50,6 +50,14 @@ def test_a_file_is_decoded_again_only_when_it_has_changed(
     assert sorted(decoded) == [paths[3], paths[5]]
     assert [i for i in range(len(paths)) if again[i] != first[i]] == [3]
     assert again[3].small == 9
+
+
+def test_whoever_reads_the_test_images_alone_decodes_no_others(
+    photo_folder: Folder, decoded: list[Path]
+) -> None:
+    folder = photo_folder()
+    assert len(find_data(str(folder), reads=("test",)).test) == 12
+    assert {path.relative_to(folder).parts[0] for path in decoded} == {"val"}
 
 
 def test_damaged_files_are_looked_at_again(photo_folder: Folder, decoded: list[Path]) -> None:
