@@ -135,7 +135,8 @@ def evaluate(
     check_range("batch_size", batch_size, 1, 4096)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
-    scores, titles, by_class, remarks = [], [], [], []
+    scores, titles, by_class = [], [], []
+    remarks: list[str] = []
     for path, (network, about) in zip(paths, found, strict=True):
         name = _data_of(about, path, data)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
