@@ -19,6 +19,7 @@ from .errors import PgnasError
 from .fields import check_range
 from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
 from .machine import Machine
+from .progress import note
 from .run import Run, now
 from .slimming import arranged, ungated_copy
 from .storage import from_json, to_json, write_text
@@ -106,6 +107,7 @@ class Evaluation:
     many: Latency  # a large batch
     device: str
     top5_errors: int | None = None  # label not among the five likeliest; None: ten classes or fewer
+    by_class: tuple[tuple[str, int, int], ...] = ()  # class, errors, images; older files: empty
 
     @property
     def error(self) -> float:
@@ -133,25 +135,38 @@ def evaluate(
     check_range("batch_size", batch_size, 1, 4096)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
-    scores, titles = [], []
+    scores, titles, by_class = [], [], []
+    remarks: list[str] = []
     for path, (network, about) in zip(paths, found, strict=True):
         name = _data_of(about, path, data)
-        source = find_data(name, root=data_root, skip_corrupt=skip_corrupt)
+        source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
         scores.append(score(network, test, about.supernet.preprocessing, machine=machine))
         titles.append(source.name.name)
+        remarks += source.remarks
+        by_class.append(_by_class(source.classes, test.labels, scores[-1].wrong))
+    for remark in dict.fromkeys(remarks if names is None else ()):  # a search has said them
+        note(f"note: {remark}")
     times = [_timings(found, size, machine.device) for size in (1, batch_size)]
     return [
         Evaluation(
             name=name, at=now(), data=title, errors=score.errors, images=score.images,
-            wrong=score.wrong, top5_errors=score.top5_errors, one=one, many=many,
+            wrong=score.wrong, top5_errors=score.top5_errors, by_class=rows, one=one, many=many,
             device=str(machine.device),
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
-        for name, title, (_, about), score, one, many in zip(
-            names or network_names(paths), titles, found, scores, *times, strict=True
+        for name, title, (_, about), score, rows, one, many in zip(
+            names or network_names(paths), titles, found, scores, by_class, *times, strict=True
         )
     ]  # fmt: skip
+
+
+def _by_class(
+    classes: Sequence[str], labels: Tensor, wrong: Sequence[int]
+) -> tuple[tuple[str, int, int], ...]:
+    images = torch.bincount(labels, minlength=len(classes)).tolist()
+    errors = torch.bincount(labels[list(wrong)], minlength=len(classes)).tolist()
+    return tuple(zip(classes, errors, images, strict=True))
 
 
 def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
@@ -259,6 +274,7 @@ def _sane(row: Evaluation) -> bool:
         and 0 <= row.held_out_errors <= row.held_out_images
         and len(set(row.wrong)) == len(row.wrong) == row.errors
         and all(0 <= image < row.images for image in row.wrong)
+        and all(0 <= errors <= images for _, errors, images in row.by_class)
         and all(1e-9 < time < 1e9 for time in times)
     )
 

@@ -73,6 +73,14 @@ def _brief_timings() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered of checked images is not that of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def fitted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits: a fit of three epochs, 60 candidates, the first 5 ranked, the best exported.
@@ -109,7 +117,10 @@ def searched(searched_once: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Make a folder of photos: three classes told apart by colour, some of them greyscale."""
+    """Make a folder of photos: three classes told apart by colour, some of them greyscale.
+
+    No two of them have the same bytes.
+    """
 
     def make(
         train: int = 8, test: int = 4, size: tuple[int, int] = (96, 80), split: str = "val"
@@ -121,7 +132,8 @@ def photo_folder(tmp_path: Path) -> Callable[..., Path]:
                 place = folder / part / name
                 place.mkdir(parents=True)
                 for index in range(count):
-                    shade = tuple(min(255, c + 7 * index) for c in colour)
+                    lighter = 7 * index + (3 if part == "train" else 0)
+                    shade = tuple(min(255, c + lighter) for c in colour)
                     image = Image.new("RGB", size, shade)
                     mode = "L" if index == 1 else "RGB"
                     image.convert(mode).save(place / f"{index:02d}.jpg", quality=90)

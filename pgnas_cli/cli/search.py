@@ -16,7 +16,16 @@ import typer
 
 from ..errors import PgnasError
 from ..registry import Recipe
-from ..run import RUNS, FitSettings, Run, read_settings, remember, run_name, settings_of
+from ..run import (
+    RUNS,
+    FitSettings,
+    Run,
+    keep_skipping,
+    read_settings,
+    remember,
+    run_name,
+    settings_of,
+)
 from ..storage import differences, to_json
 from . import options
 from .evaluate import evaluation_json, show_evaluations
@@ -139,12 +148,15 @@ class _Steps:
         from .tensorboard import with_tensorboard
 
         if run.posterior.exists():
-            changed = differences(read_settings(run), settings)
+            stored = read_settings(run)
+            same = dataclasses.replace(settings, skip_corrupt=stored.skip_corrupt)
+            changed = differences(stored, same)
             if changed:
                 raise PgnasError(
                     f"'{run.folder}' was fitted with {'; '.join(changed)}; name another folder with"
                     " `run`"
                 )
+            keep_skipping(run, settings)
             self.terminal.note(f"fitted already: {run.posterior}")
             return
         self.terminal.note(f"run: {run.folder}")
@@ -169,7 +181,7 @@ class _Steps:
         from ..evaluation import evaluate, write_evaluations
 
         settings, root = self.settings, Path(self.settings.data_root)
-        source = find_data(settings.data, root=root, skip_corrupt=settings.skip_corrupt)
+        source = find_data(settings.data, root=root, reads=())
         if source.test is None:
             self.terminal.note("there are no val/ or test/ images: no test error")
             return []
@@ -196,6 +208,7 @@ def _nearly(size: str, option: str) -> str:
 
 def _folder(settings: FitSettings, kind: str, size: str, n: int) -> Path:
     """The run directory that follows from the options."""
-    text = json.dumps([to_json(settings), kind, size, n], sort_keys=True)
+    same = dataclasses.replace(settings, skip_corrupt=False)  # goes on in the same folder
+    text = json.dumps([to_json(same), kind, size, n], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
     return RUNS / f"search-{run_name(settings.backbone)}-{digest}"

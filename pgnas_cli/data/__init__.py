@@ -7,5 +7,15 @@ from .batches import (
     steps_per_epoch,
     training_batches,
 )
-from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, digest
+from .dataset import (
+    DataName,
+    ImageData,
+    Part,
+    Preprocessing,
+    Source,
+    check_input,
+    cut_data,
+    digest,
+    remarks_on,
+)
 from .sources import find_data, load_data

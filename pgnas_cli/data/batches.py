@@ -94,7 +94,7 @@ def training_batches(
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
     part = data.fit
-    schedule = _schedule(len(part), batch, seed, first_step, steps)
+    schedule = _schedule(part, batch, seed, first_step, steps)
     if part.pixels is not None:
         pad = max(1, part.pixels.shape[-1] // 8)
         drawn, draws = -1, torch.empty(0)
@@ -121,16 +121,19 @@ def training_batches(
 
 
 def _schedule(
-    images: int, batch: int, seed: int, first_step: int, steps: int
+    part: Part, batch: int, seed: int, first_step: int, steps: int
 ) -> Iterator[tuple[int, Tensor]]:
-    per_epoch = steps_per_epoch(images, batch)
+    """Epoch and image indices of each batch, without images that do not decode."""
+    good = torch.tensor([index not in part.damaged for index in range(len(part))])
+    per_epoch = steps_per_epoch(len(part), batch)
     for epoch in itertools.count(first_step // per_epoch):
-        for place, indices in enumerate(order(images, batch, seed, epoch)):
+        for place, indices in enumerate(order(len(part), batch, seed, epoch)):
             step = epoch * per_epoch + place
             if step >= steps:
                 return
             if step >= first_step:
-                yield epoch, indices
+                read = indices[good[indices]]
+                yield epoch, read if len(read) else good.nonzero()[:1, 0]
 
 
 def evaluation_images(
@@ -223,9 +226,11 @@ def _loaded(
 
 def held_out_decoded(data: ImageData, workers: int) -> ImageData:
     """Held-out images are read every epoch and by every candidate: decode them once."""
-    part, batch = data.held_out, 256
+    part, batch = data.held_out.readable(), 256
+    if not len(part):
+        raise PgnasError("no held-out image decodes; bring the images back")
     if part.pixels is not None:
-        return data
+        return dataclasses.replace(data, held_out=part)
     images = evaluation_images(part, data.preprocessing, batch=batch, workers=workers)
     with closing(images):
         pieces = range(-(-len(part) // batch))

@@ -22,9 +22,11 @@ from ..progress import track
 from ..seeds import derived_seed
 
 HELD_OUT_MOST = 10_000  # images: errors to half a point, decoded in 1.5 GB at 224 pixels
-SMALL = 64  # pixels: images up to this size are kept in memory
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # the means of ImageNet's
+FEW = 100  # held-out images: an error of 10 % is known to 6 points
+UNEQUAL = 10  # times as many images in one class as in another
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,18 @@ class Part:
     keys: tuple[str, ...]  # a name for each image, unique within the data set
     pixels: Tensor | None = None  # uint8 (images, channels, height, width)
     open: Callable[[int], Image.Image] | None = None
+    # Positions of images that do not decode. They are not read but keep their place, so that the
+    # cut, the order of the batches and the digest stay the same when a file goes bad.
+    damaged: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def readable(self) -> "Part":
+        """The images that decode."""
+        if not self.damaged:
+            return self
+        return self.subset([i for i in range(len(self)) if i not in self.damaged])
 
     def subset(self, chosen: Sequence[int]) -> "Part":
         """The images at the positions `chosen`."""
@@ -81,6 +92,7 @@ class Part:
             tuple(self.keys[i] for i in chosen),
             None if self.pixels is None else self.pixels[index],
             None if self.open is None else partial(_open_at, self.open, tuple(chosen)),
+            frozenset(place for place, i in enumerate(chosen) if i in self.damaged),
         )
 
 
@@ -106,7 +118,9 @@ class Source:
     train: Part
     test: Part | None
     small: int | None  # pixels, where the images are small and of one size
-    mirror: bool
+    mirror: bool = True
+    copy_of: tuple[int, ...] = ()  # for each of `train` the first of its bytes; (): all differ
+    remarks: tuple[str, ...] = ()  # what the user should know of the images
 
     @property
     def channels(self) -> int:
@@ -121,32 +135,69 @@ def cut_data(
     held_out: float = 0.2,  # share of the training images kept for ranking, HELD_OUT_MOST at most
     preprocessing: Preprocessing | None = None,  # None: measured where small, else ImageNet's
     size: int | None = None,  # pixels, where `preprocessing` does not say
+    channels: int | None = None,  # the same; 1 reads photos as grey
     fitting: bool = True,  # False leaves the training images undecoded
 ) -> ImageData:
     """Cut the training images into fit and held-out; small ones are decoded into memory."""
     check_range("held_out", held_out, 0, 1, open=True)
     share = min(held_out, HELD_OUT_MOST / len(source.train))
-    fit, rest = cut_part(source.train, seed, share, source.classes)
+    fit, rest = cut_part(source.train, seed, share, source.classes, source.copy_of)
+    for label in sorted(set(fit.labels.tolist()) - set(fit.readable().labels.tolist())):
+        raise PgnasError(f"class '{source.classes[label]}' has no training image that decodes")
     wanted = size if preprocessing is None else preprocessing.size
+    channels = (channels or source.channels) if preprocessing is None else preprocessing.channels
     in_memory = source.small is not None and wanted in (None, source.small)
     if in_memory:
-        rest = _in_memory(rest)
-        fit = _in_memory(fit) if fitting else fit
+        rest = _in_memory(rest, channels)
+        fit = _in_memory(fit, channels) if fitting else fit
     if preprocessing is None:
         if in_memory:
-            preprocessing = _measured(fit)
+            preprocessing = _measured(fit.readable())
         else:
-            preprocessing = Preprocessing(3, wanted or 224, IMAGENET_MEAN, IMAGENET_STD)
+            grey = channels == 1
+            mean, std = (GREY_MEAN, GREY_STD) if grey else (IMAGENET_MEAN, IMAGENET_STD)
+            preprocessing = Preprocessing(channels, wanted or 224, mean, std)
     own = source.train.pixels
-    if own is not None and preprocessing.input_shape != own.shape[1:]:
-        channels, height, width = own.shape[1:]
+    if own is not None and (channels, preprocessing.size) != own.shape[1:3]:
+        found, height, width = own.shape[1:]
         raise PgnasError(
-            f"'{source.name}' has images of {width}x{height} pixels and {channels} channel(s);"
-            f" they are not resized to {preprocessing.size}, leave out `img_size`"
+            f"'{source.name}' has images of {width}x{height} pixels and {found} channel(s); they"
+            f" are not changed to {preprocessing.size} and {channels}; leave out `img_size`, or"
+            " choose another `backbone`"
         )
     return ImageData(
         source.name, source.classes, fit, rest, source.test, preprocessing, source.mirror
     )
+
+
+def check_input(input_shape: tuple[int, int, int], backbone: str) -> None:
+    """Raise PgnasError where images are not read in that shape (channels, height, width)."""
+    channels, height, width = input_shape
+    if height != width or channels not in (1, 3):
+        raise PgnasError(
+            f"backbone '{backbone}' takes {channels} channel(s) of {height}x{width} pixels; images"
+            " are read as squares of 1 or 3 channels"
+        )
+
+
+def remarks_on(data: ImageData) -> list[str]:
+    """What the numbers of images do not allow."""
+    found = []
+    held_out = len(data.held_out.readable())
+    if held_out < FEW:
+        found.append(
+            f"{held_out} held-out images cannot rank candidates: one image is"
+            f" {100 / held_out:.2g} points of error; give more images, or raise `held_out`"
+        )
+    counts = torch.bincount(data.fit.readable().labels, minlength=len(data.classes)).tolist()
+    least, most = (pick(range(len(counts)), key=counts.__getitem__) for pick in (min, max))
+    if counts[most] >= UNEQUAL * counts[least]:
+        found.append(
+            f"classes of very different size: {counts[most]} training images of"
+            f" '{data.classes[most]}', {counts[least]} of '{data.classes[least]}'; an error counts"
+            " images, so look at the error of each class in the report"
+        )
+    return found
 
 
 def digest(part: Part) -> str:
@@ -157,23 +208,35 @@ def digest(part: Part) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def cut_part(train: Part, seed: int, share: float, classes: Sequence[str]) -> tuple[Part, Part]:
-    """Stratified by class; within a class the images with the smallest hashes are held out."""
-    held: list[int] = []
+def cut_part(
+    train: Part,
+    seed: int,
+    share: float,
+    classes: Sequence[str],
+    copy_of: Sequence[int] = (),  # for each image the first of the same bytes; (): all differ
+) -> tuple[Part, Part]:
+    """Stratified by class; within a class the images with the smallest hashes are held out.
+
+    Copies have the hash of the first of them, and are all held out where one of them is.
+    """
+    first = copy_of or range(len(train))
+    held: set[int] = set()
     for label, name in enumerate(classes):
         members = (train.labels == label).nonzero().flatten().tolist()
-        if len(members) < 2:
+        pictures = sorted(
+            {first[i] for i in members},
+            key=lambda i: derived_seed(seed, f"held-out {train.keys[i]}"),
+        )
+        if len(pictures) < 2:
             raise PgnasError(
-                f"class '{name}' has {len(members)} training image(s); at least 2 are needed, one"
-                " to train on and one to rank on"
+                f"class '{name}' has {len(pictures)} different training image(s); at least 2 are"
+                " needed, one to train on and one to rank on"
             )
-        members.sort(key=lambda i: derived_seed(seed, f"held-out {train.keys[i]}"))
-        held += members[: min(max(1, round(share * len(members))), len(members) - 1)]
-    chosen = set(held)
-    return (
-        train.subset([i for i in range(len(train)) if i not in chosen]),
-        train.subset(sorted(held)),
-    )
+        held.update(pictures[: min(max(1, round(share * len(pictures))), len(pictures) - 1)])
+    fit = train.subset([i for i in range(len(train)) if first[i] not in held])
+    for label in sorted(set(range(len(classes))) - set(fit.labels.tolist())):
+        raise PgnasError(f"all images of class '{classes[label]}' are copies of held-out images")
+    return fit, train.subset([i for i in range(len(train)) if first[i] in held])
 
 
 def _open_at(
@@ -182,26 +245,28 @@ def _open_at(
     return inner(chosen[index])
 
 
-def _in_memory(part: Part) -> Part:
+def _in_memory(part: Part, channels: int) -> Part:
     if part.pixels is not None:
         return part
     opener = part.open
     assert opener is not None
-    first = _bytes(opener(0))
-    pixels = torch.empty(len(part), *first.shape, dtype=torch.uint8)
-    for index in track(range(len(part)), "decoding images"):
-        image = _bytes(opener(index))
+    mode = "L" if channels == 1 else "RGB"
+    good = [index for index in range(len(part)) if index not in part.damaged]
+    first = _bytes(opener(good[0]).convert(mode))
+    pixels = torch.zeros(len(part), *first.shape, dtype=torch.uint8)
+    for index in track(good, "decoding images"):
+        image = _bytes(opener(index).convert(mode))
         if image.shape != first.shape:
             raise PgnasError(
                 f"image '{part.keys[index]}' is {image.shape[2]}x{image.shape[1]}, the others"
                 f" {first.shape[2]}x{first.shape[1]}; give `img_size` to resize all"
             )
         pixels[index] = image
-    return Part(part.labels, part.keys, pixels)
+    return Part(part.labels, part.keys, pixels, damaged=part.damaged)
 
 
 def _bytes(image: Image.Image) -> Tensor:
-    """uint8 (3, height, width)"""
+    """uint8 (channels, height, width)"""
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, -1).permute(2, 0, 1)
 

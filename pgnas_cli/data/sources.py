@@ -1,56 +1,58 @@
 """Where data sets come from: the embedded digits, class folders, and the names that timm knows."""
 
-import warnings
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import PgnasError
 from ..progress import track
-from .dataset import SMALL, DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
+from .checks import checked
+from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
+from .faults import Findings, copies, damaged, oddities, small_size, without_copies
+from .listing import Listing, class_folders, left_out, listing_of, test_folder_of, text_of
+from .pictures import SMALL, Facts, as_rgb, open_picture
 
-LOOKED_AT = 64  # images whose size is taken for that of all
-TEST_FOLDERS = ("test", "val", "validation", "valid")
+LOOKED_AT = 64  # images of a named data set whose size is taken for that of all
+READ = ("train", "test")
 
 
 def find_data(
     name: str,  # "digits", a folder, "cifar10", or another name of timm's create_dataset
     *,
     root: Path = Path("data"),  # where named data sets live
-    skip_corrupt: bool = False,
+    skip_corrupt: bool = False,  # leave out images that do not decode
+    reads: Sequence[str] = READ,  # the splits that will be read: their images must decode
 ) -> Source:
     """Look a data set up: its classes, its images, and whether they are small.
 
-    Raises PgnasError where the folder is not as it should be, with what was looked for.
+    Every image file is decoded once, and what was found is remembered (checks.py). Raises
+    PgnasError where the folder is not as it should be, with what was looked for.
     """
-    called, test = DataName(name), None
+    folder = partial(_folder, skip_corrupt=skip_corrupt, reads=reads)
     if name == "digits":
-        classes, train, test = _digits()
+        source = _digits()
     elif Path(name).is_dir():
-        called = DataName(Path(name).resolve().name, folder=True)
-        classes, train, test = _folder(Path(name))
+        source = folder(Path(name), DataName(text_of(Path(name).resolve().name), folder=True))
+    elif name in _PLAIN_NAMES and (root / name / "train").is_dir():
+        source = folder(root / name, DataName(name))
     elif name in _PLAIN_NAMES:
-        classes, train, test = _plainly_named(name, root)
+        source = _plainly_named(name, root, skip_corrupt)
     elif name.split("/")[0] in _TIMM_SOURCES and "/" in name:
-        classes, train, test = _timm_named(name, root)
+        source = _timm_named(name, root, skip_corrupt)
     else:
         raise PgnasError(
             f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
             f", {', '.join(_PLAIN_NAMES)}, or a timm name such as torch/mnist"
         )
-    if len(classes) < 2:
-        raise PgnasError(f"'{name}' has one class ('{classes[0]}'); at least two are needed")
-    if skip_corrupt:
-        train = _readable(train)
-        test = None if test is None else _readable(test)
-    return Source(called, classes, train, test, _small_size(train), mirror=name != "digits")
+    if len(source.classes) < 2:
+        raise PgnasError(f"'{name}' has one class ('{source.classes[0]}'); at least two are needed")
+    return source
 
 
 def load_data(
@@ -65,14 +67,15 @@ def load_data(
     fitting: bool = True,
 ) -> ImageData:
     """`find_data` and `cut_data` in one."""
-    source = find_data(name, root=root, skip_corrupt=skip_corrupt)
+    reads = READ[:1] if fitting else ()
+    source = find_data(name, root=root, skip_corrupt=skip_corrupt, reads=reads)
     return cut_data(
         source, seed=seed, held_out=held_out, preprocessing=preprocessing, size=size,
         fitting=fitting,
     )  # fmt: skip
 
 
-def _digits() -> tuple[tuple[str, ...], Part, Part]:
+def _digits() -> Source:
     """scikit-learn's 1,797 digits of 8x8; a fifth of each class, the same always, is the test."""
     from sklearn.datasets import load_digits
 
@@ -82,89 +85,78 @@ def _digits() -> tuple[tuple[str, ...], Part, Part]:
     classes = tuple(str(name) for name in raw.target_names)
     whole = Part(labels, tuple(f"digit-{i:04d}" for i in range(len(labels))), pixels)
     train, test = cut_part(whole, 0, 0.2, classes)
-    return classes, train, test
+    return Source(DataName("digits"), classes, train, test, raw.images.shape[-1], mirror=False)
 
 
-def _folder(folder: Path) -> tuple[tuple[str, ...], Part, Part | None]:
+def _folder(folder: Path, name: DataName, *, skip_corrupt: bool, reads: Sequence[str]) -> Source:
+    """The images of train/<class>/ and of the first test folder that has the same classes."""
+    try:
+        classes, splits, remarks = _listed(folder)
+    except OSError as error:
+        raise PgnasError(f"'{error.filename}' cannot be read: {error.strerror}") from None
+    found: dict[Path, Facts | str] = {p: "not read" for s in splits.values() for p in s.paths}
+    paths = splits["test"].paths if reads == ("test",) and "test" in splits else tuple(found)
+    found.update(zip(paths, checked(folder, paths), strict=True))
+    if "test" in splits:
+        splits["train"], copied = without_copies(splits["train"], splits["test"], classes, found)
+        remarks += copied
+    read = {split: listing for split, listing in splits.items() if split in reads}
+    remarks += damaged(folder, read, classes, found, skip_corrupt)
+    copy_of = copies(splits["train"], found)
+    small, odd = small_size(splits["train"], found)
+    remarks += oddities(splits, copy_of, found) + odd
+    parts = {split: _part(listing, found, skip_corrupt) for split, listing in splits.items()}
+    test = parts["test"].readable() if "test" in parts else None
+    return Source(name, classes, parts["train"], test, small, True, copy_of, tuple(remarks))
+
+
+def _listed(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing], list[str]]:
+    """Classes, the images of each split, and remarks on what is not read."""
     train_folder = folder / "train"
     if not train_folder.is_dir():
         raise PgnasError(
             f"no folder '{train_folder}'; expected {folder}/train/<class>/*.jpg and"
             f" {folder}/val/<class>/*.jpg"
         )
-    classes = tuple(sorted(p.name for p in train_folder.iterdir() if p.is_dir()))
-    if not classes:
+    places = class_folders(train_folder)
+    if not places:
         raise PgnasError(
             f"'{train_folder}' has no class folders; expected {train_folder}/<class>/*.jpg"
         )
-    train = _files(train_folder, classes)
-    test_folder = next((folder / n for n in TEST_FOLDERS if (folder / n).is_dir()), None)
-    test = None
+    splits = {"train": listing_of(train_folder, places)}
+    test_folder, remarks = test_folder_of(folder, set(places))
     if test_folder is not None:
-        found = {p.name for p in test_folder.iterdir() if p.is_dir()}
-        if found != set(classes):
-            missing, extra = sorted(set(classes) - found), sorted(found - set(classes))
-            raise PgnasError(
-                f"'{test_folder}' has other classes than '{train_folder}': missing"
-                f" {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
-            )
-        test = _files(test_folder, classes)
-    return classes, train, test
+        splits["test"] = listing_of(test_folder, class_folders(test_folder))
+    return tuple(places), splits, remarks + left_out(splits)
 
 
-def _files(folder: Path, classes: Sequence[str]) -> Part:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            raise PgnasError(
-                f"no images in '{folder / name}'; read are {', '.join(IMG_EXTENSIONS)}"
-            )
-        paths += found
-        labels += [label] * len(found)
-    keys = tuple(path.relative_to(folder).as_posix() for path in paths)
-    return Part(torch.tensor(labels), keys, open=partial(_open_file, tuple(paths)))
+def _part(listing: Listing, found: Findings, skip_corrupt: bool) -> Part:
+    bad = {i for i, path in enumerate(listing.paths) if isinstance(found[path], str)}
+    return Part(
+        torch.tensor(listing.labels), listing.keys, open=partial(_open_file, listing.paths),
+        damaged=frozenset(bad if skip_corrupt else ()),
+    )  # fmt: skip
 
 
-def _open_file(paths: tuple[Path, ...], index: int) -> Image.Image:
-    """Read one photo as RGB, whatever its mode; a file that does not decode is named."""
-    path = paths[index]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-            with Image.open(path) as image:
-                return _eight_bits(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PgnasError(
-            f"'{path}' does not decode ({error}); remove it or add `skip_corrupt`"
-        ) from None
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey: Pillow's own conversion clips it to white."""
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image, dtype=np.int64)
-    return Image.fromarray((values // 256 if values.max() > 255 else values).astype(np.uint8))
+def _open_file(paths: Sequence[Path], index: int) -> Image.Image:
+    return open_picture(paths[index])
 
 
 # Names that need no prefix, and torchvision's folder of each. ImageNet's archives are not unpacked.
 _PLAIN_NAMES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "imagenet": ""}
 
 
-def _plainly_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part | None]:
-    """Class folders in `root`, or what torchvision has or downloads there."""
+def _plainly_named(name: str, root: Path, skip_corrupt: bool) -> Source:
+    """What torchvision has or downloads in `root`."""
     own, folder = root / name, _PLAIN_NAMES[name]
-    if (own / "train").is_dir():
-        return _folder(own)
     if not folder:
         raise PgnasError(
             f"no data set '{name}': looked for {own}/train/<class>/ and {own}/val/<class>/; give"
             f" its folder as `data`, or the folder that '{name}' lies in as `data_root`"
         )
     try:
-        return _timm_named(f"torch/{name}", root)
+        found = _timm_named(f"torch/{name}", root, skip_corrupt)
+        return dataclasses.replace(found, name=DataName(name))
     except PgnasError as error:
         raise PgnasError(
             f"no data set '{name}': looked for {own}/train/<class>/ and {root / folder}; {error}"
@@ -174,7 +166,7 @@ def _plainly_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part |
 _TIMM_SOURCES = ("torch", "hfds", "tfds", "wds", "hfids")
 
 
-def _timm_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part]:
+def _timm_named(name: str, root: Path, skip_corrupt: bool) -> Source:
     """A data set that timm knows by name; its own splits are train and validation or test."""
     parts = []
     for split, training in (("train", True), ("validation", False)):
@@ -191,11 +183,13 @@ def _timm_named(name: str, root: Path) -> tuple[tuple[str, ...], Part, Part]:
             ) from None
         keys = tuple(f"{split}-{i:07d}" for i in range(len(labels)))
         parts.append(Part(torch.tensor(labels), keys, open=partial(_open_item, source)))
+    if skip_corrupt:
+        parts = [_readable(part) for part in parts]
     train, test = parts
     found = sorted({*train.labels.tolist()})
     names = getattr(create_dataset(name, str(root), split="train"), "classes", None)
     classes = tuple(str(names[i]) if names else str(i) for i in range(found[-1] + 1))
-    return classes, train, test
+    return Source(DataName(name), classes, train, test, _small_size(train))
 
 
 def _labels(source: Any) -> list[int]:
@@ -212,13 +206,11 @@ def _labels(source: Any) -> list[int]:
 def _open_item(source: Any, index: int) -> Image.Image:
     image = source[index][0]
     assert isinstance(image, Image.Image)
-    return image.convert("RGB")
+    return as_rgb(image)
 
 
 def _small_size(part: Part) -> int | None:
     """Height = width of the images where they are small and alike; None for photos."""
-    if part.pixels is not None:
-        return int(part.pixels.shape[-1])
     assert part.open is not None
     step = max(1, len(part) // LOOKED_AT)
     sizes = {part.open(i).size for i in range(0, len(part), step)}
@@ -230,8 +222,7 @@ def _small_size(part: Part) -> int | None:
 
 
 def _readable(part: Part) -> Part:
-    if part.open is None:
-        return part
+    assert part.open is not None
     good = []
     for index in track(range(len(part)), "checking images"):
         try:

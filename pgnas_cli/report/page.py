@@ -63,6 +63,7 @@ def _contents(run: RunSummary) -> dict[str, Any]:
         "headline": text.headline(run),
         "subject": text.subject(run),
         "evaluated": text.evaluated(run),
+        "by_class": text.by_class(run),
         "untested": text.untested(run),
         "next": None if ranked else "rank" if run.drawn else "sample",
         "notes": text.notes(run),

@@ -112,6 +112,25 @@ def evaluated(run: RunSummary) -> Table | None:
     )  # fmt: skip
 
 
+def by_class(run: RunSummary) -> Table | None:
+    """Return the errors of each class, the worst of the first network's first."""
+    found = sorted(run.evaluated_alike(), key=lambda row: list(ROLES).index(run.role(row)))
+    found = [row for row in found if row.by_class]
+    if not found:
+        return None
+    counts = [{name: errors for name, errors, _ in row.by_class} for row in found]
+    images = {name: n for name, _, n in found[0].by_class if n}
+    worst = sorted(images, key=lambda name: (-counts[0].get(name, 0) / images[name], name))
+    rows: list[list[Cell]] = [
+        [name, str(images[name]), *(percent(one.get(name, 0) / images[name]) for one in counts)]
+        for name in worst
+    ]
+    return Table(
+        "Test error of each class, the worst first", ("class", "images", *(r.name for r in found)),
+        rows,
+    )  # fmt: skip
+
+
 def untested(run: RunSummary) -> Table | None:
     """Return what is known of the winner while it has no test error."""
     winner = run.winner

@@ -5,4 +5,13 @@ This face imports no torch; the fitted super-network is imported from `run.poste
 
 from .directory import RUNS, Run, newest_run, run_at
 from .history import Command, commands_of, now, remember
-from .settings import FitSettings, check_recipe, read_settings, run_name, run_to_fit, settings_of
+from .settings import (
+    FitSettings,
+    check_recipe,
+    keep_skipping,
+    read_settings,
+    run_name,
+    run_to_fit,
+    settings_of,
+    write_settings,
+)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset, shortened
-from ..storage import from_json
+from ..storage import from_json, to_json, write_text
 from .directory import RUNS, Run, newest_run
 
 # Second-order, or only with packages for CUDA.
@@ -183,7 +183,7 @@ def run_to_fit(
     if not (resume and run.settings.exists()):
         return run, asked
     stored = read_settings(run)
-    for key in given:
+    for key in (key for key in given if key != "skip_corrupt"):
         if key in asked.recipe:  # one that was not named has the backbone's value: compared later
             value = asked.recipe[key]
             then = stored.recipe.get(key, value)
@@ -196,7 +196,10 @@ def run_to_fit(
                 f"'{run.folder}' was started with `{key}` {then}, not {value}; leave the option out"
                 " to resume, or start another run"
             )
-    return run, dataclasses.replace(stored, recipe={**asked.recipe, **stored.recipe})
+    return run, dataclasses.replace(
+        stored, recipe={**asked.recipe, **stored.recipe},
+        skip_corrupt=asked.skip_corrupt or stored.skip_corrupt,
+    )  # fmt: skip
 
 
 def _unused(folder: Path) -> Path:
@@ -205,6 +208,17 @@ def _unused(folder: Path) -> Path:
     while found.exists():
         found, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     return found
+
+
+def write_settings(run: Run, settings: FitSettings) -> None:
+    """Keep the options that a run is started with."""
+    write_text(run.settings, json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n")
+
+
+def keep_skipping(run: Run, settings: FitSettings) -> None:
+    """Later stages skip as well: with `skip_corrupt` a run goes on as the same one."""
+    if settings.skip_corrupt and run.settings.exists():
+        write_settings(run, dataclasses.replace(read_settings(run), skip_corrupt=True))
 
 
 def read_settings(run: Run) -> FitSettings:

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import ImageData, cut_data, find_data, held_out_decoded
+from ..data import ImageData, check_input, cut_data, find_data, held_out_decoded, remarks_on
 from ..data import digest as data_digest
 from ..errors import PgnasError
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
-from ..run import FitSettings, Run, check_recipe, run_to_fit
+from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, write_settings
 from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
 from ..sampling import fixed_rate
 from ..sizes import Target, parameter_count, target_of
@@ -94,7 +94,7 @@ def fit_events(
     """
     unfinished = _claim(run, resume, force)
     began = time.perf_counter()
-    prepared = _prepared(settings, None if unfinished is None else unfinished[1].recipe, machine)
+    prepared = _prepared(settings, None if unfinished is None else unfinished[1], machine)
     network, posterior, data = prepared.network, prepared.posterior, prepared.data
     loop = supernet_loop(
         network, data, posterior.recipe, posterior.objective.prior, seed=settings.seed,
@@ -109,6 +109,7 @@ def fit_events(
         saved: list[str] = []
     else:
         state = _same_fit(run, network, posterior, *unfinished)
+        keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
         saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
@@ -254,8 +255,8 @@ class _Prepared:
     recipe_of: str  # where the recipe comes from
 
 
-def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) -> _Prepared:
-    """Data and gated network; `recipe` is that of an unfinished fit, which a later one keeps."""
+def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine) -> _Prepared:
+    """Data and gated network; `started` is of an unfinished fit, whose recipe a later one keeps."""
     source = find_data(
         settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt
     )
@@ -267,13 +268,23 @@ def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) ->
             settings.seed, settings.keep_original,
         ),
     )  # fmt: skip
+    check_input(backbone.input_shape, backbone.name)
+    channels, size, _ = backbone.input_shape
     data = cut_data(
         source, seed=settings.seed, held_out=settings.held_out,
-        preprocessing=backbone.images, size=backbone.input_shape[1],
+        preprocessing=backbone.images, size=size, channels=channels,
+    )  # fmt: skip
+    split = DataSplit(
+        settings.seed, settings.held_out, len(data.fit), len(data.held_out),
+        data_digest(data.held_out), data_digest(data.fit),
     )  # fmt: skip
     data = held_out_decoded(data, machine.workers)
-    if recipe is not None:
-        backbone = dataclasses.replace(backbone, recipe=recipe)
+    if started is not None:
+        backbone = dataclasses.replace(backbone, recipe=started.recipe)
+        if source.train.damaged:  # no measure of what is left
+            mean, std = started.supernet.preprocessing.mean, started.supernet.preprocessing.std
+            same = dataclasses.replace(data.preprocessing, mean=mean, std=std)
+            data = dataclasses.replace(data, preprocessing=same)
     recipe, origin = settings.recipe_of(backbone)
     if not backbone.new_heads:
         recipe = dataclasses.replace(recipe, probe=False)
@@ -286,15 +297,13 @@ def _prepared(settings: FitSettings, recipe: Recipe | None, machine: Machine) ->
             backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
             data.preprocessing, data.name,
         ),
-        DataSplit(
-            settings.seed, settings.held_out, len(data.fit), len(data.held_out),
-            data_digest(data.held_out), data_digest(data.fit),
-        ),
+        split,
         Objective(prior, settings.fixed_drop, target),
         recipe,
         settings.seed,
     )  # fmt: skip
-    return _Prepared(network, data, posterior, backbone.new_heads, backbone.remarks, origin)
+    remarks = (*backbone.remarks, *source.remarks, *remarks_on(data))
+    return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
 
 
 def gated(backbone: Backbone, recipe: Recipe) -> nn.Module:
@@ -321,10 +330,11 @@ def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) 
         divergence = float(prior.divergence(loop.network))
     return FitPlan(
         params=parameter_count(loop.network), gated_layers=len(bank.spans), gates=bank.count,
-        groups=len(bank.groups), fit_images=len(data.fit), held_out_images=len(data.held_out),
-        prior=prior, divergence=divergence, steps=loop.steps, classes=len(data.classes),
-        target=posterior.objective.target, recipe=loop.recipe, recipe_of=recipe_of,
-        drop_lr=loop.drops.rate, remarks=tuple(remarks), not_prunable=tuple(bank.graph.opaque()),
+        groups=len(bank.groups), fit_images=len(data.fit.readable()),
+        held_out_images=len(data.held_out), prior=prior, divergence=divergence, steps=loop.steps,
+        classes=len(data.classes), target=posterior.objective.target, recipe=loop.recipe,
+        recipe_of=recipe_of, drop_lr=loop.drops.rate, remarks=tuple(remarks),
+        not_prunable=tuple(bank.graph.opaque()),
     )  # fmt: skip
 
 
@@ -395,8 +405,7 @@ def _same_fit(
 
 def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
-    text = json.dumps(to_json(settings), indent=1, sort_keys=True) + "\n"
     for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(), run.evaluation,
                  run.report, run.commands):  # fmt: skip
         path.unlink(missing_ok=True)
-    write_text(run.settings, text)
+    write_settings(run, settings)

@@ -5,7 +5,7 @@ gates, plus the divergence from the prior. Randomness is a function of seed and 
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from ..data import ImageData, placed, steps_per_epoch, training_batches
-from ..errors import Interrupted
+from ..errors import Interrupted, PgnasError
 from ..gates import gates
 from ..progress import task
 from ..registry import Recipe
@@ -190,11 +190,19 @@ def train(
         loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.most_steps,
         workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale,
     )  # fmt: skip
+
+    def readable() -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            yield from batches
+        except PgnasError:  # a file went bad since it was checked
+            save(loop.state())
+            raise
+
     loop.network.train()
     with StopRequest() as request, closing(batches), task(what, loop.steps) as shown:
         last = time.monotonic()
         began, seen = time.perf_counter(), 0
-        for images, labels in batches:
+        for images, labels in readable():
             loop.advance(images, labels)
             seen += len(images)
             shown.update(loop.step)

@@ -44,7 +44,7 @@ def probe_(
     layer = network.get_submodule(head)
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
         return _left(head, "it is no linear layer with a bias")
-    part = _some(data.fit, len(data.classes), seed)
+    part = _some(data.fit.readable(), len(data.classes), seed)
     device = machine.device
     read = partial(_features, network, layer, data, machine=machine)
     features = read(part)

@@ -1,5 +1,6 @@
 """Batches of images: what evaluation sees, and augmentation that no worker can change."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pgnas_cli.data import (
     ImageData,
+    digest,
     evaluation_images,
     load_data,
     steps_per_epoch,
@@ -66,6 +68,34 @@ def test_neither_workers_nor_a_later_start_change_batches(
 
 
 @pytest.mark.parametrize("source", ["digits", "photos"])
+def test_an_image_that_does_not_decode_is_left_out_of_its_batch_and_changes_no_other(
+    photo_folder: Folder, source: str
+) -> None:
+    if source == "digits":
+        data, batch = load_data("digits", seed=0), 100
+    else:
+        data, batch = load_data(str(photo_folder()), seed=0, size=32), 4
+    bad = frozenset({3, 5, 11})
+    rest = dataclasses.replace(data, fit=dataclasses.replace(data.fit, damaged=bad))
+    assert len(rest.fit.readable()) == len(data.fit) - 3
+    assert digest(rest.fit) == digest(data.fit)
+    whole, found = (batches(one, batch, len(data.fit) // batch) for one in (data, rest))
+    for chosen, (images, labels), (fewer, left) in zip(
+        order(len(data.fit), batch, 1, 0), whole, found, strict=True
+    ):
+        good = torch.tensor([int(i) not in bad for i in chosen])
+        assert torch.equal(images[good], fewer)
+        assert torch.equal(labels[good], left)
+    (images, labels), *_ = batches(rest, 1, 1, first_step=0, seed=seed_that_begins_with(bad, data))
+    assert len(images) == len(labels) == 1
+
+
+def seed_that_begins_with(bad: frozenset[int], data: ImageData) -> int:
+    """A seed whose first image does not decode: the batch of it takes another one."""
+    return next(s for s in range(10**4) if int(order(len(data.fit), 1, s, 0)[0]) in bad)
+
+
+@pytest.mark.parametrize("source", ["digits", "photos"])
 def test_augmentation_differs_by_epoch_and_by_image(photo_folder: Folder, source: str) -> None:
     """The same picture under two names, and the same name in two epochs, is cropped otherwise."""
     if source == "digits":
@@ -74,7 +104,7 @@ def test_augmentation_differs_by_epoch_and_by_image(photo_folder: Folder, source
     else:
         folder = photo_folder()
         for path in (folder / "train").rglob("*.jpg"):
-            noise().save(path)
+            noise().save(path, comment=str(path))  # the same picture, no copy of the file
         data = load_data(str(folder), seed=0, size=32)
     first, second = (images.flatten(1) for images, _ in batches(data, len(data.fit), 2))
     assert min(len(images.unique(dim=0)) for images in (first, second)) > 5

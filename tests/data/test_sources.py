@@ -166,4 +166,4 @@ def test_a_corrupt_photo_is_named_and_can_be_skipped(photo_folder: Folder, worke
     with pytest.raises(PgnasError, match=r"05\.jpg' does not decode .*`skip_corrupt`"):
         list(evaluation_images(part, data.preprocessing, workers=workers))
     rest = load_data(str(folder), seed=0, size=32, skip_corrupt=True)
-    assert len(rest.fit) + len(rest.held_out) == 23
+    assert len(rest.fit.readable()) + len(rest.held_out.readable()) == 23

@@ -31,6 +31,7 @@ from pgnas_cli.report.page import page_of, write_report
 from pgnas_cli.report.plots import expected_errors
 from pgnas_cli.report.summary import front, run_summary
 from pgnas_cli.report.svg import STYLE, VARIABLES, figure_of, picture_of, styled
+from pgnas_cli.report.text import by_class
 from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
@@ -278,6 +279,24 @@ def test_the_answer_is_what_evaluate_found(searched: Run) -> None:
     assert set(rows) == {"best", "twin", "whole"}
     assert rows["best"].errors == found["errors"]
     assert rows["whole"].params == 151_930
+
+
+def test_the_error_of_each_class_is_that_of_counting_its_images(searched: Run) -> None:
+    test = load_data("digits", seed=0).test
+    names = [f"{name}.safetensors" for name in ("best", "twin", "whole")]
+    wrong = [set(row.wrong) for row in evaluations_of(searched)]
+    found = by_class(run_summary(searched))
+    assert len(found.rows) == 10
+    assert sorted(found.headings[2:]) == sorted(name.removesuffix(".safetensors") for name in names)
+    order = [[row.name for row in evaluations_of(searched)].index(n) for n in found.headings[2:]]
+    shares = []
+    for name, images, *errors in found.rows:
+        members = {i for i, label in enumerate(test.labels.tolist()) if label == int(name)}
+        assert int(images) == len(members)
+        counts = [len(wrong[place] & members) for place in order]
+        assert errors == [f"{100 * count / len(members):.1f} %" for count in counts]
+        shares.append(counts[0] / len(members))
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_dropped_channels_and_operations_are_those_that_the_winner_lacks(searched: Run) -> None:
