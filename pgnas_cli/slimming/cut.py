@@ -217,7 +217,7 @@ def _constants(network: nn.Module, keep: Tensor, wiring: Wiring) -> list[Tensor]
     run = _Values(network, wiring.graph, wiring.constant)
     device = next(network.parameters()).device
     with torch.no_grad(), evaluating(network), masked(network, keep):
-        run.run(torch.ones(1, *wiring.graph.input_shape, device=device))
+        run.run(torch.ones(2, *wiring.graph.input_shape, device=device))  # as traced
     return run.levels
 
 
