@@ -53,10 +53,12 @@ def random_keep(network: nn.Module, drop: float, seed: int = 0) -> Tensor:
 
 
 def supernet(name: str, **options: object) -> nn.Module:
-    """`tiny`, or a network of timm with gates, for images of 64 pixels; randomised."""
+    """`tiny`, or a network of timm or "torchvision/NAME", with gates, for images of 64 pixels;
+    randomised."""
     if name == "multibranch-tiny":
         return tiny(**options)
-    network = create_supernet(f"timm/{name}", 10, input_shape=(3, 64, 64), **options)
+    called = name if "/" in name else f"timm/{name}"
+    network = create_supernet(called, 10, input_shape=(3, 64, 64), **options)
     return randomised(network)
 
 

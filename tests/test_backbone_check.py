@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tomllib
 
+import pgnas_cli
 from pgnas_cli.backbone_check import checks
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import admit, backbone_names, lookup
@@ -21,6 +22,8 @@ from .conftest import refused, run, said
 
 PIXELS = {"multibranch-m": 8, "multibranch-mi": 8, "multibranch-tiny": 8, "enas-e": 16,
           "enas-ei": 16}  # fmt: skip
+
+EXAMPLES = {"timm": "timm/resnet18", "torchvision": "torchvision/squeezenet1_1"}
 
 PLUGIN = """
     from torch import nn
@@ -53,7 +56,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
     return write
 
 
-@pytest.mark.parametrize("name", [n if n != "timm" else "timm/resnet18" for n in backbone_names()])
+@pytest.mark.parametrize("name", [EXAMPLES.get(n, n) for n in backbone_names()])
 def test_every_backbone_does_what_a_backbone_must(name: str) -> None:
     found = list(checks(name, size=PIXELS.get(name, 32)))
     assert [row.what for row in found if not row.passed] == [], found[-1].found
@@ -154,6 +157,11 @@ def test_a_function_of_ones_own_is_built_from_the_command_line_and_from_nowhere_
     monkeypatch.setattr(lookup, "_ADMITTED", set())
     assert run("evaluate", "out.safetensors") == 1
     assert run("evaluate", "out.safetensors", *own) == 0
+    monkeypatch.setattr(lookup, "_ADMITTED", set())
+    with pytest.raises(PgnasError, match=r"in Python pgnas_cli\.admit\('ownnet:build'\)$"):
+        pgnas_cli.load("out.safetensors")
+    assert pgnas_cli.admit("ownnet:build") == "ownnet:build"
+    assert pgnas_cli.load("out.safetensors").info.supernet.backbone == "ownnet:build"
     for name, message in (
         ("ownnet:", "names no function"),
         ("ownnet:nothing", "(from the command line, ownnet:nothing) does not load"),

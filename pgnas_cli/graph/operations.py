@@ -16,6 +16,7 @@ from timm.layers import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, fx, nn
 from torch.nn.modules import activation, batchnorm, dropout, pooling
+from torchvision.ops import stochastic_depth
 
 from .convolutions import is_plain_linear, plain_twin
 from .nodes import Kind, Node
@@ -72,7 +73,8 @@ _PLAIN_MODULES = (*_ACTIVATIONS, *_POOLS, dropout._DropoutNd, nn.Identity, nn.Up
 _CHANNELWISE: set[Any] = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardtanh, F.hardswish,
     F.hardsigmoid, F.softplus, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-    F.adaptive_max_pool2d, F.interpolate, torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
+    F.adaptive_max_pool2d, F.interpolate, stochastic_depth, torch.relu, torch.sigmoid, torch.tanh,
+    torch.clamp,
     operator.neg, "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "contiguous", "clone", "neg",
     "clamp", "clamp_", "hardtanh_", "detach", "float",
 }  # fmt: skip

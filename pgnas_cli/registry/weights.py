@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import PgnasError
+from ..tensors import restore_
 
 LISTED = 20  # names in a message
 
@@ -69,7 +70,7 @@ def fit_weights_(
             f"'{path}' does not fit {type(network).__name__}: missing {_some(missing)}; surplus"
             f" {_some(surplus)}; of another shape {_some(reshaped)}"
         )
-    network.load_state_dict({k: v.to(own[k].dtype) for k, v in found.items()})
+    restore_(network, {k: v.to(own[k].dtype) for k, v in found.items()})
     return replaced
 
 

@@ -21,6 +21,7 @@ from ..errors import PgnasError
 from ..fields import check_choice
 from ..gates import Gated, check_keep, gates, masked
 from ..graph import Graph, Node, evaluating, plain_twin
+from ..tensors import restore_
 from .layers import Cut, Narrow, reshape_
 from .wiring import Wiring, wire
 
@@ -44,7 +45,7 @@ def slim(
     cuts = plan(network, wiring)
     tensors = _tensors(network, keep, wiring, cuts)
     smaller = reshape_(ungated_copy(network), cuts)
-    smaller.load_state_dict(tensors)
+    restore_(smaller, tensors)
     return arranged(smaller.eval(), layout)
 
 
