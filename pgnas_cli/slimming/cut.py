@@ -21,6 +21,7 @@ from ..errors import PgnasError
 from ..fields import check_choice
 from ..gates import Gated, check_keep, gates, masked
 from ..graph import Graph, Node, evaluating, plain_twin
+from ..machine import full_float32
 from ..tensors import restore_
 from .layers import Cut, Narrow, reshape_
 from .wiring import Wiring, wire
@@ -260,6 +261,7 @@ def _widen_(layer: Any) -> None:
 # --- exactness ----------------------------------------------------------------------------------
 
 
+@full_float32()
 @torch.no_grad()
 def largest_difference(
     network: nn.Module, keep: Tensor, smaller: nn.Module, batches: list[Tensor]
