@@ -142,6 +142,13 @@ ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]] = {
     "own forward, strided": (_in_a_row, {"b": OwnForward(16, 16, 2, stride=2)}),
     "standardised, strided": (_in_a_row, {"b": ScaledStdConv2d(16, 16, 2, stride=2)}),
     "pool that pads": (_pooled_in_between, {"pool": AvgPool2dSame(3, 2)}),
+    "pools across channels": (
+        lambda m, x: m.pool(m.c(m.b(m.a(x))).permute(0, 2, 3, 1)).mean((1, 2)),
+        {"pool": nn.AvgPool2d(3, 1, padding=1)},
+    ),
+    "pools across channels by a function": (
+        lambda m, x: F.max_pool2d(m.c(m.b(m.a(x))).transpose(1, 3), 3, 1, 1).mean((1, 2)), {},
+    ),
     "pool with a divisor": (
         _pooled_in_between, {"pool": nn.AvgPool2d(2, ceil_mode=True, divisor_override=4)},
     ),
