@@ -122,6 +122,9 @@ ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]] = {
         _keeps_the_chunks_in_a_list, {"a": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(24, 16, 1)},
     ),
     "asserts its shapes": (_asserts_its_shapes, {}),
+    "counts its channels": (
+        lambda m, x: m.c(m.b(m.a(x) * int(m.a(x).shape[1]))).mean((2, 3)), {},
+    ),
     "takes flags": (_flagged, {"flag": Flagged()}),
     "flattens by view": (
         lambda m, x: m.c(m.b(m.a(x))).view(x.size(0), -1), {"head": nn.Linear(16 * 81, 5)},
