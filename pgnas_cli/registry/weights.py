@@ -36,10 +36,10 @@ def _plain_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise PgnasError(f"no file '{path}' with weights") from None
     except (SafetensorError, OSError) as error:
-        if _is_pickle(path):
+        if _can_run_code(path):
             raise PgnasError(
-                f"'{path}' is a pickle, which pgnas does not open; convert it to a safetensors"
-                f" file: {_conversion(path)}"
+                f"'{path}' is a .pth file of PyTorch's, which can run code and is not opened;"
+                f" convert it to a safetensors file: {_conversion(path)}"
             ) from None
         raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
     if any(key.startswith("network.") for key in found) and "fingerprint" in found:
@@ -50,8 +50,8 @@ def _plain_weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _is_pickle(path: Path) -> bool:
-    """Whether torch.save wrote it: a zip archive, or a bare pickle of former versions."""
+def _can_run_code(path: Path) -> bool:
+    """Whether it is PyTorch's own kind of file: a zip archive, or that of former versions."""
     try:
         with path.open("rb") as file:
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
@@ -60,11 +60,11 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _conversion(path: Path) -> str:
-    """The command that makes a safetensors file of one by torch.save; unpickles tensors alone."""
+    """The command that makes a safetensors file of one of PyTorch's; it reads tensors alone."""
     there, made = (json.dumps(str(p)) for p in (path, path.with_suffix(".safetensors")))
     lines = (
-        "import torch; from safetensors.torch import save_file",
-        f's = torch.load({there}, "cpu", weights_only=True)',
+        "from torch import load; from safetensors.torch import save_file",
+        f's = load({there}, "cpu", weights_only=True)',
         's = next((s[k] for k in ("state_dict", "model_state_dict", "model") if k in s), s)',
         f"save_file({{k: v.clone() for k, v in s.items()}}, {made})",
     )

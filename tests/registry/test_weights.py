@@ -82,7 +82,7 @@ def test_a_body_is_taken_without_its_head_or_with_another_one(
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("nested", ["", "state_dict", "model"])
-def test_the_command_in_the_message_converts_a_pickle(
+def test_the_command_in_the_message_converts_a_pth_file(
     tmp_path: Path, legacy: bool, nested: str
 ) -> None:
     network = timm.create_model("test_resnet", num_classes=3)
@@ -90,7 +90,9 @@ def test_the_command_in_the_message_converts_a_pickle(
     path = tmp_path / "my weights.pth"
     whole = {"epoch": 3, nested: state} if nested else state
     torch.save(whole, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(PgnasError, match="is a pickle, which pgnas does not open") as refused:
+    with pytest.raises(
+        PgnasError, match=r"is a \.pth file of PyTorch's, which can run code"
+    ) as refused:
         load_backbone("timm/test_resnet", classes=3, start=Start(weights=path))
     _, command = shlex.split(str(refused.value).partition("safetensors file: python ")[2])
     exec(command, {})
