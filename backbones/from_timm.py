@@ -29,9 +29,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 # The same, for smaller images and memories: the rate falls with the batch (Goyal et al., 2017).
 _SMALL: dict[str, Any] = {"batch_size": 64, "scale": (0.35, 1.0), "drop_opt": "adam"}
 
-_FROM_SCRATCH = Recipe(epochs=30, batch_size=64, lr=0.025, weight_decay=1e-4)
+FROM_SCRATCH = Recipe(epochs=30, batch_size=64, lr=0.025, weight_decay=1e-4)
 # Chosen on held-out photos (docs/log.md).
-_PRETRAINED = Recipe(
+PRETRAINED = Recipe(
     epochs=10, batch_size=40, opt="adamw", lr=1e-3, weight_decay=1e-4, initial_drop=0.02,
     gates="hidden", groups="channel", drop_delay_epochs=0.5, size_ramp=0.15, freeze=0.22,
     probe=True,
@@ -81,7 +81,7 @@ def build(
     heads = (named,) if isinstance(named, str) else tuple(named)
     pixels = size or int(config.input_size[-1])
     published = PUBLISHED.get(architecture, {})
-    recipe = _FROM_SCRATCH
+    recipe = FROM_SCRATCH
     if published:
         rate = published["lr"] * _SMALL["batch_size"] / published["batch_size"]
         recipe = Recipe(**{**published, **_SMALL, "lr": rate})
@@ -90,7 +90,7 @@ def build(
         (channels, pixels, pixels),
         recipe,
         "of the paper" if published else "for random weights",
-        _PRETRAINED,
+        PRETRAINED,
         images=Preprocessing(
             channels, pixels, tuple(mean), tuple(std), config.interpolation, config.crop_pct
         ),

@@ -6,6 +6,7 @@ against those of the built network. Then, at drop rate 0.3, parameters and the t
 in both layouts, whole = 1. One row per family as it is done; status 1 if any is not exact.
 
     python -m bench.families [NAME ...]
+    python -m bench.families --torchvision --no-times
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from bench import CPU, machine_line
@@ -40,15 +42,20 @@ rexnet_100 xception41 legacy_xception selecsls42b ese_vovnet19b_slim_dw ese_vovn
 tinynet_e starnet_s1 edgenext_xx_small fasternet_t0 mobileone_s0 repvit_m0_9 hgnet_tiny hgnetv2_b0
 convmixer_768_32 focalnet_tiny_srf mambaout_femto
 """.split()  # noqa: SIM905 - a list of this length is read better so
-LARGE = {"inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "legacy_xception"}
+TORCHVISION = [
+    f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)
+]
+FIXED = ("torchvision/maxvit", "torchvision/vit")  # take 224 pixels and nothing else
+LARGE = {"inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "legacy_xception",
+         "torchvision/inception_v3", "torchvision/alexnet"}  # fmt: skip
+LAYOUTS: tuple[Layout, ...] = ("small", "fast")
 TOLERANCE = 1e-4  # of the largest logit
 
 
 def difference_of(network: nn.Module, sizes: tuple[int, ...]) -> float:
     """Of masked and slim logits, as a share of the largest; infinite where a count is wrong."""
     worst = 0.0
-    layouts: tuple[Layout, ...] = ("small", "fast")
-    for drop, layout in itertools.product((0.3, 0.9), layouts):
+    for drop, layout in itertools.product((0.3, 0.9), LAYOUTS):
         keep = random_keep(network, drop, seed=1)
         if drop < 0.5:  # the layer in the middle has no input left
             spans = list(gates(network).spans.values())
@@ -63,12 +70,15 @@ def difference_of(network: nn.Module, sizes: tuple[int, ...]) -> float:
     return worst
 
 
-def row(name: str) -> tuple[str, bool, bool]:
+def row(name: str, *, times: bool) -> tuple[str, bool, bool]:
     """One line of the table; whether it is exact; whether it shrinks by more than a tenth."""
     began = time.perf_counter()
     sizes = (96, 128) if name in LARGE else (64, 96)
+    if name.startswith(FIXED):
+        sizes = (224,)
+    called = name if "/" in name else f"timm/{name}"
     try:
-        network = create_supernet(f"timm/{name}", 10, input_shape=(3, sizes[0], sizes[0]))
+        network = create_supernet(called, 10, input_shape=(3, sizes[0], sizes[0]))
     except PgnasError as error:
         return f"| {name} | left out: {error} |", False, False
     randomised(network)
@@ -77,31 +87,38 @@ def row(name: str) -> tuple[str, bool, bool]:
     found = count(network, keep[None])
     share = int(found.params) / parameter_count(network)
     macs = int(found.macs) / whole_macs(network)
-    networks = [ungated_copy(network), slim(network, keep, "small"), slim(network, keep, "fast")]
-    whole, small, fast = latencies(
-        networks, [(3, sizes[1], sizes[1])] * 3, batch=8, device=CPU.device
-    )  # fmt: skip
+    timed = ""
+    if times:
+        networks = [ungated_copy(network), *(slim(network, keep, one) for one in LAYOUTS)]
+        whole, small, fast = latencies(
+            networks, [(3, sizes[-1], sizes[-1])] * 3, batch=8, device=CPU.device
+        )  # fmt: skip
+        timed = f" {small / whole:.2f} | {fast / whole:.2f} |"
     graph = gates(network).graph
     text = (
-        f"| {name} | {difference:.0e} | {share:.2f} | {macs:.2f} | {small / whole:.2f} |"
-        f" {fast / whole:.2f} | {len(graph.opaque())} of {len(graph.nodes)} |"
-        f" {time.perf_counter() - began:.0f} |"
+        f"| {name} | {difference:.0e} | {share:.2f} | {macs:.2f} |{timed}"
+        f" {len(graph.opaque())} of {len(graph.nodes)} | {time.perf_counter() - began:.0f} |"
     )
     return text, difference <= TOLERANCE, share < 0.9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=FAMILIES)
-    print(f"{machine_line()}, timm {timm.__version__}")
-    print("| family | difference | params | MACs | time small | time fast | kept whole | s |")
-    print("|---|---|---|---|---|---|---|---|")
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--torchvision", action="store_true", help="its networks, not timm's")
+    parser.add_argument("--no-times", action="store_true")
+    options = parser.parse_args()
+    times = not options.no_times
+    print(f"{machine_line()}, timm {timm.__version__}, torchvision {torchvision.__version__}")
+    headings = ["time small", "time fast"] if times else []
+    cells = ["network", "difference", "params", "MACs", *headings, "not prunable", "s"]
+    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}")
     rows = []
-    for name in parser.parse_args().names:
-        rows.append(row(name))
+    for name in options.names or (TORCHVISION if options.torchvision else FAMILIES):
+        rows.append(row(name, times=times))
         print(rows[-1][0], flush=True)
     exact, smaller = (sum(r[i] for r in rows) for i in (1, 2))
-    print(f"{len(rows)} families: {exact} exact, {smaller} smaller by more than 10 %")
+    print(f"{len(rows)} networks: {exact} exact, {smaller} smaller by more than 10 %")
     sys.exit(exact < len(rows))
 
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .registry import Inflation as Inflation
     from .registry import Recipe as Recipe
     from .registry import Start as Start
+    from .registry import admit as admit
     from .registry.build import create_supernet as create_supernet
     from .registry.build import inflate as inflate
     from .sampling import sample as sample
@@ -73,6 +74,7 @@ _HOMES = {
     "Recipe": "registry",
     "Start": "registry",
     "Target": "sizes",
+    "admit": "registry",
     "count": "sizes",
     "create_supernet": "registry.build",
     "draw": "gates",

@@ -31,6 +31,7 @@ from .training import fit_network, gated, prior_of
 CLASSES = 3
 BATCH = 12
 EPOCHS, PER_EPOCH = 4, 5  # 20 steps
+STEPS = 40  # in one of which each weight must get a gradient
 DRAWN = 3  # candidates that are cut
 
 
@@ -125,25 +126,28 @@ def _covered(network: nn.Module) -> str:
 
 
 def _learns(backbone: Backbone, network: nn.Module) -> str:
-    recipe = backbone.recipe
+    own = {k: p for k, p in network.named_parameters() if not k.startswith("gates.")}
     images = torch.randn(4, *backbone.input_shape, generator=generator(0, "check"))
     network.train()
     draws = generator(0, "check gates")
-    with (
-        relaxed(network, batch=4, generator=draws, temperature=recipe.temperature),
-        seeded_globals(derived_seed(0, "check forward")),
-    ):
-        outputs = network(images)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum((o.square().sum() for o in outputs), start=torch.zeros(())).backward()
-    for key, parameter in network.named_parameters():
-        if parameter.requires_grad and not key.startswith("gates."):
-            _demand(parameter.grad is not None, f"{key} has no gradient")
-    prior_of(recipe, BATCH * PER_EPOCH).divergence(network).backward()
+    without: list[str] = []
+    for step in range(STEPS):  # stochastic depth skips a layer in some
+        with (
+            relaxed(network, batch=4, generator=draws, temperature=backbone.recipe.temperature),
+            seeded_globals(derived_seed(0, "check forward", step)),
+        ):
+            outputs = network(images)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum((o.square().sum() for o in outputs), start=torch.zeros(())).backward()
+        without = [key for key, p in own.items() if p.requires_grad and p.grad is None]
+        if not without:
+            break
+    _demand(not without, f"{', '.join(without[:1])} has no gradient in {STEPS} steps")
+    prior_of(backbone.recipe, BATCH * PER_EPOCH).divergence(network).backward()
     found = gates(network).drop_logit.grad
     _demand(found is not None and bool((found != 0).all()), "a drop probability has no gradient")
     network.zero_grad()
-    return f"{sum(1 for _ in network.parameters())} tensors"
+    return f"{len(own) + 1} tensors"
 
 
 def _colours(backbone: Backbone) -> ImageData:

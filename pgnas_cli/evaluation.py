@@ -264,11 +264,12 @@ def evaluations_of(run: Run) -> list[Evaluation]:
 
 def _sane(row: Evaluation) -> bool:
     """Whether a row holds counts and times that can be."""
-    counts = (row.images, row.held_out_images, row.params, row.macs, row.many.batch)
+    counts = (row.images, row.held_out_images, row.many.batch)
     times = (row.one.slim, row.one.whole, row.many.slim, row.many.whole)
     return (
         all(0 < count < 2**53 for count in counts)
-        and row.params <= row.whole_params < 2**53
+        and 0 <= row.params <= row.whole_params < 2**53
+        and 0 <= row.macs < 2**53  # none where all that is left is a constant
         and 0 < row.whole_macs < 2**53
         and 0 <= (row.top5_errors or 0) <= row.errors <= row.images
         and 0 <= row.held_out_errors <= row.held_out_images

@@ -28,7 +28,7 @@ from .formats import (
     write_network,
 )
 from .gates import gates
-from .machine import Machine
+from .machine import Machine, full_float32
 from .progress import note
 from .ranking import Race, finished, held_out_evaluator, rank, rank_again, read_ranking
 from .run import Run, run_at
@@ -56,7 +56,8 @@ class _Choice:
     chosen: str  # "best", "id", "whole" or "twin"
 
 
-def export(
+@full_float32()
+def export(  # noqa: PLR0913 - public; each is an option of its own
     path: str | Path,
     run: Run | str | Path | None = None,  # None: the newest in runs/
     *,
@@ -65,6 +66,7 @@ def export(
     max_macs: str | None = None,
     round_to: int | None = None,  # channel counts become multiples; None: 8 for ONNX, else 1
     opset: int = 18,  # of an ONNX file
+    dynamic_size: bool = False,  # an ONNX file for images of any height and width
     force: bool = False,
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> NetworkInfo:
@@ -80,6 +82,8 @@ def export(
     onnx = path.suffix == ".onnx"
     round_to = (8 if onnx else 1) if round_to is None else round_to
     _check(run, path, round_to, opset, force)
+    if dynamic_size and not onnx:
+        raise PgnasError("`dynamic_size` is for ONNX files; a safetensors file takes any size")
     network, posterior = posterior_of(run)
     if candidate == "whole":
         if max_params or max_macs:
@@ -102,7 +106,10 @@ def export(
         for layout in LAYOUTS:
             smaller = checked_slim(path, network, choice.keep, batches, layout, round_to=round_to)
             told = dataclasses.replace(about, layout=layout)
-            made.append((onnx_content(path, smaller, images, told, opset=opset), told))
+            content = onnx_content(
+                path, smaller, images, told, opset=opset, dynamic_size=dynamic_size
+            )
+            made.append((content, told))
         content, about = _faster(made)
         write_bytes(path, content)
         return about

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +58,18 @@ def tune_for_cpu() -> None:
     # Older versions take no more than 32 MB. Either setting ends glibc's own adjustment of both.
     if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Context: a GPU computes in whole float32, not in TF32 (10 bits), which is PyTorch's default
+    for convolutions. For comparisons; the settings are as before after it."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h

@@ -6,6 +6,7 @@ evaluated. No time, path or host enters a tensor file.
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import __version__
 from .errors import PgnasError
@@ -90,3 +91,14 @@ def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, Any], path: Path
                 f"'{path}' does not fit: {name} is {found.dtype} {tuple(found.shape)}, wanted"
                 f" {dtype} {tuple(shape)}"
             )
+
+
+def restore_(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a state dict whose tensors fit `network` as it is built now.
+
+    Versions that a state dict carries beside its tensors are lost in a file; without them a module
+    may refuse it, or take it for an old one (torchvision's MNASNet). They are those of now.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(network.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    network.load_state_dict(state)

@@ -18,9 +18,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Random batch-norm, biases and per-channel parameters, in place; evaluation mode.
+    """Random batch-norm, biases, per-channel parameters, zero weights, in place; evaluation mode.
 
-    Fresh scales of one and biases of zero hide mistakes.
+    Fresh scales of one, biases and heads of zero hide mistakes.
     """
     g = seeded(seed)
     done = set()
@@ -32,6 +32,8 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
             module.running_var.uniform_(0.5, 2.0, generator=g)
     for name, parameter in network.named_parameters():
         vector = sum(n > 1 for n in parameter.shape) <= 1
+        if not vector and not parameter.any():
+            parameter.data.normal_(std=0.1, generator=g)
         if not vector or id(parameter) in done or name.startswith("gates."):
             continue
         if name.endswith("bias"):
@@ -53,10 +55,12 @@ def random_keep(network: nn.Module, drop: float, seed: int = 0) -> Tensor:
 
 
 def supernet(name: str, **options: object) -> nn.Module:
-    """`tiny`, or a network of timm with gates, for images of 64 pixels; randomised."""
+    """`tiny`, or a network of timm or "torchvision/NAME", with gates, for images of 64 pixels;
+    randomised."""
     if name == "multibranch-tiny":
         return tiny(**options)
-    network = create_supernet(f"timm/{name}", 10, input_shape=(3, 64, 64), **options)
+    called = name if "/" in name else f"timm/{name}"
+    network = create_supernet(called, 10, input_shape=(3, 64, 64), **options)
     return randomised(network)
 
 

@@ -12,13 +12,18 @@ from pathlib import Path
 import pytest
 import tomllib
 
+import pgnas_cli
 from pgnas_cli.backbone_check import checks
+from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import admit, backbone_names, lookup
+from pgnas_cli.registry.build import build_backbone
 
 from .conftest import refused, run, said
 
 PIXELS = {"multibranch-m": 8, "multibranch-mi": 8, "multibranch-tiny": 8, "enas-e": 16,
           "enas-ei": 16}  # fmt: skip
+
+EXAMPLES = {"timm": "timm/resnet18", "torchvision": "torchvision/squeezenet1_1"}
 
 PLUGIN = """
     from torch import nn
@@ -51,7 +56,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
     return write
 
 
-@pytest.mark.parametrize("name", [n if n != "timm" else "timm/resnet18" for n in backbone_names()])
+@pytest.mark.parametrize("name", [EXAMPLES.get(n, n) for n in backbone_names()])
 def test_every_backbone_does_what_a_backbone_must(name: str) -> None:
     found = list(checks(name, size=PIXELS.get(name, 32)))
     assert [row.what for row in found if not row.passed] == [], found[-1].found
@@ -61,8 +66,9 @@ def test_every_backbone_does_what_a_backbone_must(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("network, (channels", "None, (channels"), "AttributeError"),
-        (("(channels, size or 8, size or 8)", "(channels, 8)"), "RuntimeError: Given groups=1"),
+        (("network, (channels", "None, (channels"), "gives a NoneType as its network"),
+        (("(channels, size or 8, size or 8)", "(channels, 8)"), "takes images of 3x8; possible: "),
+        (("size or 8, size or 8", "8, 16"), "takes images of 3x8x16; possible: (channels, size"),
         (("size or 8))", "size or 8), presets={'mine': {'epoch': 3}})"), "has unknown fields"),
         (("size or 8))", "size or 8), presets={'mine': {'epochs': '3'}})"), "epochs"),
         (("size or 8))", "size or 8), Recipe(opt='nothing'))"), "`opt` 'nothing' is not known"),
@@ -75,6 +81,51 @@ def test_what_a_stranger_gets_wrong_is_a_failed_check(
     assert all(row.passed for row in passed)
     assert not last.passed
     assert message in last.found
+
+
+STOCHASTIC = """
+    import torch
+    from torch import nn
+    from pgnas_cli.registry import Backbone, Recipe
+
+    class Net(nn.Module):
+        def __init__(self, channels, classes):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.pool, self.head = nn.AdaptiveAvgPool2d(2), nn.Linear(32, classes)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            if not self.training or torch.rand(1).item() > 0.5:
+                x = x + self.b(x)
+            return self.head(self.pool(x.relu()).view(x.size(0), -1))
+
+    def build(*, classes, channels=3, size=None):
+        network = nn.DataParallel(Net(channels, classes))
+        return Backbone(network, (channels, size or 8, size or 8))
+"""
+
+
+def test_stochastic_depth_a_wrapper_and_a_view_are_ordinary(plugin: Callable[..., str]) -> None:
+    """The view fails on channels_last, in which other networks are trained."""
+    name = plugin(PLUGIN, STOCHASTIC)
+    assert [row.found for row in checks(admit(name)) if not row.passed] == []
+
+
+@pytest.mark.parametrize(("channels", "text"), [(1, "1 channel"), (4, "4 channels")])
+def test_a_network_for_other_channels_than_the_images_have_is_refused_at_once(
+    plugin: Callable[..., str], channels: int, text: str
+) -> None:
+    change = "(channels, size or 8", f"({channels}, size or 8"
+    name = admit(plugin(*change))
+    assert build_backbone(name, classes=3).input_shape == (channels, 8, 8)
+    with pytest.raises(PgnasError, match=f"takes images of {text}, here are 3 channels; let it"):
+        build_backbone(name, classes=3, channels=3)
+
+
+def test_a_weight_that_never_gets_a_gradient_is_named(plugin: Callable[..., str]) -> None:
+    *_, last = checks(admit(plugin(PLUGIN, STOCHASTIC.replace("> 0.5", "> 1"))))
+    assert last.found == "b.weight has no gradient in 40 steps"
 
 
 def test_a_network_that_breaks_the_contract_is_told_where(
@@ -106,6 +157,11 @@ def test_a_function_of_ones_own_is_built_from_the_command_line_and_from_nowhere_
     monkeypatch.setattr(lookup, "_ADMITTED", set())
     assert run("evaluate", "out.safetensors") == 1
     assert run("evaluate", "out.safetensors", *own) == 0
+    monkeypatch.setattr(lookup, "_ADMITTED", set())
+    with pytest.raises(PgnasError, match=r"in Python pgnas_cli\.admit\('ownnet:build'\)$"):
+        pgnas_cli.load("out.safetensors")
+    assert pgnas_cli.admit("ownnet:build") == "ownnet:build"
+    assert pgnas_cli.load("out.safetensors").info.supernet.backbone == "ownnet:build"
     for name, message in (
         ("ownnet:", "names no function"),
         ("ownnet:nothing", "(from the command line, ownnet:nothing) does not load"),

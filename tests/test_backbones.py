@@ -9,6 +9,7 @@ from pgnas_backbones.enas import DROP_PATH, DropPath, Enas
 from pgnas_backbones.multibranch import Block, shaken
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from pgnas_cli.data import load_data
 from pgnas_cli.gates import drop_probabilities, gates, kl, make_concrete_
@@ -196,3 +197,29 @@ def test_starting_weights_of_other_classes_replace_both_heads(tmp_path: Path) ->
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "ten.safetensors")
     start = Start(weights=tmp_path / "ten.safetensors")
     assert len(build_backbone("enas-e", classes=3, start=start).remarks) == 2
+
+
+# --- torchvision -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "googlenet"])
+def test_a_network_of_torchvision_has_its_weights_a_new_head_and_its_own_images(
+    name: str, tmp_path: Path
+) -> None:
+    """`squeezenet1_1` ends in a convolution, `googlenet` has auxiliary heads in training."""
+    options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    theirs = models.get_model(name, weights=None, **options).eval()
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    start = Start(weights=tmp_path / "w.safetensors")
+    ours = build_backbone(f"torchvision/{name}", classes=1000, size=64, start=start)
+    x = torch.randn(2, 3, 64, 64, generator=seeded())
+    with torch.no_grad():
+        assert torch.equal(ours.network.eval()(x), theirs(x))
+    few = build_backbone(f"torchvision/{name}", classes=5, size=64, start=start)
+    assert few.new_heads == few.heads
+    assert few.network(x).shape == (2, 5)
+    grey = build_backbone(f"torchvision/{name}", classes=5, channels=1, size=64)
+    assert grey.network(x[:, :1]).shape == (2, 5)
+    assert grey.images is not None
+    assert (grey.images.input_shape, grey.images.crop) == ((1, 64, 64), 224 / 256)
+    assert grey.images.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3])

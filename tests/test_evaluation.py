@@ -121,6 +121,13 @@ def test_a_run_keeps_one_row_of_each_name(row: Evaluation, tmp_path: Path) -> No
     assert evaluations_of(Run(tmp_path)) == [again, other]
 
 
+def test_a_network_that_multiplies_nothing_is_no_damage(row: Evaluation, tmp_path: Path) -> None:
+    """A winner of a small budget may be a constant."""
+    constant = dataclasses.replace(row, params=0, macs=0)
+    write_evaluations(Run(tmp_path), [constant])
+    assert evaluations_of(Run(tmp_path)) == [constant]
+
+
 def assert_damaged(run: Run) -> None:
     with pytest.raises(PgnasError, match="is damaged; remove it, and evaluate again"):
         evaluations_of(run)
@@ -128,7 +135,8 @@ def assert_damaged(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("images", 0), ("errors", -5), ("errors", 10**6), ("params", 10**400), ("wrong", [1, 1]),
+    [("images", 0), ("errors", -5), ("errors", 10**6), ("params", 10**400), ("params", -1),
+     ("macs", -1), ("macs", 10**400), ("wrong", [1, 1]),
      ("wrong", [10**9]), ("name", "\ud800"), ("one.slim", float("nan")), ("many.whole", 0.0),
      ("held_out_errors", 10**400), ("many.batch", 0), ("device", 3)],
 )  # fmt: skip

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.machine import Machine, find_machine
+from pgnas_cli.gates import gates
+from pgnas_cli.machine import Machine, find_machine, full_float32
+from pgnas_cli.slimming import largest_difference
+
+from .networks import tiny
 
 
 def test_without_a_gpu_the_machine_is_the_cpu_and_a_worker_for_each_core_up_to_eight(
@@ -27,6 +31,28 @@ def test_a_device_that_is_not_here_is_named(name: str) -> None:
         find_machine(name)
     with pytest.raises(PgnasError, match="`workers` -1 is out of range; possible: 0 or more"):
         find_machine("cpu", -1)
+
+
+def test_comparisons_are_made_in_full_float32_and_the_settings_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    seen = []
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return whole(images)
+
+    whole = tiny()
+    everything = torch.ones(gates(whole).count, dtype=torch.bool)
+    assert largest_difference(whole, everything, network, [torch.ones(1, 1, 8, 8)]) == 0
+    assert seen == [(False, False)]
+    with pytest.raises(ValueError), full_float32():
+        raise ValueError
+    after = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    assert after == (True, True)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands blocks back")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from pgnas_cli import tensors as storage
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.tensors import checked, read_tensors, versioned, write_tensors
+from pgnas_cli.tensors import checked, read_tensors, restore_, versioned, write_tensors
 
 KIND = "pgnas.test/1"
 
@@ -96,3 +97,14 @@ def test_tensors_of_other_names_shapes_or_types_do_not_fit(
         checked({"x": torch.ones(2)}, {"x": like}, Path("a"))
         with pytest.raises(PgnasError, match=f"'a' does not fit: {message}"):
             checked(tensors, {"x": like}, Path("a"))
+
+
+def test_a_network_that_reads_the_version_of_its_state_is_restored() -> None:
+    """MNASNet refuses a state dict without one."""
+    network, twin = (torchvision.models.mnasnet0_5(num_classes=5).eval() for _ in range(2))
+    state = dict(network.state_dict())
+    with pytest.raises(ValueError, match="version should be set"):
+        twin.load_state_dict(state)
+    restore_(twin, state)
+    images = torch.ones(2, 3, 32, 32)
+    assert torch.equal(network(images), twin(images))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import PgnasError
-from ..registry import admit, backbone_names
+from ..registry import LIBRARIES, admit, backbone_names
 from . import options
 from .options import terminal_of
 
@@ -37,7 +37,7 @@ def backbones(
             terminal.json({"backbones": names})
             return
         for found, package in names.items():
-            shown = "timm/NAME" if found == "timm" else found
+            shown = f"{found}/NAME" if found in LIBRARIES else found
             terminal.result(f"{shown}  (from {package})")
         return
     admit(name)

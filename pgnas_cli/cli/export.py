@@ -28,6 +28,9 @@ def export(
         typer.Option(help="Make channel counts multiples; default: 8 for ONNX, else 1."),
     ] = None,
     opset: Annotated[int, typer.Option(help="Operator set of an ONNX file.")] = 18,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="ONNX file for images of any height and width.")
+    ] = False,
     run: options.RunFolder = None,
     backbone: options.Function = None,
     device: options.Device = "auto",
@@ -48,7 +51,8 @@ def export(
 
     about = exported(
         path, where, candidate=candidate, max_params=max_params, max_macs=max_macs,
-        round_to=round_to, opset=opset, force=force, machine=find_machine(device, workers),
+        round_to=round_to, opset=opset, dynamic_size=dynamic_size, force=force,
+        machine=find_machine(device, workers),
     )  # fmt: skip
     remember(where, typed_line())
     if as_json:

@@ -28,7 +28,8 @@ from .dataset import ImageData, Part, Preprocessing
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
     """`network` on `device`, its kernels in the memory layout of the images; changed in place."""
-    return network.to(device).to(memory_format=torch.channels_last)
+    layout = getattr(network, "memory_format", torch.channels_last)
+    return network.to(device).to(memory_format=layout)
 
 
 def augmented(

@@ -32,7 +32,7 @@ from ..slimming import (
     wire,
 )
 from ..storage import file_digest, from_json, to_json
-from ..tensors import checked, read_tensors, versioned, write_tensors
+from ..tensors import checked, read_tensors, restore_, versioned, write_tensors
 
 NETWORK = "pgnas.network/1"
 TOLERANCE = 1e-4  # of the largest logit: masked and slim network must agree to this
@@ -111,7 +111,7 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
     network = reshape_(ungated_copy(about.supernet.network()), _sane(about.cuts, state, path))
     checked(state, network.state_dict(), path)
     _check_positions(network, state, path)
-    network.load_state_dict(state)
+    restore_(network, state)
     network.eval()
     try:
         with torch.no_grad():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..fields import check_range
-from ..graph import Graph, OperationGate, trace
+from ..graph import Graph, OperationGate, contiguous_, trace
 from .layers import Gated, gated_class, hard_keep, logistic_noise, relaxed_keep
 from .placement import followers, gateable, reads_hidden_channels, segments
 
@@ -127,6 +127,8 @@ def make_concrete_(
             f"{type(network).__name__} already has an attribute 'gates'; a network is gated once"
         )
     graph = trace(network, input_shape)
+    if graph.contiguous:
+        contiguous_(network)
     modules = dict(network.named_modules())
 
     def wanted(name: str) -> bool:

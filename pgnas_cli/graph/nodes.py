@@ -64,6 +64,7 @@ class Graph:
     nodes: tuple[Node, ...]
     program: fx.Graph
     input_shape: tuple[int, int, int]  # channels, height, width of the example
+    contiguous: bool = False  # the forward fails on images in channels_last
 
     def consumers(self) -> list[list[int]]:
         """For each node, the positions of the nodes that read it."""

@@ -16,6 +16,7 @@ from timm.layers import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, fx, nn
 from torch.nn.modules import activation, batchnorm, dropout, pooling
+from torchvision.ops import stochastic_depth
 
 from .convolutions import is_plain_linear, plain_twin
 from .nodes import Kind, Node
@@ -69,12 +70,18 @@ _POOLS = (
 _PLAIN_MODULES = (*_ACTIVATIONS, *_POOLS, dropout._DropoutNd, nn.Identity, nn.Upsample,
                   nn.ZeroPad2d)  # fmt: skip
 
+# Act along all axes behind the channels, which are the first behind the batch.
+_SPATIAL_MODULES = (*_POOLS, nn.Upsample, nn.ZeroPad2d)
+_SPATIAL: set[Any] = {
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
+}  # fmt: skip
+
 _CHANNELWISE: set[Any] = {
+    *_SPATIAL,
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardtanh, F.hardswish,
-    F.hardsigmoid, F.softplus, F.dropout, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d,
-    F.adaptive_max_pool2d, F.interpolate, torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
-    operator.neg, "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "contiguous", "clone", "neg",
-    "clamp", "clamp_", "hardtanh_", "detach", "float",
+    F.hardsigmoid, F.softplus, F.dropout, stochastic_depth, torch.relu, torch.sigmoid, torch.tanh,
+    torch.clamp, operator.neg, "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "contiguous",
+    "clone", "neg", "clamp", "clamp_", "hardtanh_", "detach", "float",
 }  # fmt: skip
 
 _ELEMENTWISE: set[Any] = {
@@ -221,7 +228,10 @@ class Reader:
             return _Fact("shape" if self._harmless(step) else "opaque", -1)
         if sources:
             axis = self.axes[sources[0]]
-            if module is not None:
+            spatial = isinstance(module, _SPATIAL_MODULES) or step.target in _SPATIAL
+            if spatial and axis != 1 - len(self._shape(sources[0])):
+                found = None
+            elif module is not None:
                 found = self._module(module, sources, axis)
             else:
                 found = self._function(step, sources, axis, shape)

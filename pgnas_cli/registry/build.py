@@ -28,7 +28,7 @@ def build_backbone(
     name: str,  # registered, "timm/NAME", or a file that `inflate` wrote
     *,
     classes: int,
-    channels: int = 3,
+    channels: int | None = None,
     size: int | None = None,
     options: dict[str, Any] | None = None,
     start: Start = Start(),  # noqa: B008 - frozen
@@ -186,7 +186,7 @@ def create_supernet(  # noqa: PLR0913 - public; each is an option of its own
     square = input_shape is None or (len(input_shape) == 3 and input_shape[1] == input_shape[2])
     if not square or (input_shape is not None and input_shape[0] < 1):
         raise PgnasError(f"input_shape {input_shape} is not (channels, size, size)")
-    channels, size = (3, None) if input_shape is None else input_shape[:2]
+    channels, size = (None, None) if input_shape is None else input_shape[:2]
     backbone = build_backbone(
         name, classes=num_classes, channels=channels, size=size, options=options,
         start=Start(pretrained, None if weights is None else Path(weights), seed),

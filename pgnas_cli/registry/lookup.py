@@ -18,6 +18,7 @@ from ..errors import PgnasError
 from .backbone import Backbone, Builder, Start
 
 GROUP = "pgnas.backbones"
+LIBRARIES = ("timm", "torchvision")  # entry points for many networks: "timm/NAME"
 
 
 def backbone_names() -> dict[str, str]:
@@ -32,7 +33,8 @@ def admit(name: str) -> str:
     """Let "module:function", named on the command line, be built; other names pass through.
 
     Files that name one are built only where it has been admitted: nothing that a file says is
-    imported. The module is looked for in the working directory as well.
+    imported. In Python, call it once, before `load` and the other functions that read such a file.
+    The module is looked for in the working directory as well. Returns `name`.
     """
     if ":" not in name:
         return name
@@ -50,7 +52,7 @@ def load_backbone(
     name: str,
     *,
     classes: int,
-    channels: int = 3,
+    channels: int | None = None,  # of the images; None: three, or what the backbone insists on
     size: int | None = None,  # pixels; None: the backbone's own
     options: dict[str, Any] | None = None,
     start: Start = Start(),  # noqa: B008 - frozen
@@ -59,7 +61,8 @@ def load_backbone(
 
     The initial weights are those that `start` names. Inflation, where the backbone asks for it, is
     still to be done (inflate.py). Raises PgnasError for an unknown name (with the nearest known
-    one), for a backbone whose package does not import, and for weights that do not fit.
+    one), for a backbone whose package does not import, for one that takes other images than
+    square ones of `channels`, and for weights that do not fit.
     """
     if size is not None and size < 1:
         raise PgnasError(f"`img_size` {size} is out of range; possible: 1 or more")
@@ -79,41 +82,65 @@ def load_backbone(
         given["pretrained"] = True
     from ..seeds import derived_seed, seeded_globals  # imports torch, as `build` just did
     from .weights import load_weights_
+    from .wrappers import unwrapped
 
     try:
         with seeded_globals(derived_seed(start.seed, "initial weights")):
-            backbone = build(classes=classes, channels=channels, size=size, **given)
+            backbone = build(classes=classes, channels=channels or 3, size=size, **given)
     except PgnasError:
         raise
     except Exception as error:  # a stranger's code may fail in any way
         raise PgnasError(f"{called}) cannot be built: {type(error).__name__}: {error}") from None
-    if not isinstance(backbone, Backbone):
-        raise PgnasError(
-            f"{called}) gives a {type(backbone).__name__}; a pgnas_cli.registry.Backbone is wanted"
-        )
+    _check(backbone, f"{called})", channels)
+    network = unwrapped(backbone.network, f"{called})")
+    backbone = dataclasses.replace(backbone, name=name, network=network)
     if start.weights is not None:
         replaced = load_weights_(backbone.network, start.weights, backbone.heads)
         backbone = with_replaced(backbone, replaced)
-    layers = dict(backbone.network.named_modules())
+    layers = dict(network.named_modules())
     unknown = [head for head in backbone.new_heads if head not in layers]
     if unknown:
         raise PgnasError(f"{called}) has no layer '{unknown[0]}', one of its new_heads")
-    return dataclasses.replace(backbone, name=name)
+    return backbone
+
+
+def _check(backbone: Any, called: str, channels: int | None) -> None:
+    """Refuse what is no backbone, or takes images that no data set here gives."""
+    if not isinstance(backbone, Backbone):
+        raise PgnasError(
+            f"{called} gives a {type(backbone).__name__}; a pgnas_cli.registry.Backbone is wanted"
+        )
+    shape = tuple(backbone.input_shape)
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise PgnasError(
+            f"{called} takes images of {'x'.join(map(str, shape))}; possible: (channels, size,"
+            " size), square images only"
+        )
+    if channels not in (None, shape[0]):
+        raise PgnasError(
+            f"{called} takes images of {_channels(shape[0])}, here are {_channels(channels)}; let"
+            " it build its first layer for the argument `channels`"
+        )
+
+
+def _channels(number: int) -> str:
+    return f"{number} channel{'s' * (number != 1)}"
 
 
 def _entry(name: str) -> tuple[EntryPoint, str]:
-    """The entry point that `name` means, and the model's name behind "timm/"."""
+    """The entry point that `name` means, and the model's name behind "timm/", "torchvision/"."""
     entries = {**_entries(), **{own: [EntryPoint(own, own, GROUP)] for own in _ADMITTED}}
     entry_name, _, model = name.partition("/")
     if _FUNCTION.fullmatch(name) and name not in _ADMITTED:
         raise PgnasError(
             f"backbone '{name}' is a function that is not installed; if it is yours, name it again:"
-            f" `backbone` {name}"
+            f" `backbone` {name}, or in Python pgnas_cli.admit('{name}')"
         )
-    if entry_name not in entries or (bool(model) != (entry_name == "timm")):
+    if entry_name not in entries or (bool(model) != (entry_name in LIBRARIES)):
         near = difflib.get_close_matches(name, entries, n=1)
-        listed = ", ".join("timm/NAME" if n == "timm" else n for n in sorted(entries))
-        hint = f"did you mean {near[0]}?" if near and near[0] != "timm" else f"known: {listed}"
+        listed = ", ".join(f"{n}/NAME" if n in LIBRARIES else n for n in sorted(entries))
+        close = near and near[0] not in LIBRARIES
+        hint = f"did you mean {near[0]}?" if close else f"known: {listed}"
         raise PgnasError(f"no backbone named '{name}'; {hint}")
     entry, *others = entries[entry_name]
     if others:

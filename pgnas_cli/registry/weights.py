@@ -1,6 +1,8 @@
 """Load starting weights from a plain state dict in a safetensors file."""
 
-from collections.abc import Iterable
+import json
+import shlex
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -9,15 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import PgnasError
+from ..tensors import restore_
 
-LISTED = 20  # names in a message
+LISTED = 5  # names in a message
+_WRAPPERS = {"_orig_mod", "module"}  # parts of names, of torch.compile and DataParallel
 
 
 def load_weights_(network: nn.Module, path: Path, heads: Iterable[str]) -> dict[str, str]:
     """Load `path` into `network`; returns the heads that were replaced, with a remark on each.
 
-    Tensors of the layers named in `heads` may have another number of classes: those keep their
-    fresh weights. Anything else that is missing, surplus or of another shape is a PgnasError.
+    The layers named in `heads` may have another number of classes or be missing, one with another
+    name in their place: they keep their fresh weights. A prefix that all names share is taken off.
+    Anything else that is missing, surplus or of another shape is a PgnasError.
     """
     return fit_weights_(network, _plain_weights(path), path, heads)
 
@@ -31,6 +36,11 @@ def _plain_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise PgnasError(f"no file '{path}' with weights") from None
     except (SafetensorError, OSError) as error:
+        if _can_run_code(path):
+            raise PgnasError(
+                f"'{path}' is a .pth file of PyTorch's, which can run code and is not opened;"
+                f" convert it to a safetensors file: {_conversion(path)}"
+            ) from None
         raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
     if any(key.startswith("network.") for key in found) and "fingerprint" in found:
         raise PgnasError(
@@ -40,19 +50,50 @@ def _plain_weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def _can_run_code(path: Path) -> bool:
+    """Whether it is PyTorch's own kind of file: a zip archive, or that of former versions."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
+    except OSError:
+        return False
+
+
+def _conversion(path: Path) -> str:
+    """The command that makes a safetensors file of one of PyTorch's; it reads tensors alone."""
+    there, made = (json.dumps(str(p)) for p in (path, path.with_suffix(".safetensors")))
+    lines = (
+        "from torch import load; from safetensors.torch import save_file",
+        f's = load({there}, "cpu", weights_only=True)',
+        's = next((s[k] for k in ("state_dict", "model_state_dict", "model") if k in s), s)',
+        f"save_file({{k: v.clone() for k, v in s.items()}}, {made})",
+    )
+    return f"python -c {shlex.quote('; '.join(lines))}"
+
+
 def fit_weights_(
     network: nn.Module, found: dict[str, Tensor], path: Path, heads: Iterable[str]
 ) -> dict[str, str]:
     """The same for the tensors `found` in `path`."""
     own = network.state_dict()
+    found = _unwrapped(found, own)
     replaced = {}
     for head in heads:
-        keys = [key for key in own if key.startswith(f"{head}.")]
-        if any(key in found and found[key].shape != own[key].shape for key in keys):
-            theirs = max((len(found[k]) for k in keys if k in found and found[k].dim()), default=0)
+        keys = {key for key in own if key.startswith(f"{head}.")}
+        there = keys & set(found)
+        if keys and not there:
+            other = _other_head(set(found) - set(own))
+            replaced[head] = (
+                f"no weights for the head '{head}'{other and f', but for {other!r}'}: new"
+            )
+            found = {key: found[key] for key in found if key in own or not other}
+        elif any(found[key].shape != own[key].shape for key in there):
+            theirs = max((len(found[key]) for key in there if found[key].dim()), default=0)
             ours = max(len(own[key]) for key in keys if own[key].dim())
             replaced[head] = f"the head '{head}' has {theirs} outputs, here are {ours}: replaced"
-            found.update({key: own[key] for key in keys})
+        else:
+            continue
+        found.update({key: own[key] for key in keys})
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     found.update({key: own[key] for key in counters - set(found)})
     missing, surplus = sorted(set(own) - set(found)), sorted(set(found) - set(own))
@@ -69,8 +110,30 @@ def fit_weights_(
             f"'{path}' does not fit {type(network).__name__}: missing {_some(missing)}; surplus"
             f" {_some(surplus)}; of another shape {_some(reshaped)}"
         )
-    network.load_state_dict({k: v.to(own[k].dtype) for k, v in found.items()})
+    restore_(network, {k: v.to(own[k].dtype) for k, v in found.items()})
     return replaced
+
+
+def _unwrapped(found: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """`found` by the names that the network has: without wrappers, or a prefix shared by all."""
+    parts = {part for key in own for part in key.split(".")}
+    foreign = _WRAPPERS - parts
+    found = {
+        ".".join(part for part in key.split(".") if part not in foreign): tensor
+        for key, tensor in found.items()
+    }
+    while not any(key in own for key in found):
+        firsts = {key.partition(".")[0] for key in found}
+        if len(firsts) != 1 or not all("." in key for key in found):
+            break
+        found = {key.partition(".")[2]: tensor for key, tensor in found.items()}
+    return found
+
+
+def _other_head(surplus: Collection[str]) -> str:
+    """The one layer or block that all of the names `surplus` are in, or ""."""
+    firsts = {key.partition(".")[0] for key in surplus}
+    return firsts.pop() if len(firsts) == 1 else ""
 
 
 def _some(keys: list[str]) -> str:

@@ -16,7 +16,7 @@ from ..registry import Recipe
 from ..registry.build import create_supernet
 from ..sizes import Target
 from ..storage import from_json, to_json
-from ..tensors import checked, read_tensors, write_tensors
+from ..tensors import checked, read_tensors, restore_, write_tensors
 from .directory import Run
 from .settings import read_settings
 
@@ -113,7 +113,7 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
         raise PgnasError(
             f"'{path}' holds numbers that are not finite; fit again with a lower learning rate"
         )
-    network.load_state_dict(state)
+    restore_(network, state)
     return network.eval(), posterior
 
 

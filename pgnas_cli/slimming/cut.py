@@ -21,6 +21,8 @@ from ..errors import PgnasError
 from ..fields import check_choice
 from ..gates import Gated, check_keep, gates, masked
 from ..graph import Graph, Node, evaluating, plain_twin
+from ..machine import full_float32
+from ..tensors import restore_
 from .layers import Cut, Narrow, reshape_
 from .wiring import Wiring, wire
 
@@ -44,7 +46,7 @@ def slim(
     cuts = plan(network, wiring)
     tensors = _tensors(network, keep, wiring, cuts)
     smaller = reshape_(ungated_copy(network), cuts)
-    smaller.load_state_dict(tensors)
+    restore_(smaller, tensors)
     return arranged(smaller.eval(), layout)
 
 
@@ -217,7 +219,7 @@ def _constants(network: nn.Module, keep: Tensor, wiring: Wiring) -> list[Tensor]
     run = _Values(network, wiring.graph, wiring.constant)
     device = next(network.parameters()).device
     with torch.no_grad(), evaluating(network), masked(network, keep):
-        run.run(torch.ones(1, *wiring.graph.input_shape, device=device))
+        run.run(torch.ones(2, *wiring.graph.input_shape, device=device))  # as traced
     return run.levels
 
 
@@ -259,6 +261,7 @@ def _widen_(layer: Any) -> None:
 # --- exactness ----------------------------------------------------------------------------------
 
 
+@full_float32()
 @torch.no_grad()
 def largest_difference(
     network: nn.Module, keep: Tensor, smaller: nn.Module, batches: list[Tensor]

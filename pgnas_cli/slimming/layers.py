@@ -95,15 +95,15 @@ class Constant(nn.Module):
         self.last = isinstance(module, nn.Linear)
 
     def forward(self, input: Tensor) -> Tensor:
+        # A sum, not expand(): exporters keep batch and size dynamic; in-place steps may follow.
         value = input.new_zeros(self.channels) if self.value is None else self.value
         if self.last or input.dim() == 2:
-            return value.expand(*input.shape[:-1], self.channels).clone()
+            return torch.zeros_like(input[..., :1]) + value
         grid = input[:, :1]
         if self.window is not None:
             pads, (down, right) = self.window
             grid = F.pad(grid, pads)[:, :, ::down, ::right]
-        shape = (len(input), self.channels, *grid.shape[2:])
-        return value.view(1, -1, 1, 1).expand(shape).clone()  # in-place steps may follow
+        return torch.zeros_like(grid) + value.view(1, -1, 1, 1)
 
 
 def reshape_(network: nn.Module, cuts: dict[str, Cut]) -> nn.Module:

@@ -21,6 +21,7 @@ from ..gates import gates
 from ..progress import task
 from ..registry import Recipe
 from ..seeds import derived_seed, seeded_globals
+from ..tensors import restore_
 from .checkpoint import NETWORK, State, StopRequest, restore_optimizer, save_optimizer
 from .drop_learning import DropLearning
 from .schedule import schedule_of
@@ -153,7 +154,7 @@ class Loop:
 
     def restore(self, state: State) -> None:
         """Continue from `state`; the recipe and the data must be the same."""
-        self.network.load_state_dict(state.network)
+        restore_(self.network, state.network)
         restore_optimizer(self.weights, "weights", state)
         self.step = state.step
         self.loss_sum = state.tensors["epoch.loss_sum"].to(self.device)

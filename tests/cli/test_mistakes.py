@@ -40,6 +40,8 @@ MISTAKES = [
      "'a.pt' has no known ending; possible: .safetensors, .onnx"),
     (["export", "a.onnx", "--opset", "13", "--run", "none"],
      "--opset 13 is out of range; possible: 18 to 23"),
+    (["export", "a.safetensors", "--dynamic-size", "--run", "none"],
+     "--dynamic-size is for ONNX files; a safetensors file takes any size"),
     (["evaluate", "none.safetensors"], "no file 'none.safetensors'"),
     (["evaluate", "folder"], "'folder' is not a whole safetensors file"),
     (["evaluate", "x", "-b", "0"], "--batch-size 0 is out of range"),

@@ -86,7 +86,49 @@ def _overwritten(
     }  # fmt: skip
 
 
+def _keeps_the_chunks_in_a_list(m: Any, x: Tensor) -> Tensor:
+    parts = list(m.b(x).chunk(2, 1))
+    parts.append(m.a(parts[-1]))
+    return m.c(torch.cat(parts, 1)).mean((2, 3))
+
+
+def _asserts_its_shapes(m: Any, x: Tensor) -> Tensor:
+    _, channels, height, width = m.a(x).shape
+    assert height == width
+    assert channels == 16, "fails on a tensor that was cut"
+    for _ in range(len(x.shape) - 3):
+        x = m.b(m.a(x))
+    return m.c(x).mean((2, 3)).view(len(x), int(channels / 1))
+
+
+def _flagged(m: Any, x: Tensor) -> Tensor:
+    return m.c(m.flag(x)).mean((2, 3))
+
+
+class Flagged(nn.Module):
+    """Takes more than its input, and branches on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, early: bool = False) -> Tensor:
+        x = self.a(x) if mask is None else x * mask
+        return x if early else self.b(x)
+
+
 ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]] = {
+    "keeps the chunks in a list": (
+        _keeps_the_chunks_in_a_list, {"a": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(24, 16, 1)},
+    ),
+    "asserts its shapes": (_asserts_its_shapes, {}),
+    "counts its channels": (
+        lambda m, x: m.c(m.b(m.a(x) * int(m.a(x).shape[1]))).mean((2, 3)), {},
+    ),
+    "takes flags": (_flagged, {"flag": Flagged()}),
+    "flattens by view": (
+        lambda m, x: m.c(m.b(m.a(x))).view(x.size(0), -1), {"head": nn.Linear(16 * 81, 5)},
+    ),
     "adds in place without rebinding": (_adds_without_rebinding, {}),
     "reads what was overwritten": (_reads_what_was_overwritten, {}),
     "two names for one tensor": (_two_names_for_one_tensor, {}),
@@ -103,6 +145,13 @@ ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]] = {
     "own forward, strided": (_in_a_row, {"b": OwnForward(16, 16, 2, stride=2)}),
     "standardised, strided": (_in_a_row, {"b": ScaledStdConv2d(16, 16, 2, stride=2)}),
     "pool that pads": (_pooled_in_between, {"pool": AvgPool2dSame(3, 2)}),
+    "pools across channels": (
+        lambda m, x: m.pool(m.c(m.b(m.a(x))).permute(0, 2, 3, 1)).mean((1, 2)),
+        {"pool": nn.AvgPool2d(3, 1, padding=1)},
+    ),
+    "pools across channels by a function": (
+        lambda m, x: F.max_pool2d(m.c(m.b(m.a(x))).transpose(1, 3), 3, 1, 1).mean((1, 2)), {},
+    ),
     "pool with a divisor": (
         _pooled_in_between, {"pool": nn.AvgPool2d(2, ceil_mode=True, divisor_override=4)},
     ),

@@ -1,5 +1,6 @@
 """Starting weights: from a file, from timm, and what does not fit."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,72 @@ def test_weights_from_a_file_are_loaded_and_a_head_of_other_size_is_replaced(
     assert other.new_heads == ("fc",)
     assert torch.equal(other.network.conv1.weight, whole.conv1.weight)
     assert other.network.fc.weight.shape == (3, 512)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [("module.", ""), ("_orig_mod.", ""), ("model.", ""), ("module._orig_mod.model.", ""),
+     ("backbone.net.", ""), ("", "module."), ("", "_orig_mod.")],
+)  # fmt: skip
+def test_what_wrappers_add_to_all_names_is_taken_off(
+    tmp_path: Path, prefix: str, wrapper: str
+) -> None:
+    """`wrapper` is around one block alone, `prefix` around the network."""
+    state = timm.create_model("test_resnet", num_classes=10).state_dict()
+    named = {
+        prefix + key.replace("layer1.", f"layer1.{wrapper}"): value for key, value in state.items()
+    }
+    save_file(named, tmp_path / "w.safetensors")
+    found = load_backbone(
+        "timm/test_resnet", classes=10, start=Start(weights=tmp_path / "w.safetensors")
+    )
+    assert found.remarks == ()
+    for key, value in found.network.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize(
+    ("names", "remark"),
+    [
+        ((), "no weights for the head 'fc': new"),
+        (("classifier.weight", "classifier.bias"),
+         "no weights for the head 'fc', but for 'classifier': new"),
+        (("head.0.weight", "head.2.weight"), "no weights for the head 'fc', but for 'head': new"),
+    ],
+)  # fmt: skip
+def test_a_body_is_taken_without_its_head_or_with_another_one(
+    tmp_path: Path, names: tuple[str, ...], remark: str
+) -> None:
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    path = tmp_path / "w.safetensors"
+    save_file({**state, **{name: torch.ones(7) for name in names}}, path)
+    found = load_backbone("timm/test_resnet", classes=3, start=Start(weights=path))
+    assert (found.remarks, found.new_heads) == ((remark,), ("fc",))
+    assert torch.equal(found.network.conv1[0].weight, state["conv1.0.weight"])
+    save_file({**state, "head.weight": torch.ones(7), "other.bias": torch.ones(7)}, path)
+    with pytest.raises(PgnasError, match=r"missing none; surplus head\.weight, other\.bias"):
+        load_backbone("timm/test_resnet", classes=3, start=Start(weights=path))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("nested", ["", "state_dict", "model"])
+def test_the_command_in_the_message_converts_a_pth_file(
+    tmp_path: Path, legacy: bool, nested: str
+) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    state = network.state_dict()
+    path = tmp_path / "my weights.pth"
+    whole = {"epoch": 3, nested: state} if nested else state
+    torch.save(whole, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        PgnasError, match=r"is a \.pth file of PyTorch's, which can run code"
+    ) as refused:
+        load_backbone("timm/test_resnet", classes=3, start=Start(weights=path))
+    _, command = shlex.split(str(refused.value).partition("safetensors file: python ")[2])
+    exec(command, {})
+    start = Start(weights=path.with_suffix(".safetensors"))
+    found = load_backbone("timm/test_resnet", classes=3, start=start).network.state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in state)
 
 
 @pytest.mark.parametrize(
