@@ -39,10 +39,12 @@ NETS = {"m": ("m", "published", 10), "mi": ("mi", "published", 10),
 Row = dict[str, Any]
 
 
+SEEN = Preprocessing(3, PIXELS, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), crop=1.0)
+
+
 def images(folder: Path, total: int, held_out: int, seed: int) -> ImageData:
     """So many CIFAR images of 16 pixels in memory, the same for every seed; the seed cuts them."""
-    source = some_of(find_data(str(folder)), total)
-    seen = Preprocessing(3, PIXELS, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), crop=1.0)
+    source, seen = some_of(find_data(str(folder)), total), SEEN
     data = cut_data(source, seed=seed, held_out=held_out / total, preprocessing=seen)
 
     def small(part: Part) -> Part:
