@@ -28,7 +28,7 @@ from pgnas_cli.gates import gates
 from pgnas_cli.ranking import Leaderboard
 from pgnas_cli.ranking.race import begun
 from pgnas_cli.report.page import page_of, write_report
-from pgnas_cli.report.plots import expected_errors
+from pgnas_cli.report.plots import drop_over_time, expected_errors
 from pgnas_cli.report.summary import front, run_summary
 from pgnas_cli.report.svg import STYLE, VARIABLES, figure_of, picture_of, styled
 from pgnas_cli.report.text import by_class
@@ -556,3 +556,13 @@ def test_the_front_is_that_of_each_budget(searched: Run) -> None:
     text = page_of([run_summary(searched)])
     part = text_of(text[text.index("The front: ") : text.index("Statistical confidence")])
     assert 0 < part.index("57 % of the parameters") < part.index("50 % of the parameters")
+
+
+@pytest.mark.parametrize(
+    ("drift", "words"), [(0.004, "p has settled"), (0.2, "p still moves"), (0.0, "p is frozen")]
+)
+def test_the_page_says_whether_p_has_converged(fitted: Run, drift: float, words: str) -> None:
+    summary = run_summary(fitted)
+    last = dataclasses.replace(summary.epochs[-1], drift=drift)
+    picture = drop_over_time((*summary.epochs[:-1], last))
+    assert f"{words}: {drift:.3f} on average" in picture.text
