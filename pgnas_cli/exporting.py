@@ -27,7 +27,7 @@ from .formats import (
     size_fields,
     write_network,
 )
-from .gates import gates
+from .gates import remaining
 from .machine import Machine, full_float32
 from .progress import note
 from .ranking import Race, finished, held_out_evaluator, rank, rank_again, read_ranking
@@ -90,8 +90,7 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
             raise PgnasError(
                 "the whole network is within no budget; leave out `max_params` and `max_macs`"
             )
-        whole = torch.ones(gates(network).count, dtype=torch.bool)
-        choice = _Choice(whole, "whole", "whole")
+        choice = _Choice(remaining(network), "whole", "whole")  # all that is still trained
     else:
         drawn = _candidates(run, network, candidate, max_params, max_macs)
         choice = _chosen(run, network, posterior, drawn, candidate, machine)

@@ -93,6 +93,11 @@ def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, Any], path: Path
             )
 
 
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of each tensor, by its name."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def restore_(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load a state dict whose tensors fit `network` as it is built now.
 

@@ -80,6 +80,21 @@ class Five(nn.Module):
         return self.head(self.steps(self, self.stem(x).relu()))
 
 
+def settled(network: nn.Module, closed: float = 0.4, opened: float = 0.3, seed: int = 1) -> Tensor:
+    """Make p of random groups exactly 1 or 0, in place; bool (gates,), True where it is 1.
+
+    What the last layer reads stays undecided.
+    """
+    bank = gates(network)
+    draws = torch.rand(len(bank.groups), generator=seeded(seed))
+    last = bank.groups[-1].layer
+    draws[[group.layer == last for group in bank.groups]] = 1.0
+    logits = bank.drop_logit.data
+    logits[draws < closed] = torch.inf
+    logits[(closed <= draws) & (draws < closed + opened)] = -torch.inf
+    return logits.isposinf()[bank.group]
+
+
 def everything(network: nn.Module) -> Tensor:
     """The candidate that keeps every gate."""
     return torch.ones(gates(network).count, dtype=torch.bool)

@@ -158,11 +158,14 @@ def expected_share(record: "EpochRecord", target: "Target | None") -> float:
 
 def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | None") -> str:
     """One line per epoch, within 80 columns; the size is in the target's unit."""
-    moves = "settled" if record.settled else f"moves {record.drift:.3f}"
+    moves = "p settled" if record.settled else f"p moves {record.drift:.3f}"
+    if record.trained_share < 1:
+        cut = f"cut to {100 * record.trained_share:.0f} %"
+        moves = f"{moves} {cut}" if target is None else cut  # with a target p is frozen by then
     return (
         f"{record.epoch:>4}/{record.epochs} loss {record.loss:.3f} held-out"
         f" {100 * record.hard_error:.1f} % (soft {100 * record.soft_error:.1f}) size"
-        f" {100 * expected_share(record, target):.0f} % p {moves} left {clock(seconds_left)}"
+        f" {100 * expected_share(record, target):.0f} % {moves} left {clock(seconds_left)}"
     )
 
 

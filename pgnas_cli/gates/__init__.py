@@ -14,4 +14,5 @@ from .supernet import (
     opened,
     per_gate,
     relaxed,
+    remaining,
 )

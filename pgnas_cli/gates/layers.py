@@ -46,9 +46,15 @@ def hard_keep(
     generator: torch.Generator,
     rows: tuple[int, ...] = (),
 ) -> Tensor:  # bool (*rows, gates), True stays
-    """Bernoulli draws of whole channels; probability 0 always keeps and 1 always drops."""
-    uniform = torch.rand(*rows, *drop_probability.shape, generator=generator)
-    return uniform.to(drop_probability.device) >= drop_probability
+    """Bernoulli draws of whole channels; probability 0 always keeps and 1 always drops.
+
+    No number is drawn for those two.
+    """
+    keep = (drop_probability < 1).expand(*rows, -1).clone()
+    undecided = (drop_probability > 0) & (drop_probability < 1)
+    uniform = torch.rand(*rows, int(undecided.sum()), generator=generator)
+    keep[..., undecided] = uniform.to(keep.device) >= drop_probability[undecided]
+    return keep
 
 
 class Gated:

@@ -34,7 +34,8 @@ def bernoulli_entropy(drop_logit: Tensor) -> Tensor:
     Eq. 15 prints p log p alone; the full entropy is what Gal, Hron and Kendall (2017) derive.
     The form used here stays exact where p is so near 0 or 1 that 1 - p rounds.
     """
-    return F.softplus(drop_logit) - drop_logit * torch.sigmoid(drop_logit)
+    finite = drop_logit.clamp(-1e4, 1e4)  # infinite where p is exactly 0 or 1
+    return F.softplus(finite) - finite * torch.sigmoid(finite)
 
 
 def weight_cost(
@@ -73,23 +74,25 @@ def squared_norms(network: nn.Module) -> Tensor:
     modules = dict(network.named_modules())
     total: list[Tensor] = []
     places: list[Tensor] = []
-    for name, (first, last) in gates(network).spans.items():
+    bank = gates(network)
+    for name in bank.spans:
         module = modules[name]
+        places.append(bank.places_of(name))
         if isinstance(module, OperationGate):
-            total.append(gates(network).drop_logit.new_tensor([module.cost]))
-            places.append(torch.arange(first, last, device=total[-1].device))
+            total.append(bank.drop_logit.new_tensor([module.cost]))
             continue
         weight = cast(Tensor, module.weight)
         total.append(weight.square().sum([a for a in range(weight.dim()) if a != 1]))
-        places.append(torch.arange(first, last, device=weight.device))
+    if not total:
+        return bank.drop_logit.new_zeros(bank.count)
     sums = torch.cat(total)
-    return sums.new_zeros(gates(network).count).index_add(0, torch.cat(places), sums)
+    return sums.new_zeros(bank.count).index_add(0, torch.cat(places), sums)
 
 
 def per_group(values: Tensor, network: nn.Module) -> Tensor:
     """Sum of `values` (gates,) over each group, (groups,)."""
     bank = gates(network)
-    return torch.zeros_like(cast(Tensor, bank.channels)).index_add(0, bank.group, values)
+    return torch.zeros_like(bank.channels).index_add(0, bank.group, values)
 
 
 def kl(network: nn.Module, *, l2: float, images: float, constant: bool = False) -> Tensor:
@@ -98,7 +101,7 @@ def kl(network: nn.Module, *, l2: float, images: float, constant: bool = False) 
     return kl_divergence(
         per_group(squared_norms(network), network),
         bank.drop_logit,
-        cast(Tensor, bank.channels),
+        bank.channels,
         l2=l2,
         images=images,
         constant=constant,

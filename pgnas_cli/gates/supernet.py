@@ -8,13 +8,13 @@ training step draws all its gates in one call. Three contexts say how the gates 
     with masked(network, keep): ...                                      one candidate
     with opened(network): ...                                            the whole network
 
-Outside of them the gates are open.
+Outside of them the gates are open. An infinite drop logit is a p of exactly 0 or 1.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -40,7 +40,9 @@ class Gates(nn.Module):
     """All gates of a network, layer after layer, and the drop logit of each group."""
 
     drop_logit: nn.Parameter  # (groups,), log-odds of being dropped
+    channels: Tensor  # float (groups,), gates in each
     group: Tensor  # int64 (gates,), the group of each gate
+    places: Tensor | None  # int64: where the inputs of a part have their gates; None: all in order
 
     def __init__(self, groups: Iterable[GateGroup], graph: Graph, initial_drop: float) -> None:
         super().__init__()
@@ -59,6 +61,31 @@ class Gates(nn.Module):
             spans[group.layer] = (spans.get(group.layer, (at, at))[0], at + size)
             at += size
         self.spans = spans  # layer -> its gates [first, last); a squeeze has those of another
+        self.register_buffer("places", None)
+
+    def part(self, places: dict[str, Tensor]) -> "Gates":
+        """These gates for what is left of their network: for each layer, those of its inputs.
+
+        `places` are int64 positions among these gates. Groups, p and every `keep` stay those of
+        the whole network, and `drop_logit` is the same parameter.
+        """
+        left = Gates.__new__(Gates)
+        nn.Module.__init__(left)
+        left.groups, left.graph, left.drop_logit = self.groups, self.graph, self.drop_logit
+        left.register_buffer("channels", self.channels, persistent=False)
+        left.register_buffer("group", self.group, persistent=False)
+        joined = torch.cat([torch.empty(0, dtype=torch.int64), *places.values()])
+        left.register_buffer("places", joined.to(self.group.device), persistent=False)
+        ends = [0, *accumulate(len(own) for own in places.values())]
+        left.spans = dict(zip(places, pairwise(ends), strict=True))
+        return left
+
+    def places_of(self, layer: str) -> Tensor:
+        """Positions of the gates on the inputs of `layer`, int64 (inputs,)."""
+        first, last = self.spans[layer]
+        if self.places is None:
+            return torch.arange(first, last, device=self.group.device)
+        return self.places[first:last]
 
     def forward(self, input: Tensor) -> Tensor:
         """The input: where the network is an nn.Sequential, its gates are called last."""
@@ -216,6 +243,9 @@ def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
     layers = {name: cast(Gated, modules[name]) for name in gates(network).spans}
     before = {name: layer.keep for name, layer in layers.items()}
     parts: dict[tuple[int, int], Tensor] = {}
+    places = gates(network).places
+    if keep is not None and places is not None:
+        keep = keep.index_select(-1, places)
     if keep is not None:  # in one split: the gradient of a slice is as long as all gates
         own = sorted(set(gates(network).spans.values()))
         pieces = keep.split([last - first for first, last in own], -1)
@@ -258,6 +288,11 @@ def relaxed(
 def drop_probabilities(network: nn.Module) -> Tensor:
     """Learned drop probability of each group, float (groups,)."""
     return torch.sigmoid(gates(network).drop_logit.detach())
+
+
+def remaining(network: nn.Module) -> Tensor:
+    """Gates that a candidate can keep: all but those whose p is exactly 1; bool (gates,)."""
+    return per_gate(network, ~gates(network).drop_logit.detach().isposinf())
 
 
 def per_gate(network: nn.Module, values: Tensor) -> Tensor:

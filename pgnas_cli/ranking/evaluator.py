@@ -1,10 +1,11 @@
 """Evaluate candidates on the held-out images and rank them.
 
-One canonical evaluation decides whether a candidate is right on an image: the super-network in
-evaluation mode under the candidate's mask, float32, channels-last, in forwards of one fixed number
-of pairs (the last one padded), whose images and candidates may all differ. Logits change in their
-last bits with the size of a batch though not with what else is in it, so the outcome of a
-(candidate, image) pair does not depend on when it is evaluated, nor beside what.
+One canonical evaluation decides whether a candidate is right on an image: the super-network, cut
+down to what candidates can keep, in evaluation mode under the candidate's mask, float32,
+channels-last, in forwards of one fixed number of pairs (the last one padded), whose images and
+candidates may all differ. Logits change in their last bits with the size of a batch though not with
+what else is in it, so the outcome of a (candidate, image) pair does not depend on when it is
+evaluated, nor beside what.
 
 Order: fewer errors, then fewer parameters, then the smaller id. Either every pair is evaluated, or
 only those that the first K depend on (race.py); the first K are the same.
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageData, Preprocessing, placed
-from ..gates import masked
+from ..gates import masked, remaining
 from ..progress import Task, task
+from ..slimming import remainder
 from ..training import BATCH, RESIDENT
 from ..units import percent
 from .race import PILOTS, Race, begun, distinct, run, same_masks
@@ -36,7 +38,9 @@ class Evaluator:
         preprocessing: Preprocessing,
         device: torch.device,
     ) -> None:
-        self.network = placed(network, device).eval()
+        left = remainder(network)
+        self.cut = left is not None and not bool((keep & ~remaining(network).to(keep)).any())
+        self.network = placed(left.network if left and self.cut else network, device).eval()
         self.keep, self.labels = keep.to(device), labels.to(device)
         self.pixels, self.preprocessing = pixels.to(device), preprocessing
         self.ready: Tensor | None = None
@@ -54,7 +58,8 @@ class Evaluator:
     @property
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
-        return f"{self.batch} pairs, float32, {self.labels.device.type}"
+        cut = ", cut" if self.cut else ""
+        return f"{self.batch} pairs, float32, {self.labels.device.type}{cut}"
 
     @torch.inference_mode()
     def __call__(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

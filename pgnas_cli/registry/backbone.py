@@ -116,6 +116,11 @@ class Recipe:
         None, "Most epochs of --until-settled; default: 4 x --epochs.", least=1, most=10**6,
         advanced=True,
     )  # fmt: skip
+    certain: float = option(
+        1e-3, "p within so much of 0 or 1 becomes 0 or 1 once it stays there, or is frozen; what"
+        " that closes is cut out while training goes on. 0: never.", least=0, most=0.1,
+        advanced=True,
+    )  # fmt: skip
     # With a target size only:
     size_ramp: float = option(
         0.25, "Share of the fit after which the expected size is the target.", least=0, most=1,

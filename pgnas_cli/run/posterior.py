@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
@@ -15,6 +15,7 @@ from ..gates import Prior, gates
 from ..registry import Recipe
 from ..registry.build import create_supernet
 from ..sizes import Target
+from ..slimming import stored
 from ..storage import from_json, to_json
 from ..tensors import checked, read_tensors, restore_, write_tensors
 from .directory import Run
@@ -81,11 +82,11 @@ class Posterior:
     seed: int
 
 
-POSTERIOR = "pgnas.posterior/1"
+POSTERIOR = "pgnas.posterior/2"  # since 2 what is cut while training is not stored
 
 
 def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> None:
-    """Store a fitted super-network."""
+    """Store a fitted super-network, or what was left of it to be trained."""
     state = network.state_dict()
     tensors = {f"network.{k}": v for k, v in state.items() if not k.startswith("gates.")}
     tensors["drop_logit"] = gates(network).drop_logit
@@ -94,7 +95,10 @@ def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> Non
 
 
 def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
-    """The fitted super-network, gates open, in evaluation mode, and its record."""
+    """The fitted super-network, gates open, in evaluation mode, and its record.
+
+    What no candidate can keep, and was cut while training, is zero.
+    """
     tensors, content = read_tensors(path, POSTERIOR)
     fields = {f.name for f in dataclasses.fields(Posterior)}
     posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
@@ -108,13 +112,20 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
         ("gates.drop_logit" if k == "drop_logit" else k.removeprefix("network.")): v
         for k, v in tensors.items()
     }
-    checked(state, network.state_dict(), path)
-    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+    left = stored(network, state)
+    checked(state, left.network.state_dict(), path)
+    if not all(bool(_is_sound(name, value)) for name, value in state.items()):
         raise PgnasError(
             f"'{path}' holds numbers that are not finite; fit again with a lower learning rate"
         )
-    restore_(network, state)
+    restore_(left.network, state)
+    left.write_back(network)
     return network.eval(), posterior
+
+
+def _is_sound(name: str, value: Tensor) -> Tensor:
+    """Whether a tensor is finite; a drop logit is infinite where p is exactly 0 or 1."""
+    return ~value.isnan().any() if name == "gates.drop_logit" else torch.isfinite(value).all()
 
 
 def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:

@@ -1,4 +1,7 @@
-"""Baselines: candidates as large as those of the posterior that owe it nothing but their size."""
+"""Baselines: candidates as large as those of the posterior that owe it nothing but their size.
+
+Gates of p = 1 stay closed in them: what those close was cut while training.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from ..run import Run
 from ..run.posterior import posterior_of
 from ..seeds import generator
 from ..sizes import count
-from .budget import bisected
+from .budget import bisected, movable_logits
 
 
 def baseline_probabilities(
@@ -25,9 +28,9 @@ def baseline_probabilities(
     noise = torch.rand(64, gates(network).count, generator=generator)
     target = mean_params(network, learned, noise)
     if baseline == "permuted":
-        start = learned[torch.randperm(len(learned), generator=generator)]
+        start = permuted(learned, generator=generator)
     elif baseline == "fixed":
-        start = torch.full_like(learned, 0.5)
+        start = torch.where(learned < 1, 0.5, learned)
     else:
         raise PgnasError(f"no baseline '{baseline}'; possible: permuted, fixed")
     return shifted_to_size(network, start, target, noise)
@@ -36,11 +39,18 @@ def baseline_probabilities(
 def fixed_rate(run: Run) -> float:
     """The one drop probability at which candidates are as large as those of `run`."""
     network, posterior = posterior_of(run)
-    rates = baseline_probabilities(
-        network, drop_probabilities(network), "fixed",
-        generator=generator(posterior.seed, "fixed rate"),
-    )  # fmt: skip
-    return float(rates[0])
+    learned = drop_probabilities(network)
+    noise = torch.rand(64, gates(network).count, generator=generator(posterior.seed, "fixed rate"))
+    params = mean_params(network, learned, noise)
+    return float(shifted_to_size(network, torch.full_like(learned, 0.5), params, noise)[0])
+
+
+def permuted(learned: Tensor, *, generator: torch.Generator) -> Tensor:
+    """The drop probabilities (groups,), permuted at random among those below 1."""
+    below = (learned < 1).nonzero().flatten()
+    dealt = learned.clone()
+    dealt[below] = learned[below[torch.randperm(len(below), generator=generator)]]
+    return dealt
 
 
 def shifted_to_size(
@@ -49,8 +59,11 @@ def shifted_to_size(
     params: float,  # wanted mean of the file's count
     noise: Tensor,  # uniform (candidates, gates); the mean is over these draws
 ) -> Tensor:  # (groups,)
-    """Add one number to all drop logits so that the mean candidate has `params` parameters."""
-    logits = drop_probability.double().cpu().clamp(1e-9, 1 - 1e-9).logit()
+    """Add one number to all drop logits so that the mean candidate has `params` parameters.
+
+    A p of 1 stays.
+    """
+    logits = movable_logits(drop_probability)
 
     def mean(shift: float) -> float:  # falling: a larger shift drops more
         return mean_params(network, torch.sigmoid(logits + shift), noise)
@@ -73,7 +86,7 @@ def random_baseline(network: nn.Module, params: int, seed: int) -> Tensor:
     randomness = generator(seed, "twin")
     learned = drop_probabilities(network).cpu()
     noise = torch.rand(100, gates(network).count, generator=randomness)
-    permuted = learned[torch.randperm(len(learned), generator=randomness)]
-    probability = shifted_to_size(network, permuted, params, noise)
+    dealt = permuted(learned, generator=randomness)
+    probability = shifted_to_size(network, dealt, params, noise)
     keep = noise >= per_gate(network, probability)
     return keep[(count(network, keep).params - params).abs().argmin()]

@@ -13,7 +13,6 @@ use less than 97 % of it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +41,15 @@ def bisected(
     return low, high
 
 
+def movable_logits(drop_probability: Tensor) -> Tensor:
+    """Logits of p (groups,), float64: finite, so that they can be shifted, but where p is 1.
+
+    What a p of exactly 1 closes was cut while training, and stays closed.
+    """
+    p = drop_probability.detach().double().cpu()
+    return p.clamp(1e-9, 1 - 1e-9).logit().masked_fill(p == 1, torch.inf)
+
+
 class Tilt:
     """The learned posterior of a network, tilted by what its groups cost in one unit."""
 
@@ -52,15 +60,17 @@ class Tilt:
         learned = drop_probability.detach().double().cpu().clamp(1e-9, 1 - 1e-9).requires_grad_()
         share = self.size.shares(learned)[kind]
         (slope,) = torch.autograd.grad(share, learned)
-        self.logits = learned.detach().logit()
-        self.costs = -slope / cast(Tensor, bank.channels).double().cpu()
+        self.logits = movable_logits(drop_probability)
+        self.never = drop_probability.detach().cpu() == 0
+        self.costs = -slope / bank.channels.double().cpu()
         self.group = bank.group.cpu()
         self.whole = KINDS[kind][1](network)
         self.noise = torch.rand(TRIAL, bank.count, generator=generator(seed, "tilt"))
 
     def at(self, price: float) -> Tensor:
         """Drop probabilities at a price, (groups,), float64."""
-        return torch.sigmoid(self.logits + price * self.costs)
+        tilted = torch.sigmoid(self.logits + price * self.costs)
+        return tilted if price else tilted.masked_fill(self.never, 0.0)
 
     def counted(self, price: float) -> Tensor:
         """Shares of the whole network's size of `TRIAL` draws at a price, float64 (draws,)."""

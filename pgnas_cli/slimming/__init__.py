@@ -2,4 +2,5 @@
 
 from .cut import Layout, arranged, difference, largest_difference, plan, slim, ungated_copy
 from .layers import Cut, reshape_
+from .remainder import Place, Remainder, everything, remainder, stored
 from .wiring import ROUND_TO, Wiring, spread, wire

@@ -92,7 +92,7 @@ def _cut(module: nn.Module, node: Node, position: int, wiring: Wiring) -> Cut | 
         return None
     if not bool(wiring.varies(node.layer)):
         return Cut("constant" if bool(wiring.wanted(node.layer)) else "idle", outputs)
-    source, wanted = wiring.live[node.inputs[0]][0], _wanted_inputs(wiring, position)
+    source, wanted = wiring.live[node.inputs[0]][0], wanted_inputs(wiring, position)
     picks = 0 if torch.equal(wanted, source) else int(source.sum())
     inputs = int(wanted.sum())
     if node.kind == "norm":
@@ -108,7 +108,7 @@ def _cut(module: nn.Module, node: Node, position: int, wiring: Wiring) -> Cut | 
     return Cut("mix", outputs, inputs + plane, picks, plane, bias, plain=plain)
 
 
-def _wanted_inputs(wiring: Wiring, position: int) -> Tensor:
+def wanted_inputs(wiring: Wiring, position: int) -> Tensor:
     """Which channels of its input the layer at `position` multiplies, bool (channels,)."""
     node = wiring.graph.nodes[position]
     if node.kind == "mix":
@@ -155,7 +155,7 @@ def _tensors(
             else:
                 own = {k: v[rows] if v.dim() else v for k, v in own.items()}
             if cut.picks:
-                wanted = _wanted_inputs(wiring, position)
+                wanted = wanted_inputs(wiring, position)
                 source = wiring.live[node.inputs[0]][0]
                 own["read"] = wanted[source].nonzero().flatten().to(rows.device)
         state.update({f"{path}.{k}": v.contiguous() for k, v in own.items()})
@@ -238,13 +238,17 @@ def arranged(network: nn.Module, layout: Layout) -> nn.Module:
     return network
 
 
+def pays(picks: int, inputs: int, weights: int) -> bool:
+    """Whether picking `inputs` of `picks` channels saves time, of so many weights behind each."""
+    return (picks - inputs) * weights > PICK_COST * inputs  # MACs at one pixel
+
+
 def _widen_(layer: Any) -> None:
     """Give back zero weights to inputs that are there anyway, where picking would take longer."""
     if layer.read is None:
         return
     old = layer.weight.detach()
-    spared = (layer.picks - len(layer.read)) * old[:, 0].numel()  # MACs at one pixel
-    if spared > PICK_COST * len(layer.read):
+    if pays(layer.picks, len(layer.read), old[:, 0].numel()):
         return
     weight = old.new_zeros(old.shape[0], layer.picks + layer.plane, *old.shape[2:])
     weight[:, layer.read] = old[:, : len(layer.read)]

@@ -89,8 +89,10 @@ class Constant(nn.Module):
     def __init__(self, channels: int, module: nn.Module, *, value: bool) -> None:
         super().__init__()
         self.channels = channels
-        learns = all(p.requires_grad for p in module.parameters(recurse=False))
-        self.value = nn.Parameter(torch.zeros(channels), learns) if value else None
+        own = list(module.parameters(recurse=False))
+        zeros = own[0].detach().new_zeros(channels) if own else torch.zeros(channels)
+        learns = all(p.requires_grad for p in own)
+        self.value = nn.Parameter(zeros, learns) if value else None
         self.window = window_of(module) if isinstance(module, nn.Conv2d) else None
         self.last = isinstance(module, nn.Linear)
 

@@ -14,10 +14,14 @@ Three passes over the graph, all on bool tensors with a row per candidate:
 
 There are no coupling groups: what one consumer drops stays for the others.
 
+A network that goes on being trained (`training`) has no constants but the outputs of a layer
+without inputs: what its batch-norm makes of them changes from step to step.
+
 `round_to` then brings dropped channels back until every layer's number of outputs and inputs is a
 multiple, as some hardware likes it; they are multiplied by zero weights (`spare`).
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -26,7 +30,7 @@ from torch import Tensor, nn
 
 from ..fields import check_range
 from ..gates import gates
-from ..graph import Graph
+from ..graph import Graph, Node, plain_twin
 
 ROUND_TO = (1, 1024)  # possible multiples
 
@@ -54,19 +58,23 @@ class Wiring:
         return torch.stack([self.needed[c].any(1) for c in self.graph.calls()[layer]]).any(0)
 
 
-def wire(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Wiring:
-    """Trace the candidates `keep`, bool (candidates, gates), through the network's graph."""
+def wire(network: nn.Module, keep: Tensor, *, round_to: int = 1, training: bool = False) -> Wiring:
+    """Trace the candidates `keep`, bool (candidates, gates), through the network's graph.
+
+    With `training` the answers hold while the network is trained, not in evaluation alone.
+    """
     check_range("round_to", round_to, *ROUND_TO)
     bank = gates(network)
-    graph = bank.graph
+    graph = _trainable(bank.graph, network) if training else bank.graph
     keep = keep.cpu()
     kept = {name: keep[:, first:last] for name, (first, last) in bank.spans.items()}
     for node in graph.nodes:
         if node.kind == "mix" and node.layer not in kept:
             kept[node.layer] = keep.new_ones(len(keep), graph.nodes[node.inputs[0]].channels)
     shared = graph.shared()
-    constant = _constant(graph, kept, shared, len(keep))
-    needed, reads, folds, spare = _needed(graph, kept, constant, shared)
+    constant = _closed(graph, kept) if training else _constant(graph, kept, shared, len(keep))
+    folding = [] if training else [layer for layer in kept if layer not in shared]
+    needed, reads, folds, spare = _needed(graph, kept, constant, set(folding))
     known = _Known(graph, kept, shared, constant, needed)
     live = _live(known)
     if round_to > 1:
@@ -116,6 +124,31 @@ def _constant(
     return constant
 
 
+def _closed(graph: Graph, kept: dict[str, Tensor]) -> list[Tensor]:
+    """Constant in training: the outputs of layers without inputs."""
+    aliased, rows = _aliased(graph), len(next(iter(kept.values())))
+    found = []
+    for position, node in enumerate(graph.nodes):
+        value = torch.zeros(rows, node.channels, dtype=torch.bool)
+        if node.kind == "mix" and position not in aliased:
+            value |= ~kept[node.layer].any(1, keepdim=True)
+        found.append(value)
+    return found
+
+
+def _trainable(graph: Graph, network: nn.Module) -> Graph:
+    """`graph` where layers that apply other weights than they store are kept whole."""
+    modules = dict(network.named_modules())
+
+    def whole(node: Node) -> Node:
+        module = modules.get(node.layer)
+        if not isinstance(module, nn.Conv2d) or not node.cuttable or plain_twin(module) is module:
+            return node
+        return dataclasses.replace(node, kind="opaque")
+
+    return dataclasses.replace(graph, nodes=tuple(map(whole, graph.nodes)))
+
+
 def _aliased(graph: Graph) -> set[int]:
     """Nodes whose memory an in-place step overwrites before a later step reads them again."""
     consumers = graph.consumers()
@@ -134,7 +167,7 @@ def _needed(  # noqa: C901 - one rule per kind of node
     graph: Graph,
     kept: dict[str, Tensor],
     constant: list[Tensor],
-    shared: dict[str, list[int]],
+    folding: set[str],  # layers that may fold constant inputs
 ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     needed = [torch.zeros_like(value) for value in constant]
     reads = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
@@ -149,7 +182,7 @@ def _needed(  # noqa: C901 - one rule per kind of node
         elif node.kind == "mix":
             source = node.inputs[0]
             fold = torch.zeros_like(kept[node.layer])
-            if node.layer not in shared:
+            if node.layer in folding:
                 fold = kept[node.layer] & constant[source]
             reads[node.layer] |= kept[node.layer] & ~fold & varies
             folds[node.layer] |= fold & varies

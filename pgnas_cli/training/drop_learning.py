@@ -17,6 +17,7 @@ from ..registry import Recipe
 from ..seeds import generator
 from ..sizes import ExpectedSize, Target
 from .checkpoint import State, restore_optimizer, save_optimizer
+from .cutting import ELEMENTWISE
 from .schedule import schedule_of
 from .size_control import DECIDED, Phases, SizeControl, phases
 
@@ -60,11 +61,26 @@ class DropLearning:
         self.before = drop_probabilities(self.network).expand(2, -1).clone()
         self.rate_steps = [0.0, 0.0]
 
-    def start_epoch(self, epoch: int) -> None:
-        """Begin to measure how far p moves, where a window ends with `epoch` epochs done."""
-        if epoch % self.window == 0:
-            self.before = torch.stack([self.before[1], drop_probabilities(self.network)])
-            self.rate_steps = [self.rate_steps[1], 0.0]
+    def start_epoch(self, epoch: int) -> bool:
+        """Begin to measure how far p moves, where a window ends with `epoch` epochs done.
+
+        Without a target, p that was within `certain` of 0 or 1 through two windows, and is no
+        further from it at their end, becomes exactly that. Returns whether gates closed for good.
+        """
+        if epoch % self.window:
+            return False
+        closed = 0
+        alone = self.recipe.drop_opt == "adam" or self.recipe.opt in ELEMENTWISE
+        if self.control is None and self.fixed_drop is None and alone and self.rate_steps[0]:
+            now, bound = drop_probabilities(self.network), self.recipe.certain
+            seen = torch.cat([self.before, now[None]])
+            dropped = (seen > 1 - bound).all(0) & (now >= seen[0]) & (now < 1)
+            kept = (seen < bound).all(0) & (now <= seen[0])
+            closed = int(dropped.sum())
+            self.drop_logit.data.masked_fill_(dropped, torch.inf).masked_fill_(kept, -torch.inf)
+        self.before = torch.stack([self.before[1], drop_probabilities(self.network)])
+        self.rate_steps = [self.rate_steps[1], 0.0]
+        return closed > 0
 
     def drift(self) -> float:
         """Mean change of a gate's p in a tenth of the fit at the full rate; at most 1.
@@ -79,6 +95,10 @@ class DropLearning:
     def is_frozen(self, step: int) -> bool:
         """Whether p stays as it is from `step` on."""
         return self.control is not None and step >= self.phases.freeze
+
+    def froze(self, step: int) -> bool:
+        """Whether p was frozen by the last of `step` steps."""
+        return self.control is not None and step == self.phases.freeze
 
     @property
     def price(self) -> float:
@@ -112,11 +132,14 @@ class DropLearning:
         learning = step >= self.phases.delay
         if not learning:
             self.optimizer.param_groups[0]["lr"] = 0.0  # the moments are gathered
+        before = self.drop_logit.detach().clone()
         self.optimizer.step()
+        self.drop_logit.data.copy_(torch.where(before.isinf(), before, self.drop_logit))
         if learning and self.control is not None:
-            self.drop_logit.data.copy_(
-                self.control.corrected(self.drop_logit, self.optimizer, step)
-            )
+            logits = self.control.corrected(self.drop_logit, self.optimizer, step)
+            if step + 1 == self.phases.freeze:
+                logits = certain(logits, self.recipe.certain)
+            self.drop_logit.data.copy_(logits)
             self._count(1.0)  # a step to the size does not depend on the rate
         elif learning:
             rate = cast(float, self.optimizer.param_groups[0]["lr"])
@@ -151,6 +174,12 @@ class DropLearning:
         self.rate_steps = [state.numbers["rate_steps"], state.numbers["newer_rate_steps"]]
         if self.control is not None:
             self.control.price = state.numbers["price"]
+
+
+def certain(drop_logit: Tensor, bound: float) -> Tensor:
+    """The logits (groups,), infinite where p is within `bound` of 0 or 1."""
+    p = torch.sigmoid(drop_logit)
+    return drop_logit.masked_fill(p < bound, -torch.inf).masked_fill(p > 1 - bound, torch.inf)
 
 
 def drop_rate(recipe: Recipe, phases: Phases, target: Target | None) -> float:

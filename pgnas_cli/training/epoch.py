@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import PgnasError
 from ..gates import drop_probabilities, masked, per_gate, relaxed
 from ..seeds import generator
+from ..sizes import parameter_count
 from .checkpoint import State
 from .loop import Loop, Pass
 
@@ -39,6 +40,7 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     images_per_second: float
+    trained_share: float = 1.0  # of the whole network's parameters, at the end
 
     @property
     def settled(self) -> bool:
@@ -98,6 +100,7 @@ class EpochWatch:
             learning_rate=float(loop.weights.param_groups[0]["lr"]),
             seconds=done.seconds,
             images_per_second=done.images / done.seconds,
+            trained_share=parameter_count(loop.network) / drops.size.whole[0],
         )
 
     def _refuse_collapse(self, loss: float, kept: float, epoch: int) -> None:

@@ -30,6 +30,7 @@ from ..sampling import fixed_rate
 from ..sizes import Target, parameter_count, target_of
 from ..storage import differences, to_json, write_text
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
+from .cutting import ELEMENTWISE
 from .drop_learning import DropLearning
 from .epoch import EpochRecord, EpochWatch
 from .loop import Loop, train
@@ -108,7 +109,7 @@ def fit_events(
         _begin(run, settings)
         saved: list[str] = []
     else:
-        state = _same_fit(run, network, posterior, *unfinished)
+        state = _same_fit(run, loop, posterior, *unfinished)
         keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
@@ -130,7 +131,7 @@ def fit_events(
             saved.append(json.dumps(to_json(record)))
             write_text(run.metrics, "".join(f"{line}\n" for line in saved))
             yield record
-    write_posterior(run.posterior, network, posterior)
+    write_posterior(run.posterior, loop.network, posterior)
     run.checkpoint.unlink(missing_ok=True)
     bank = gates(network)
     yield FitSummary(
@@ -350,6 +351,10 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
         found.append("`probe`: no effect, there is no new head on trained weights")
     if recipe.cutout and data.fit.pixels is None:
         found.append("`cutout`: no effect on photos, it is for small images")
+    if recipe.certain and recipe.opt not in ELEMENTWISE:
+        found.append(
+            f"a step of `opt` {recipe.opt} depends on whole layers: nothing is cut while training"
+        )
     late = [epoch for epoch in recipe.decay_milestones if epoch >= recipe.epochs]
     if late:
         found.append(f"`decay_milestones` {late} lie behind the {recipe.epochs} epochs")
@@ -379,7 +384,7 @@ def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | Non
 
 
 def _same_fit(
-    run: Run, network: nn.Module, posterior: Posterior, state: State, started: Posterior
+    run: Run, loop: Loop, posterior: Posterior, state: State, started: Posterior
 ) -> State:
     """The state to resume, if it is one of this very fit."""
     changed = differences(started.recipe, posterior.recipe)
@@ -398,7 +403,7 @@ def _same_fit(
             " or choose another `run`"
         )
     numbers = {"seen", "steps", "rate_steps", "newer_rate_steps", "best_loss", "lost_epochs"}
-    if not fits(state, network, numbers, run.checkpoint):
+    if not fits(state, loop.network_of(state), numbers, run.checkpoint):
         raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state
 

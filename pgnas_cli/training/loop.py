@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from ..data import ImageData, placed, steps_per_epoch, training_batches
 from ..errors import Interrupted, PgnasError
 from ..gates import gates
-from ..progress import task
+from ..progress import note, task
 from ..registry import Recipe
 from ..seeds import derived_seed, seeded_globals
-from ..tensors import restore_
+from ..slimming import Remainder, everything, remainder, stored
+from ..tensors import restore_, shapes
 from .checkpoint import NETWORK, State, StopRequest, restore_optimizer, save_optimizer
+from .cutting import ELEMENTWISE, TOLERANCE, carry_over_, differs_in_training
 from .drop_learning import DropLearning
 from .schedule import schedule_of
 
@@ -42,7 +44,9 @@ class Loop:
         drops: Callable[["Loop"], DropLearning] | None = None,  # None: no gates
         bfloat16: bool = False,
     ) -> None:
-        self.network, self.device = placed(network, device), device
+        self.whole, self.device = placed(network, device), device
+        self.left = everything(self.whole)
+        self.weight_decay = weight_decay
         self.data, self.recipe, self.seed = data, recipe, seed
         self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self.batch = min(recipe.batch_size, len(data.fit))
@@ -52,17 +56,25 @@ class Loop:
         most = (recipe.max_epochs or 4 * recipe.epochs) if recipe.until_settled else recipe.epochs
         self.most_steps = most * self.per_epoch
         self.drops = None if drops is None else drops(self)
-        self.weights = create_optimizer_v2(
-            self._parameter_groups(weight_decay), opt=recipe.opt, lr=recipe.lr,
-            momentum=recipe.momentum,
-        )  # fmt: skip
-        self.schedule = schedule_of(
-            self.weights, recipe, per_epoch=self.per_epoch, least=recipe.min_lr
-        )
+        self._start_optimizer()
         self.start_epoch()
         self._set_rates()
 
-    def _parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained: the whole one, or what is left of it."""
+        return self.left.network
+
+    def _start_optimizer(self) -> None:
+        recipe = self.recipe
+        self.weights = create_optimizer_v2(
+            self._parameter_groups(), opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum
+        )
+        self.schedule = schedule_of(
+            self.weights, recipe, per_epoch=self.per_epoch, least=recipe.min_lr
+        )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         """Weights behind gates pay the divergence, others decay alike, vectors do neither."""
         gated = set() if self.drops is None else set(gates(self.network).spans)
         plain: list[nn.Parameter] = []
@@ -73,7 +85,7 @@ class Loop:
             layer, _, leaf = name.rpartition(".")
             ungated_weight = parameter.dim() > 1 and not (layer in gated and leaf == "weight")
             (decayed if ungated_weight else plain).append(parameter)
-        groups = [(plain, 0.0), (decayed, weight_decay)]
+        groups = [(plain, 0.0), (decayed, self.weight_decay)]
         return [{"params": p, "weight_decay": d} for p, d in groups if p]
 
     def _set_rates(self) -> None:
@@ -93,8 +105,43 @@ class Loop:
         self.loss_sum = torch.zeros((), device=self.device)
         self.wrong = torch.zeros((), device=self.device)
         self.seen = 0
+        if self.drops is not None and self.drops.start_epoch(self.step // self.per_epoch):
+            self.cut()
+
+    def cut(self) -> None:
+        """Go on with what candidates can keep of the network; gates have closed for good."""
+        if self.recipe.opt not in ELEMENTWISE:
+            return
+        self.write_back()
+        left = remainder(self.whole)
+        if left is None:
+            return
+        placed(left.network, self.device)
+        if differs_in_training(self.whole, left.network) > TOLERANCE:
+            note("nothing is cut while training: this network does something else in training")
+            return
+        self._follow(left)
+
+    def _follow(self, left: Remainder) -> None:
+        """Train `left` from here on."""
+        before, source = self.weights, self.left
+        placed(left.network, self.device).train(self.network.training)
+        self.left = left
+        self._start_optimizer()
+        carry_over_(before, source, self.weights, left, self.whole)
         if self.drops is not None:
-            self.drops.start_epoch(self.step // self.per_epoch)
+            self.drops.network = left.network
+        self._set_rates()
+
+    def write_back(self) -> None:
+        """Give the whole network what was learned."""
+        self.left.write_back(self.whole)
+
+    def network_of(self, state: State) -> nn.Module:
+        """The network that is trained where `state` was saved: the whole one, or what was left."""
+        if self.drops is not None and shapes(state.network) != shapes(self.network.state_dict()):
+            self._follow(stored(self.whole, state.network))
+        return self.network
 
     @property
     def loss(self) -> float:
@@ -137,6 +184,8 @@ class Loop:
         self.wrong += (logits.detach().argmax(1) != labels).sum()
         self.seen += len(inputs)
         self.step += 1
+        if self.drops is not None and self.drops.froze(self.step):
+            self.cut()
         self._set_rates()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -154,7 +203,7 @@ class Loop:
 
     def restore(self, state: State) -> None:
         """Continue from `state`; the recipe and the data must be the same."""
-        restore_(self.network, state.network)
+        restore_(self.network_of(state), state.network)
         restore_optimizer(self.weights, "weights", state)
         self.step = state.step
         self.loss_sum = state.tensors["epoch.loss_sum"].to(self.device)
@@ -209,6 +258,7 @@ def train(
             shown.update(loop.step)
             if loop.step % loop.per_epoch == 0:
                 seconds = time.perf_counter() - began
+                loop.write_back()
                 yield Pass(loop.step // loop.per_epoch, seconds, seen)
                 loop.start_epoch()
                 if loop.step >= loop.steps:

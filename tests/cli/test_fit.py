@@ -95,6 +95,9 @@ def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert "has 70.0 % of the size, not 60.0 %" in line
     assert "size 60 %" in epoch_line(RECORD, 0.0, Target("macs", 0.6))
     assert "size 70 %" in epoch_line(RECORD, 0.0, None)
+    cut = dataclasses.replace(RECORD, trained_share=0.52)
+    assert "% cut to 52 % left" in epoch_line(cut, 0.0, Target("macs", 0.6))
+    assert "p moves 0.000 cut to 52 % left" in epoch_line(cut, 0.0, None)
     whole = dataclasses.replace(RECORD, expected_share=0.99, expected_macs_share=0.99)
     (line,) = closing_notes(whole, plan(None))
     assert line.startswith("note: hardly anything is dropped")

@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from pgnas_cli.data import Preprocessing, load_data
+from pgnas_cli.gates import drop_probabilities, masked
 from pgnas_cli.ranking import Evaluator, Race, finished, races
 from pgnas_cli.sampling import draw_candidates
-from pgnas_cli.sizes import count
+from pgnas_cli.sizes import count, parameter_count
 from pgnas_cli.slimming import slim
 from pgnas_cli.training import BATCH
 
-from ..networks import seeded, tiny
+from ..networks import seeded, settled, tiny
 
 PLAIN = Preprocessing(1, 8, (0.5,), (0.25,))
 CPU = torch.device("cpu")
@@ -51,6 +52,26 @@ def test_errors_equal_a_plain_loop_over_single_images(images: int) -> None:
                 logits = smaller((pixel[None].float() - 0.5 * 255) / (0.25 * 255))
             wrong += int(logits.argmax() != label)
         assert int(found.errors[index]) == wrong
+
+
+def test_what_is_left_of_a_network_ranks_as_the_masked_whole() -> None:
+    network = tiny(groups="channel")
+    settled(network)
+    part = load_data("digits", seed=0).held_out.subset(range(70))
+    assert part.pixels is not None
+    keep = draw_candidates(drop_probabilities(network), network, 12, 0)
+    evaluator = Evaluator(network, keep, part.pixels, part.labels, PLAIN, CPU)
+    assert parameter_count(evaluator.network) < 0.9 * parameter_count(network)
+    errors = finished(evaluator, count(network, keep).params).errors
+    images = PLAIN.normalised(part.pixels)
+    for row, errs in zip(keep, errors.tolist(), strict=True):
+        with torch.no_grad(), masked(network, row), masked(evaluator.network, row):
+            expected, logits = network(images), evaluator.network(images)
+        assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert int((expected.argmax(1) != part.labels).sum()) == errs
+    opened = Evaluator(network, keep | True, part.pixels, part.labels, PLAIN, CPU)
+    assert opened.network is network  # one of them keeps what is closed
+    assert opened.name != evaluator.name
 
 
 def test_the_race_and_full_evaluation_agree_on_a_network() -> None:

@@ -5,9 +5,10 @@ import torch
 
 from pgnas_cli.gates import drop_probabilities, gates
 from pgnas_cli.sampling import baseline_probabilities, draw_candidates, random_baseline
+from pgnas_cli.sampling.baselines import permuted
 from pgnas_cli.sizes import count, parameter_count
 
-from ..networks import seeded, tiny
+from ..networks import seeded, settled, tiny
 
 
 def test_permuted_probabilities_are_the_learned_ones_dealt_out_at_equal_size() -> None:
@@ -25,6 +26,17 @@ def test_permuted_probabilities_are_the_learned_ones_dealt_out_at_equal_size() -
         for p in (learned, dealt, level)
     )
     assert others == pytest.approx([first, first], rel=0.05)
+
+
+def test_baselines_keep_closed_what_was_cut_while_training() -> None:
+    network = tiny(groups="channel")
+    closed = settled(network)
+    learned = drop_probabilities(network)
+    for baseline in ("permuted", "fixed"):
+        p = baseline_probabilities(network, learned, baseline, generator=seeded())
+        assert torch.equal(p == 1, learned == 1)
+    assert not torch.equal(permuted(learned, generator=seeded()), learned)
+    assert not random_baseline(network, 60_000, 0)[closed].any()
 
 
 @pytest.mark.parametrize("share", [0.7, 0.4])

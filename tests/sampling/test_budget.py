@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.gates import gates
+from pgnas_cli.gates import drop_probabilities, gates
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import Tilt, budget, draw_candidates
@@ -18,7 +18,7 @@ from pgnas_cli.sampling.budget import check_reach, draw_within
 from pgnas_cli.sizes import ExpectedSize, Target, count, parameter_count, whole_macs
 
 from ..conftest import run as command
-from ..networks import seeded, tiny
+from ..networks import seeded, settled, tiny
 
 
 def learned(network: nn.Module) -> torch.Tensor:
@@ -38,6 +38,19 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(budget, "hard_keep", noted)
     return made
+
+
+def test_no_budget_opens_what_is_closed_and_without_a_price_nothing_open_closes() -> None:
+    network = tiny(groups="channel")
+    closed = settled(network)
+    p = drop_probabilities(network)
+    tilt = Tilt(network, p, "params", 0)
+    assert torch.equal(tilt.at(0.0)[p == 0], p[p == 0].double())
+    assert bool((tilt.at(0.0)[p == 1] == 1).all() and (tilt.at(1e6)[p == 1] == 1).all())
+    assert bool((tilt.at(1e6)[p == 0] > 0).any())  # smaller budgets can be met
+    keep, sizes = draw_within(network, p, Target("params", 0.3), 20, 0)
+    assert not keep[:, closed].any()
+    assert float(sizes.params.max()) <= 0.3 * parameter_count(network)
 
 
 @pytest.mark.parametrize("kind", ["params", "macs"])
