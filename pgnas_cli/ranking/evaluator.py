@@ -38,9 +38,9 @@ class Evaluator:
         preprocessing: Preprocessing,
         device: torch.device,
     ) -> None:
-        left = remainder(network)
+        left = remainder(placed(network, device).eval())
         self.cut = left is not None and not bool((keep & ~remaining(network).to(keep)).any())
-        self.network = placed(left.network if left and self.cut else network, device).eval()
+        self.network = placed(left.network, device).eval() if left and self.cut else network
         self.keep, self.labels = keep.to(device), labels.to(device)
         self.pixels, self.preprocessing = pixels.to(device), preprocessing
         self.ready: Tensor | None = None

@@ -24,6 +24,9 @@ from .cut import pays, plan, wanted_inputs
 from .layers import Cut, reshape_
 from .wiring import Wiring, wire
 
+# Convolutions are fast on multiples of this: closed channels stay until a layer has one.
+ROUND = 8
+
 
 @dataclass(frozen=True)
 class Place:
@@ -98,7 +101,7 @@ def remainder(whole: nn.Module) -> Remainder | None:
     keep = remaining(whole).cpu()
     if bool(keep.all()):
         return None
-    wiring = wire(whole, keep[None], training=True)
+    wiring = wire(whole, keep[None], round_to=ROUND, training=True)
     _read_wide_(whole, wiring)
     cuts = _cuts(whole, wiring)
     bank = gates(whole)

@@ -110,7 +110,7 @@ def differs_in_training(whole: nn.Module, left: nn.Module) -> float:
         try:
             with masked(network, keep), seeded_globals(0):
                 logits = network(images)
-        except RuntimeError:
+        except (RuntimeError, ValueError, AssertionError):  # an auxiliary head, say
             return float("inf")
         finally:
             for buffer, value in buffers:
