@@ -214,11 +214,16 @@ def run(cell: Cell, posterior: Row | None, cifar: Path) -> tuple[Row, dict[str, 
         "mean_held_out": float(race.errors[race.pilots].double().mean()) / len(race.order),
         "p": [round(float(v), 5) for v in p],
         "dropped_channels": 1 - float(keep[best].double().mean()),
+        "weight_square": sum(float(w.square().sum()) for w in convolution_weights(network)),
         "dropped_operations": closed_layers(network, keep[best]), "whole": whole, "found": found,
     }  # fmt: skip
     if cell.many:
         row["best_of"] = best_of(network, p, data, cell)
     return {**row, "seconds": round(time.perf_counter() - began)}, wrong
+
+
+def convolution_weights(network: nn.Module) -> list[Tensor]:
+    return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
 def closed_layers(network: nn.Module, keep: Tensor) -> float:
@@ -284,7 +289,10 @@ def table_sides(table: str) -> list[Side]:
             ]  # fmt: skip
         return found
     if table == "4":
-        return [Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k)) for k in (1, 3, 10, 30)]
+        return [
+            Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k))
+            for k in (0.1, 0.3, 1, 3, 10)
+        ]
     if table == "5":
         warm = dataclasses.replace(m, temperature=2 / 3)
         return [Side("temperature 1/5", m), Side("temperature 2/3", warm),
