@@ -168,7 +168,7 @@ def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | Non
 
 def early_notes(first: "EpochRecord", now: "EpochRecord", plan: "FitPlan") -> list[str]:
     """What a tenth of the fit tells of its end, in time to start again."""
-    if plan.target is not None or now.mean_drop < 1e-6:
+    if plan.target is not None or now.mean_drop < 1e-6 or now.epoch == first.epoch:
         return []
     # The rate of p falls: about half of the way is still to come at each epoch's pace.
     pace = (now.expected_share - first.expected_share) / (now.epoch - first.epoch)

@@ -106,6 +106,7 @@ def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert line.startswith("note: 98.2 % of the size may stay at the end; name a size")
     assert early_notes(first, dataclasses.replace(third, expected_share=0.84), plan(None)) == []
     assert early_notes(first, third, plan(Target("params", 0.6))) == []
+    assert early_notes(third, third, plan(None)) == []  # a fit that was resumed just there
     fixed = dataclasses.replace(whole, mean_drop=0.0)
     assert closing_notes(fixed, plan(None)) == []
 
