@@ -13,7 +13,7 @@ _UNSEEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """`text` with the escape, \\x1b for one, of each character that would act on a terminal or page.
+    """`text` with the escape, \\x1b for one, of each character that acts on a terminal or page.
 
     Names of classes and files may hold any. Letters, accents, emoji and spaces stay.
     """
@@ -38,8 +38,8 @@ class PgnasError(Exception):
     """Something the user can put right: what was found, what is possible, what to do next.
 
     The command line prints the text as one line and ends with status 1; nothing else in the
-    package is caught and reworded. What would be our own mistake is an `assert` instead. The text may
-    quote names and files: it is shown as `brief` has it.
+    package is caught and reworded. What would be our own mistake is an `assert` instead. The text
+    may quote names and files: it is shown as `brief` has it.
     """
 
     def __str__(self) -> str:
