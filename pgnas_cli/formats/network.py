@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
 from ..run import Run, newest_run
-from ..run.posterior import SupernetSpec, check_supernet, is_inflated
+from ..run.posterior import SupernetSpec, check_supernet
 from ..seeds import generator
 from ..sizes import count, parameter_count, whole_macs
 from ..slimming import (
@@ -159,8 +159,8 @@ def about_of(content: dict[str, Any], path: Path) -> NetworkInfo:
     )
     if not sane:
         raise PgnasError(f"'{path}' is damaged: its sizes cannot be")
-    found = check_supernet(about.supernet, path)
-    if found is not None and not is_inflated(about.supernet, found, about.whole_params, path):
+    found, options = check_supernet(about.supernet, path), about.supernet.options
+    if found is not None and not found.inflates_within(options, about.whole_params, path):
         whole = parameter_count(found.network)
         if whole != about.whole_params:
             raise PgnasError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import PgnasError
 from ..graph import evaluating
 from .lookup import load_backbone
 
@@ -25,12 +27,27 @@ class Measure:
     activations: int  # bytes of all steps on one image
     macs: int  # on one image
 
+    def inflates_within(self, options: dict[str, Any], weights: int, path: Path) -> bool:
+        """Whether the `options` in the file at `path` inflate the network, so that its sizes are
+        known only once it is built.
+
+        Raises PgnasError where it would have far more than the `weights` that the file says.
+        """
+        inflation = options.get("inflation")
+        if not isinstance(inflation, dict):
+            return False
+        width = inflation.get("width", 1.0)
+        whole = sum(p.numel() for p in self.network.parameters())
+        if type(width) not in (int, float) or not 0 <= width * width * whole <= 4 * weights:
+            raise PgnasError(f"'{path}' is damaged: its network has more than {weights} weights")
+        return True
+
 
 def measured(
     name: str,
     *,
     classes: int,
-    input_shape: tuple[int, int, int],  # channels, height, width
+    input_shape: tuple[int, int, int] | None,  # channels, height, width; None: its own
     options: dict[str, Any],
 ) -> Measure | None:
     """The backbone called `name`, as `load_backbone` has it; None where it cannot be measured.
@@ -38,7 +55,7 @@ def measured(
     What fails here fails as well, and with a message, when it is built; but for backbones that
     need the values of their weights.
     """
-    channels, size, _ = input_shape
+    channels, size = (None, None) if input_shape is None else input_shape[:2]
     own = {key: value for key, value in options.items() if key != "inflation"}
     try:
         with _Weightless():

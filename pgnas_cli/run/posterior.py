@@ -141,23 +141,6 @@ def check_supernet(spec: SupernetSpec, path: Path) -> Measure | None:
     return found
 
 
-def is_inflated(spec: SupernetSpec, found: Measure, weights: int, path: Path) -> bool:
-    """Whether the network is inflated once it is built, so that other sizes are not known before.
-
-    Raises PgnasError where it would have far more than the `weights` that the file says.
-    """
-    inflation = spec.options.get("inflation")
-    if not isinstance(inflation, dict):
-        return False
-    width = inflation.get("width", 1.0)
-    whole = sum(p.numel() for p in found.network.parameters())
-    if type(width) not in (int, float) or not 0 <= width**2 * whole <= 4 * weights:
-        raise PgnasError(
-            f"'{path}' is damaged: its network is inflated beyond its {weights} weights"
-        )
-    return True
-
-
 POSTERIOR = "pgnas.posterior/1"
 
 
@@ -180,7 +163,7 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     found = check_supernet(spec, path)
     weights = {k.removeprefix("network."): v for k, v in header.items() if k != "drop_logit"}
     stored = sum(tensor.numel() for tensor in weights.values())
-    if found is not None and not is_inflated(spec, found, stored, path):
+    if found is not None and not found.inflates_within(spec.options, stored, path):
         checked(weights, found.network.state_dict(), path)
     network = spec.network()
     if content.get("groups") != [to_json(group) for group in gates(network).groups]:

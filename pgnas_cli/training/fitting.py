@@ -28,10 +28,18 @@ from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, wri
 from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
 from ..sampling import fixed_rate
 from ..sizes import Target, parameter_count, target_of
-from ..storage import differences, to_json, write_text
+from ..storage import (
+    MOST_BYTES,
+    differences,
+    from_json,
+    parse_json,
+    read_bytes,
+    to_json,
+    write_text,
+)
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .drop_learning import DropLearning
-from .epoch import EpochRecord, EpochWatch
+from .epoch import EpochRecord, EpochWatch, held_out_errors
 from .loop import Loop, train
 from .probe import probe_
 
@@ -112,8 +120,7 @@ def fit_events(
         keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
-        saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
-        saved = saved[: loop.step // loop.per_epoch]
+        saved = _saved_epochs(run)[: loop.step // loop.per_epoch]
     yield _plan(loop, posterior, prepared.recipe_of, remarks)
 
     def save(state: State) -> None:
@@ -135,7 +142,7 @@ def fit_events(
     bank = gates(network)
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
-        json.loads(saved[-1])["hard_error"], parameter_count(network), len(bank.groups), bank.count,
+        _hard_error(loop, saved), parameter_count(network), len(bank.groups), bank.count,
     )  # fmt: skip
 
 
@@ -354,6 +361,26 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
     if late:
         found.append(f"`decay_milestones` {late} lie behind the {recipe.epochs} epochs")
     return found
+
+
+def _hard_error(loop: Loop, saved: list[str]) -> float:
+    """Held-out error of the mean candidate; measured where the last epoch's line is lost."""
+    if saved:
+        return float(json.loads(saved[-1])["hard_error"])
+    return held_out_errors(loop, loop.steps // loop.per_epoch)[1]
+
+
+def _saved_epochs(run: Run) -> list[str]:
+    """The lines of the epochs so far."""
+    if not run.metrics.exists():
+        return []
+    try:
+        lines = read_bytes(run.metrics, MOST_BYTES).decode().splitlines()
+        for line in lines:
+            from_json(EpochRecord, parse_json(line), run.metrics)
+    except (ValueError, OSError, PgnasError):
+        raise PgnasError(f"'{run.metrics}' is damaged; move it away to resume without") from None
+    return lines
 
 
 # --- the run directory -----------------------------------------------------------------------

@@ -32,18 +32,12 @@ def test_the_network_has_the_names_shapes_and_types_of_the_one_that_is_built(
     assert all(tensor.is_meta for tensor in found.network.state_dict().values())
 
 
-def test_macs_are_those_of_the_exact_count_and_activations_those_of_a_run() -> None:
+def test_macs_are_those_of_the_exact_count_and_activations_grow_with_the_pixels() -> None:
     found = measured("multibranch-tiny", classes=10, input_shape=(1, 8, 8), options={})
     assert found is not None
     assert found.macs == whole_macs(tiny())
     twice = measured("multibranch-tiny", classes=10, input_shape=(1, 16, 16), options={})
     assert twice is not None
-    outputs = [0, 0]  # bytes of the layers that are modules, a part of all steps
-    for module in tiny().modules():
-        if not list(module.children()):
-            module.register_forward_hook(
-                lambda _, __, made: outputs.__setitem__(0, outputs[0] + made.nbytes)
-            )
     assert 3.5 < twice.activations / found.activations < 4  # the weights that are read stay
 
 
