@@ -48,7 +48,7 @@ from pgnas_cli.run.posterior import Posterior, posterior_of, read_posterior
 from pgnas_cli.sampling import read_candidates
 from pgnas_cli.training.checkpoint import fits, read_checkpoint
 from pgnas_cli.training.finetuning import FinetunePlan, finetune_events
-from pgnas_cli.training.fitting import fit_events, supernet_loop
+from pgnas_cli.training.fitting import NUMBERS, fit_events, supernet_loop
 from pgnas_cli.training.loop import Loop
 
 SECONDS = 5.0  # of one file
@@ -69,14 +69,14 @@ class Kind:
     network: Callable[[object], nn.Module] | None = None  # what was read -> the network
 
 
-def made(folder: Path) -> Run:
+def made(folder: Path, *, onnx: bool) -> None:
     """A finished run on digits, its exports, an unfinished fit and an unfinished fine-tuning."""
     run, half = Run(folder / "run"), Run(folder / "half")
     fit = ["fit", "--epochs", "1", "--target-params", "60%"]
-    best, onnx = folder / "best.safetensors", folder / "best.onnx"
-    lines = (fit, ["sample", "-n", "20"], ["rank", "--top", "3"], ["export", str(best)],
-             ["export", str(onnx)], ["evaluate", str(best)])  # fmt: skip
-    for line in lines:
+    best = folder / "best.safetensors"
+    lines = [fit, ["sample", "-n", "20"], ["rank", "--top", "3"], ["export", str(best)],
+             ["evaluate", str(best)]]  # fmt: skip
+    for line in [*lines, *([["export", str(best.with_suffix(".onnx"))]] if onnx else [])]:
         command_of(*line, "--run", str(run.folder))
     data = {"epochs": 2, "target_params": "60%"}
     events = fit_events(*run_to_fit(half.folder, data, resume=False), save_minutes=1e-9)
@@ -93,7 +93,6 @@ def made(folder: Path) -> Run:
 
     save_file(dict(whole.state_dict()), folder / "weights.safetensors")
     inflate("multibranch-tiny", folder / "wide.safetensors", Inflation((1, 3)), classes=10)
-    return run
 
 
 def command_of(*line: str) -> int:
@@ -133,7 +132,6 @@ def kinds_of(folder: Path) -> dict[str, Kind]:
         at.advance(*first)
         return at.network
 
-    numbers = {"seen", "steps", "rate_steps", "newer_rate_steps", "best_loss", "lost_epochs"}
     assert data.fit.pixels is not None
     first = data.fit.pixels[:8], data.fit.labels[:8]
     kinds = {
@@ -142,7 +140,7 @@ def kinds_of(folder: Path) -> dict[str, Kind]:
         "ranking": Kind(run.ranking(), lambda: read_ranking(run, drawn)),
         "network": Kind(best, lambda: read_network(best), 1, _first),
         "checkpoint": Kind(
-            half.checkpoint, lambda: resumed(loop, half.checkpoint, Posterior, numbers), 1, _same
+            half.checkpoint, lambda: resumed(loop, half.checkpoint, Posterior, NUMBERS), 1, _same
         ),
         "unfinished": Kind(
             unfinished, lambda: resumed(tuning, unfinished, FinetunePlan, {"seen"}), 1, _same
@@ -236,8 +234,8 @@ def changed_json(value: Any, rng: random.Random) -> Any:
                     for key in other:
                         picked = picked[key]
                     holder[last] = json.loads(json.dumps(picked))
-            case 3 if isinstance(holder[last], int | float) and holder[last] == holder[last]:
-                holder[last] = holder[last] + rng.choice((-1, 1, 0.5, 100, -(10**9)))
+            case 3 if isinstance(holder[last], int | float) and abs(holder[last]) < 2**99:
+                holder[last] += rng.choice((-1, 1, 0.5, 100, -(10**9)))
             case 4 if isinstance(holder[last], str):
                 holder[last] += rng.choice(("\x1b[2J", "\x00", "x", LONG, "/../", "\ud800"))
             case _:
@@ -509,11 +507,11 @@ def in_a_process(work: Callable[[int], None]) -> list[list[Any]]:
 
 
 def fuzz(
-    n: int, seed: int, folder: Path, only: set[str] | None = None, minutes: float = 1e9
+    n: int, seed: int, folder: Path, only: set[str] | None, minutes: float
 ) -> dict[str, Counter[str]]:
     """Outcomes by kind of `n` files, or as many as `minutes` allow; faults are printed."""
     torch.set_num_threads(1)
-    made(folder)
+    made(folder, onnx=only is None or "onnx" in only)
     copy = folder.with_name(f"{folder.name}-whole")
     shutil.copytree(folder, copy)
     kinds = {k: v for k, v in kinds_of(folder).items() if only is None or k in only}

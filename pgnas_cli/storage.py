@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -62,8 +63,15 @@ def new_file(path: Path, force: bool) -> None:
         raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
 
 
+def check_regular(path: Path) -> None:
+    """OSError for a pipe or a device, which never ends, and for a folder."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
+    check_regular(path)
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -115,6 +123,7 @@ def read_json(path: Path) -> Any:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """The content of a file; ValueError, before it is read, where it has more than `most` bytes."""
+    check_regular(path)
     with path.open("rb") as handle:
         content = handle.read(most + 1)
     if len(content) > most:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .errors import PgnasError, one_line
-from .storage import MOST_BYTES, parse_json, write_with
+from .storage import MOST_BYTES, check_regular, parse_json, write_with
 
 
 def versioned(schema: str) -> dict[str, str]:
@@ -83,6 +83,7 @@ def read_plain_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises PgnasError for a file that is missing, or whose sizes contradict each other or its own.
     """
     try:
+        check_regular(path)
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             size = handle.seek(0, 2) - 8

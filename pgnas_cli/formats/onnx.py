@@ -164,7 +164,9 @@ class OnnxNetwork(nn.Module):
         runtime = _packages()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # what fails is raised; names of a file stay off the terminal
+        options.log_severity_level = (
+            4  # what fails is raised; names of a file stay off the terminal
+        )
         self.session = runtime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )
@@ -215,7 +217,6 @@ def _check_graph(model: Any) -> None:
     loops, and tensors above `MOST_VALUES`, as far as their shapes are known."""
     import onnx
 
-    onnx.checker.check_model(model)
     if model.functions or any(node.domain for node in model.graph.node):
         raise ValueError("it has steps of another package")
     attributes = [a for node in model.graph.node for a in node.attribute]
@@ -224,6 +225,7 @@ def _check_graph(model: Any) -> None:
         raise ValueError("its tensors lie in other files")
     if any(a.g.node or a.graphs for a in attributes):
         raise ValueError("it has loops or branches")
+    onnx.checker.check_model(model)  # looks for such files, so that it comes behind
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         dims = value.type.tensor_type.shape.dim

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
+from ..storage import check_regular
 from ..tensors import read_plain_header, read_values, restore_
 
 LISTED = 5  # names in a message
@@ -48,6 +49,7 @@ def _plain_weights(path: Path) -> dict[str, Tensor]:
 def _can_run_code(path: Path) -> bool:
     """Whether it is PyTorch's own kind of file: a zip archive, or that of former versions."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
     except OSError:

@@ -65,9 +65,9 @@ def fits(state: State, network: nn.Module, numbers: set[str], path: Path) -> boo
     return (
         all(t is not None and tuple(t.shape) == shapes[name] for name, t in found.items())
         and all(bool(torch.isfinite(tensor).all()) for tensor in state.tensors.values())
-        and numbers <= set(state.numbers)
-        and all(0 <= state.numbers[name] < 2**53 for name in numbers & {"seen", "steps"})
-        and 1 <= state.step <= state.numbers.get("steps", state.step)
+        and numbers | {"seen", "steps"} <= set(state.numbers)
+        and 0 <= state.numbers["seen"] < 2**53
+        and 1 <= state.step <= state.numbers["steps"] < 2**53
     )
 
 

@@ -47,6 +47,12 @@ SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
 SAVE_MINUTES = 5.0  # between two checkpoints
 
 
+# What a fit keeps beside tensors, all of which resuming reads.
+NUMBERS = {
+    "seen", "steps", "rate_steps", "newer_rate_steps", "price", "best_loss", "lost_epochs",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class FitPlan:
     """What is known before the first step."""
@@ -424,8 +430,7 @@ def _same_fit(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
             " or choose another `run`"
         )
-    numbers = {"seen", "steps", "rate_steps", "newer_rate_steps", "best_loss", "lost_epochs"}
-    if not fits(state, network, numbers, run.checkpoint):
+    if not fits(state, network, NUMBERS, run.checkpoint):
         raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state
 
