@@ -10,6 +10,7 @@ and a file that was taken although its tensors have other shapes than the networ
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -214,7 +215,7 @@ def changed_json(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         found = list(places(value))
         if not found:
-            return rng.choice(EVIL)
+            return copy.deepcopy(rng.choice(EVIL))
         by_depth = defaultdict(list)
         for path in found:
             by_depth[len(path)].append(path)
@@ -239,7 +240,7 @@ def changed_json(value: Any, rng: random.Random) -> Any:
             case 4 if isinstance(holder[last], str):
                 holder[last] += rng.choice(("\x1b[2J", "\x00", "x", LONG, "/../", "\ud800"))
             case _:
-                holder[last] = rng.choice(EVIL)
+                holder[last] = copy.deepcopy(rng.choice(EVIL))
     return value
 
 
@@ -512,8 +513,8 @@ def fuzz(
     """Outcomes by kind of `n` files, or as many as `minutes` allow; faults are printed."""
     torch.set_num_threads(1)
     made(folder, onnx=only is None or "onnx" in only)
-    copy = folder.with_name(f"{folder.name}-whole")
-    shutil.copytree(folder, copy)
+    kept = folder.with_name(f"{folder.name}-whole")
+    shutil.copytree(folder, kept)
     kinds = {k: v for k, v in kinds_of(folder).items() if only is None or k in only}
     whole = {name: kind.path.read_bytes() for name, kind in kinds.items()}
     rng = random.Random(seed)
@@ -536,7 +537,7 @@ def fuzz(
             print(f"{number} {name}: died", flush=True)
             plan = plan[1:]
         shutil.rmtree(folder)
-        shutil.copytree(copy, folder)
+        shutil.copytree(kept, folder)
     return counts
 
 
