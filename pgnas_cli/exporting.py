@@ -5,7 +5,6 @@ A file that the user named is not replaced, unless `force` says so.
 
 import contextlib
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
 from .slimming import ROUND_TO, Layout
-from .storage import file_digest, new_file, write_bytes
+from .storage import MOST_BYTES, file_digest, new_file, parse_json, read_bytes, write_bytes
 from .training import Batches
 from .units import clock
 
@@ -194,9 +193,9 @@ def _raced(run: Run, drawn: Candidates, machine: Machine) -> Race:
 
 def _fit_minutes(run: Run) -> float:
     """How long the fit took, by its epochs; `MINUTES` where its record is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        lines = run.metrics.read_text(encoding="utf-8").splitlines()
-        minutes = sum(float(json.loads(line)["seconds"]) for line in lines) / 60
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, OverflowError):
+        lines = read_bytes(run.metrics, MOST_BYTES).splitlines()
+        minutes = sum(float(parse_json(line)["seconds"]) for line in lines) / 60
         if 0 < minutes < math.inf:
             return minutes
     return MINUTES

@@ -23,7 +23,7 @@ from ..run.posterior import held_out_of, posterior_of
 from ..sampling import Candidates, read_candidates
 from ..seeds import numpy_generator
 from ..storage import file_digest, write_text
-from ..tensors import checked, read_tensors, write_tensors
+from ..tensors import checked, read_header, read_values, write_tensors
 from ..training import StopRequest
 from .evaluator import Evaluator, held_out_evaluator, races
 from .race import PILOTS, Race, distinct, places, same_masks
@@ -192,34 +192,39 @@ def _read(run: Run, candidates: Candidates) -> tuple[Race, str] | None:
     path = run.ranking(candidates.label)
     if not path.exists():
         return None
-    tensors, content = read_tensors(path, RANKING)
+    header, content = read_header(path, RANKING)
     if content.get("made_from") != file_digest(run.candidates(candidates.label)):
         return None
     images, evaluated = content.get("images"), content.get("evaluated")
     race = None
-    if isinstance(images, int) and images >= 1 and isinstance(evaluated, str):
-        race = _race(tensors, images, content.get("top"), candidates, run)
+    if type(images) is int and images >= 1 and isinstance(evaluated, str):
+        _check_header(header, images, candidates, path)
+        race = _race(read_values(path, header), images, content.get("top"), candidates)
     if race is None:
         raise PgnasError(f"'{path}' is damaged; rank again: pgnas rank --run {run.folder}")
     assert isinstance(evaluated, str)
     return race, evaluated
 
 
-def _race(
-    tensors: dict[str, Tensor], images: int, top: Any, candidates: Candidates, run: Run
-) -> Race | None:
-    """The race in a file; None where its numbers contradict each other."""
-    params, same_as = candidates.sizes.params, same_masks(candidates.keep)
-    networks = distinct(same_as)
-    found, margins = (tensors.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
+def _check_header(
+    header: dict[str, Tensor], images: int, candidates: Candidates, path: Path
+) -> None:
+    found, margins = (header.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
     wanted = {
-        "seen": ((len(params),), torch.int64),
+        "seen": ((len(candidates.keep),), torch.int64),
         "walk": ((images,), torch.int64),
         "hardness": ((images + 1,), torch.float64),
         "mistakes": ((found.numel(),), torch.int64),
         "margins": ((margins.numel() // images, images), torch.float32),
     }
-    checked(tensors, wanted, run.ranking(candidates.label))
+    checked(header, wanted, path)
+
+
+def _race(tensors: dict[str, Tensor], images: int, top: Any, candidates: Candidates) -> Race | None:
+    """The race in a file; None where its numbers contradict each other."""
+    params, same_as = candidates.sizes.params, same_masks(candidates.keep)
+    networks = distinct(same_as)
+    found, margins = tensors["mistakes"], tensors["margins"]
     order, seen = tensors["walk"], tensors["seen"]
     sound = (
         type(top) is int
@@ -231,6 +236,7 @@ def _race(
         and torch.equal(order.sort().values, torch.arange(images))
         and bool((seen >= 0).all() and (seen <= images).all() and (seen == images).any())
         and bool((tensors["hardness"].diff() >= 0).all())
+        and bool(torch.isfinite(tensors["hardness"]).all())
         and _among(found, order, torch.zeros_like(seen).index_copy_(0, networks, seen[networks]))
     )
     if not sound:

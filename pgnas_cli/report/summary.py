@@ -1,6 +1,5 @@
 """What the files of a run say, gathered for its report. Only small sums are computed here."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..run import Command, FitSettings, Run, commands_of, read_settings
 from ..run.posterior import Posterior, posterior_of
 from ..sampling import Candidates, read_candidates
 from ..sizes import parameter_count, whole_macs
-from ..storage import file_digest, from_json
+from ..storage import MOST_BYTES, file_digest, from_json, parse_json, read_bytes
 from ..training import EpochRecord
 
 
@@ -168,9 +167,9 @@ def _epochs(run: Run) -> list[EpochRecord]:
     if not run.metrics.exists():
         return []
     try:
-        lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-        found = [from_json(EpochRecord, line, run.metrics) for line in lines]
-    except (ValueError, RecursionError, OSError, PgnasError):
+        lines = read_bytes(run.metrics, MOST_BYTES).splitlines()
+        found = [from_json(EpochRecord, parse_json(line), run.metrics) for line in lines]
+    except (ValueError, OSError, PgnasError):
         found = None
     if found is None or any(len(e.drop_histogram) != 10 or not _finite(e) for e in found):
         raise PgnasError(

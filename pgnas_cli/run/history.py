@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import PgnasError
-from ..storage import from_json, to_json, write_text
+from ..storage import MOST_BYTES, from_json, parse_json, read_bytes, to_json, write_text
 from .directory import Run
 
 
@@ -46,8 +46,8 @@ def now() -> str:
 def _text_of(path: Path) -> str:
     """What a text file of ours holds, each line ended; nothing where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_bytes(path, MOST_BYTES).decode("utf-8", errors="replace")
+    except (OSError, ValueError):
         return ""
     return text if not text or text.endswith("\n") else f"{text}\n"
 
@@ -56,6 +56,6 @@ def commands_of(run: Run) -> list[Command]:
     """The command lines of a run, oldest first; lines that are not ours are left out."""
     found = []
     for text in _text_of(run.commands).splitlines():
-        with contextlib.suppress(ValueError, RecursionError, PgnasError):
-            found.append(from_json(Command, json.loads(text), run.commands))
+        with contextlib.suppress(ValueError, PgnasError):
+            found.append(from_json(Command, parse_json(text), run.commands))
     return found

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset, shortened
-from ..storage import from_json, to_json, write_text
+from ..storage import from_json, read_json, to_json, write_text
 from .directory import RUNS, Run, newest_run
 
 # Second-order, or only with packages for CUDA.
@@ -224,7 +224,7 @@ def keep_skipping(run: Run, settings: FitSettings) -> None:
 def read_settings(run: Run) -> FitSettings:
     """The options that a run was started with."""
     try:
-        stored = json.loads(run.settings.read_text(encoding="utf-8"))
+        stored = read_json(run.settings)
         from_json(Recipe, stored["recipe"], run.settings)
         return from_json(FitSettings, stored, run.settings)
     except FileNotFoundError:

@@ -22,7 +22,7 @@ from ..run.posterior import posterior_of
 from ..seeds import generator
 from ..sizes import Sizes, Target, budgets_of, count, whole_sizes
 from ..storage import file_digest, from_json, to_json
-from ..tensors import checked, read_tensors, write_tensors
+from ..tensors import checked, read_header, read_values, write_tensors
 from .baselines import baseline_probabilities
 from .budget import check_reach, draw_within
 
@@ -113,25 +113,34 @@ def read_candidates(run: Run, network: nn.Module, budget: str = "") -> Candidate
     path = run.candidates(budget)
     if not path.exists():
         raise PgnasError(f"no candidates in '{run.folder}'; draw some with pgnas sample")
-    tensors, content = read_tensors(path, CANDIDATES)
+    header, content = read_header(path, CANDIDATES)
     rows, width = content.get("candidates"), gates(network).count
-    if not isinstance(rows, int) or rows < 1 or content.get("gates") != width:
+    if type(rows) is not int or rows < 1 or content.get("gates") != width:
         raise PgnasError(f"'{path}' does not fit the posterior; draw again: pgnas sample")
     if content.get("made_from") != file_digest(run.posterior):
         raise PgnasError(f"'{path}' is older than the posterior; draw again: pgnas sample")
     sizes = {field.name: ((rows,), torch.int64) for field in dataclasses.fields(Sizes)}
-    checked(tensors, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, path)
+    checked(header, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, path)
+    tensors = read_values(path, header)
+    whole = whole_sizes(network)
+    if not all(_possible(tensors[kind], most) for kind, most in whole.items()):
+        raise PgnasError(f"'{path}' is damaged: sizes beyond the whole network's; draw again")
     stored, keep = content.get("budget"), unpack(tensors.pop("keep"), width)
     found = Candidates(
         keep,
         Sizes(**tensors),
-        whole_sizes(network),
+        whole,
         str(content.get("baseline", "")),
         None if stored is None else from_json(Target, stored, path),
     )
     if found.label != budget:
         raise PgnasError(f"'{path}' holds candidates of another budget; draw again: pgnas sample")
     return found
+
+
+def _possible(sizes: Tensor, whole: int) -> bool:
+    """Whether candidates may have these sizes: planes of ones and folded biases add some."""
+    return int(sizes.min()) >= 0 and int(sizes.max()) <= 2 * whole + 2**16
 
 
 def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, seed: int) -> Tensor:

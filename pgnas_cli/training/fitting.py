@@ -28,15 +28,29 @@ from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, wri
 from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
 from ..sampling import fixed_rate
 from ..sizes import Target, parameter_count, target_of
-from ..storage import differences, to_json, write_text
+from ..storage import (
+    MOST_BYTES,
+    differences,
+    from_json,
+    parse_json,
+    read_bytes,
+    to_json,
+    write_text,
+)
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .drop_learning import DropLearning
-from .epoch import EpochRecord, EpochWatch
+from .epoch import EpochRecord, EpochWatch, held_out_errors
 from .loop import Loop, train
 from .probe import probe_
 
 SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
 SAVE_MINUTES = 5.0  # between two checkpoints
+
+
+# What a fit keeps beside tensors, all of which resuming reads.
+NUMBERS = {
+    "seen", "steps", "rate_steps", "newer_rate_steps", "price", "best_loss", "lost_epochs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,8 +126,7 @@ def fit_events(
         keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
-        saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
-        saved = saved[: loop.step // loop.per_epoch]
+        saved = _saved_epochs(run)[: loop.step // loop.per_epoch]
     yield _plan(loop, posterior, prepared.recipe_of, remarks)
 
     def save(state: State) -> None:
@@ -135,7 +148,7 @@ def fit_events(
     bank = gates(network)
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
-        json.loads(saved[-1])["hard_error"], parameter_count(network), len(bank.groups), bank.count,
+        _hard_error(loop, saved), parameter_count(network), len(bank.groups), bank.count,
     )  # fmt: skip
 
 
@@ -356,6 +369,26 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
     return found
 
 
+def _hard_error(loop: Loop, saved: list[str]) -> float:
+    """Held-out error of the mean candidate; measured where the last epoch's line is lost."""
+    if saved:
+        return float(json.loads(saved[-1])["hard_error"])
+    return held_out_errors(loop, loop.steps // loop.per_epoch)[1]
+
+
+def _saved_epochs(run: Run) -> list[str]:
+    """The lines of the epochs so far."""
+    if not run.metrics.exists():
+        return []
+    try:
+        lines = read_bytes(run.metrics, MOST_BYTES).decode().splitlines()
+        for line in lines:
+            from_json(EpochRecord, parse_json(line), run.metrics)
+    except (ValueError, OSError, PgnasError):
+        raise PgnasError(f"'{run.metrics}' is damaged; move it away to resume without") from None
+    return lines
+
+
 # --- the run directory -----------------------------------------------------------------------
 
 
@@ -397,8 +430,7 @@ def _same_fit(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
             " or choose another `run`"
         )
-    numbers = {"seen", "steps", "rate_steps", "newer_rate_steps", "best_loss", "lost_epochs"}
-    if not fits(state, network, numbers, run.checkpoint):
+    if not fits(state, network, NUMBERS, run.checkpoint):
         raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state
 

@@ -159,7 +159,8 @@ class Loop:
         self.step = state.step
         self.loss_sum = state.tensors["epoch.loss_sum"].to(self.device)
         self.wrong = state.tensors["epoch.wrong"].to(self.device)
-        self.seen, self.steps = int(state.numbers["seen"]), int(state.numbers["steps"])
+        self.seen = int(state.numbers["seen"])
+        self.steps = min(int(state.numbers["steps"]), self.most_steps)
         if self.drops is not None:
             self.drops.restore(state)
         self._set_rates()

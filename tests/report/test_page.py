@@ -459,6 +459,24 @@ def test_evaluations_go_to_the_run_that_the_networks_came_from(
     assert "elsewhere" in {row.name for row in evaluations_of(searched)}
 
 
+def test_no_character_of_a_file_acts_on_the_page_or_in_a_picture(searched: Run) -> None:
+    """An escape sequence, a turned direction, half of a character: in every row, line and title."""
+    evil = "\x1b[2J\x00\u202egnp\udc80"
+    change_evaluations(searched, lambda row: row.update(name=row["name"] + evil[:-1], device=evil))
+    entry = json.loads(searched.commands.read_text(encoding="utf-8").splitlines()[-1])
+    line = json.dumps({**entry, "line": f"pgnas rank {evil}"})
+    searched.commands.write_text(f"{line}\n{line}\n", encoding="utf-8")
+    page = page_of([run_summary(searched)])
+    shown = r"\x1b[2J\x00\u202egnp\udc80"
+    assert f"times on {shown}" in page
+    assert f"pgnas rank {shown}&#10;pgnas rank {shown}</pre>" in page
+    figure, axes = figure_of(2, evil, evil)
+    axes.plot([1, 2], label=evil)
+    svg = picture_of(figure, "a", "b").svg
+    ElementTree.fromstring(svg)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", page + svg)
+
+
 def test_words_of_a_run_and_in_a_picture_cannot_become_elements(fitted: Run) -> None:
     found = run_summary(fitted)
     hostile = '"><b>x</b>&'
