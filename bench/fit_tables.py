@@ -21,6 +21,7 @@ from bench.figures import (
     percents,
     prose,
     table,
+    taken,
     unpacked,
 )  # fmt: skip
 
@@ -209,6 +210,7 @@ def protocol(rows: Sequence[Row]) -> str:
     larger = 100 * over_images(cells(rows, CIFAR)[0].test, IMAGES["t1c"])
     coded = [row for row in rows if "code" in row]
     return prose(
+        taken(rows),
         f"Errors are means over seeds with 95 % intervals over seeds (Student's t). Seeds share the"
         f" test images, whose own sampling error (binomial, 95 %) comes on top: {half:.1f} points"
         f" for the original network on {IMAGES['t1']} photos, {larger:.1f} on {IMAGES['t1c']:,}"

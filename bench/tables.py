@@ -176,7 +176,7 @@ def rewritten(text: str, data: Path) -> tuple[str, list[str]]:
         if name not in BLOCKS:
             raise SystemExit(f"no figures '{name}'; possible: {', '.join(sorted(BLOCKS))}")
         found = BLOCKS[name](data)
-        found = f"\n{found}\n" if there[:1] in ("\n", "") else found
+        found = f"\n{found}\n" if there.startswith("\n") else found
         if found != there:
             differed.append(name)
         return f"{start}{found}{end}"
