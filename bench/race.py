@@ -61,8 +61,13 @@ def compared(rows: Sequence[Row]) -> list[Row]:
 
 def shares(rows: Sequence[Row]) -> str:
     """The share of pairs that is evaluated, in words for a sentence."""
-    (digits,) = (row["pairs"] for row in compared(rows) if row["data"] == "digits")
-    others = [100 * row["pairs"] for row in rows if row["data"] != "digits"]
+    (digits,) = (
+        row["pairs"]
+        for row in compared(rows)
+        if (row["data"], row["candidates"]) == ("digits", 1500)
+    )
+    newest = latest(rows, "data", "candidates")
+    others = [100 * row["pairs"] for row in newest if row["data"] != "digits"]
     return (f"{100 * digits:.0f} % of them on digits, {min(others):.0f} to {max(others):.0f} % on"
             " photos and CIFAR-10")  # fmt: skip
 
