@@ -24,19 +24,17 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import timm
 import torch
 from pgnas_backbones.enas import Enas
 from pgnas_backbones.multibranch import MultiBranch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-import pgnas_cli
-from bench import CPU, machine_line, ranked
+from bench import CPU, about, one_checkout, ranked
 from bench.convergence import PIXELS, SEEN, images
+from bench.figures import DATA, Row, append, interval, prose, read, table
 from pgnas_cli import Target, count, drop_probabilities, fit_network, slim
 from pgnas_cli.data import ImageData, Part, evaluation_images, find_data
 from pgnas_cli.gates import gates
@@ -51,7 +49,6 @@ from pgnas_cli.storage import to_json
 from pgnas_cli.training import gated, prior_of, score
 from pgnas_cli.training.loop import Loop, train
 
-Row = dict[str, Any]
 CANDIDATES = 60
 HELD_OUT = 1000
 SHAPE = (3, PIXELS, PIXELS)
@@ -111,17 +108,6 @@ class Cell:
 
 
 # --- running ---------------------------------------------------------------------------------
-
-
-def code() -> str:
-    """Digest of the package and its backbones as imported."""
-    import pgnas_backbones
-
-    digest = hashlib.blake2b(digest_size=8)
-    for package in (pgnas_cli, pgnas_backbones):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 @functools.cache
@@ -323,26 +309,12 @@ def table_sides(table: str) -> list[Side]:
     return found
 
 
-def interval(wrong: np.ndarray) -> tuple[float, float, float]:
-    """Mean of (seeds, images), and its 95 % interval over other seeds and other images."""
-    g = np.random.default_rng(0)
-    seeds, number = wrong.shape
-    means = []
-    for _ in range(2000):
-        of_images = g.multinomial(number, np.full(number, 1 / number))
-        of_seeds = g.integers(0, seeds, seeds)
-        means.append(float((wrong[of_seeds] @ of_images).mean()) / number)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(wrong.mean()), float(low), float(high)
-
-
 class Store:
     """Rows by the name of their cell, and the test images that each gets wrong."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.bits = path, path.with_suffix("")
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = {row["name"]: row for row in map(json.loads, lines)}
+        self.rows = {row["name"]: row for row in read(path)}
 
     def add(self, cell: Cell, row: Row, wrong: dict[str, np.ndarray]) -> None:
         self.bits.mkdir(parents=True, exist_ok=True)
@@ -350,8 +322,7 @@ class Store:
             {k: np.packbits(v) for k, v in wrong.items()}, self.bits / f"{cell.name}.safetensors"
         )
         row = {"name": cell.name, **row}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.path, row)
         self.rows[cell.name] = row
 
     def wrong(self, cell: Cell, found: str) -> np.ndarray:
@@ -363,73 +334,83 @@ def seeded(cell: Cell, seed: int) -> Cell:
     return dataclasses.replace(cell, seed=seed)
 
 
-def show(table: str, store: Store, seeds: Iterable[int]) -> None:
-    """The table from the cells that are there."""
-    sides = table_sides(table)
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference of errors says."""
+    return "worse" if low > 0 else "better" if high < 0 else "cannot be told"
+
+
+def figures(name: str, store: Store, seeds: Iterable[int] = SEEDS) -> str:
+    """Sentence and table from the seeds that have all cells."""
+    sides = table_sides(name)
     seeds = [s for s in seeds if all(seeded(side.cell, s).name in store.rows for side in sides)]
     if not seeds:
-        raise SystemExit(f"no seed has all cells of table {table} yet")
+        return f"No seed has all cells of table {name} yet."
     rows = [store.rows[seeded(side.cell, seed).name] for side in sides for seed in seeds]
     for key in ("code", "torch", "timm"):
         if len({row[key] for row in rows}) > 1:
-            raise SystemExit(f"the cells of table {table} were made with different {key}")
-    print(f"Seeds {', '.join(map(str, seeds))}; {rows[0]['on']}, timm {rows[0]['timm']}.\n")
-    print("| | params % | MACs % | train loss | held-out % | test % (95 %) | less the first |")
-    print("|---|---|---|---|---|---|---|")
+            raise SystemExit(f"the cells of table {name} were made with different {key}")
+    columns = []
     first: np.ndarray | None = None
     for side in sides:
         mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
         wrong = np.stack([store.wrong(seeded(side.cell, seed), side.found) for seed in seeds])
-        if first is None or (side.text.split(":")[-1] in (" posterior", " whole") and table != "3"):
+        if first is None or (side.text.split(":")[-1] in (" posterior", " whole") and name != "3"):
             first = wrong
-        if table == "3" and side.text.endswith(": posterior"):
+        if name == "3" and side.text.endswith(": posterior"):
             first = wrong
-        error, low, high = interval(wrong)
-        gap = interval(wrong - first)
-        less = (
-            "" if wrong is first else "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
-        )
+        less = ""
+        if wrong is not first:
+            gap = interval(wrong - first)
+            less = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
+            less += f": {verdict(*gap[1:])}"
 
-        def mean(key: str, mine: list[Row] = mine) -> float:
-            return float(np.mean([row[key] for row in mine]))
+        def mean(key: str, mine: list[Row] = mine) -> str:
+            return f"{100 * float(np.mean([row[key] for row in mine])):.1f}"
 
         held = float(np.mean([row["found"][side.found]["held_out"] for row in mine]))
         loss = float(np.mean([row["history"][-1][0] for row in mine]))
-        sizes = f"{100 * mean('params'):.1f} | {100 * mean('macs'):.1f}"
-        with_interval = f"{100 * error:.2f} ({100 * low:.2f} to {100 * high:.2f})"
-        columns = (side.text, sizes, f"{loss:.2f}", f"{100 * held:.1f}", with_interval, less)
-        print(f"| {' | '.join(columns)} |")
-    if table == "6":
-        print("\n| candidates | held-out % | test % |\n|---|---|---|")
+        columns.append([
+            side.text, mean("params"), mean("macs"), f"{loss:.2f}", f"{100 * held:.1f}",
+            "{:.2f} ({:.2f} to {:.2f})".format(*(100 * v for v in interval(wrong))), less,
+        ])  # fmt: skip
+    on = f"Seeds {', '.join(map(str, seeds))}; {rows[0]['on']}, timm {rows[0]['timm']}."
+    head = ["", "params %", "MACs %", "train loss", "held-out %", "test % (95 %)", "less the first"]
+    parts = [prose(on), table(head, columns)]
+    if name == "6":
         best = np.mean(
             [store.rows[seeded(sides[0].cell, s).name]["best_of"] for s in seeds], axis=0
         )
-        for n, held, test in best:
-            print(f"| {n:.0f} | {100 * held:.2f} | {100 * test:.2f} |")
-    if table == "7":
-        print("\n| | dropped channels % | dropped operations % |\n|---|---|---|")
+        found = [[f"{n:.0f}", f"{100 * held:.2f}", f"{100 * test:.2f}"] for n, held, test in best]
+        parts.append(table(["candidates", "held-out %", "test %"], found))
+    if name == "7":
+        shares = []
         for side in sides:
             mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
-            shares = [100 * np.mean([row[f"dropped_{k}"] for row in mine])
-                      for k in ("channels", "operations")]  # fmt: skip
-            print(f"| {side.text} | {shares[0]:.1f} | {shares[1]:.1f} |")
+            means = (100 * np.mean([row[f"dropped_{k}"] for row in mine])
+                     for k in ("channels", "operations"))  # fmt: skip
+            shares.append([side.text, *(f"{share:.1f}" for share in means)])
+        parts.append(table(["", "dropped channels %", "dropped operations %"], shares))
+    return "\n\n".join(parts)
+
+
+TABLES = ("2", "3", "4", "5", "6", "7", "9", "regimes")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=["2", "3", "4", "5", "6", "7", "9", "regimes"])
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--nets", nargs="*", choices=NETS, default=list(NETS))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
-    parser.add_argument("--results", type=Path, default=Path("docs/data/paper.jsonl"))
+    parser.add_argument("--results", type=Path, default=DATA / "paper.jsonl")
     parser.add_argument("--print", action="store_true")
     options = parser.parse_args()
     store = Store(options.results)
     if options.print:
-        show(options.table, store, options.seeds)
+        print(figures(options.table, store, options.seeds))
         return
-    about = {"code": code(), "torch": torch.__version__, "timm": timm.__version__,
-             "on": machine_line()}  # fmt: skip
+    one_checkout()
+    taken_with = about()
     for seed in options.seeds:
         for side in table_sides(options.table):
             cell = seeded(side.cell, seed)
@@ -437,7 +418,7 @@ def main() -> None:
                 continue
             of = dataclasses.replace(cell, side="posterior")
             row, wrong = run(cell, store.rows.get(of.name), options.cifar)
-            store.add(cell, {**row, **about}, wrong)
+            store.add(cell, {**row, **taken_with}, wrong)
             print(options.table, side.text, seed, f"{100 * row['params']:.0f} %",
                   row["history"][-1], row["found"], row["seconds"], flush=True)  # fmt: skip
 
