@@ -26,7 +26,7 @@ def fit(
     run: options.NewRun = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
-    save_minutes: options.SaveMinutes = 5.0,
+    save_minutes: options.SaveMinutes = None,
     tensorboard: options.TensorBoard = None,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -82,8 +82,7 @@ def show_fit(
                 for name in plan.not_prunable if verbose else ():
                     terminal.note(f"not prunable: {name}")
             elif isinstance(event, FitSummary):
-                assert plan is not None
-                for text in closing_notes(last, plan):
+                for text in [] if plan is None else closing_notes(last, plan):
                     terminal.note(text)
                 return event
             else:

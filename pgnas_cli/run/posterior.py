@@ -15,7 +15,7 @@ from ..gates import Prior, gates
 from ..registry import Recipe
 from ..registry.build import create_supernet
 from ..sizes import Target
-from ..storage import from_json, to_json
+from ..storage import from_json, to_json, with_digest
 from ..tensors import checked, read_tensors, restore_, write_tensors
 from .directory import Run
 from .settings import read_settings
@@ -79,6 +79,7 @@ class Posterior:
     objective: Objective
     recipe: Recipe
     seed: int
+    digest: str = dataclasses.field(default="", compare=False)  # sha256 of the file it is read from
 
 
 POSTERIOR = "pgnas.posterior/1"
@@ -90,14 +91,16 @@ def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> Non
     tensors = {f"network.{k}": v for k, v in state.items() if not k.startswith("gates.")}
     tensors["drop_logit"] = gates(network).drop_logit
     groups = [to_json(group) for group in gates(network).groups]
-    write_tensors(path, POSTERIOR, tensors, {**to_json(posterior), "groups": groups})
+    content = {k: v for k, v in to_json(posterior).items() if k != "digest"}
+    write_tensors(path, POSTERIOR, tensors, {**content, "groups": groups})
 
 
 def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     """The fitted super-network, gates open, in evaluation mode, and its record."""
-    tensors, content = read_tensors(path, POSTERIOR)
+    (tensors, content), digest = with_digest(path, lambda path: read_tensors(path, POSTERIOR))
     fields = {f.name for f in dataclasses.fields(Posterior)}
-    posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
+    stored = {**{k: v for k, v in content.items() if k in fields}, "digest": digest}
+    posterior = from_json(Posterior, stored, path)
     network = posterior.supernet.network()
     if content.get("groups") != [to_json(group) for group in gates(network).groups]:
         raise PgnasError(

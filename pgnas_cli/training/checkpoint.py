@@ -1,12 +1,10 @@
-"""Unfinished training on disk, and signals as requests to stop between two steps.
+"""Unfinished training on disk.
 
 Randomness has no state (seeds.py), so that weights, optimizers and a few numbers are all.
 """
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -88,28 +86,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, name: str, state: State)
             slots.setdefault(int(index), {})[slot] = value
     whole = optimizer.state_dict()
     optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
-
-
-class StopRequest:
-    """Context in which SIGINT and SIGTERM set `asked`; a second one interrupts at once."""
-
-    def __enter__(self) -> "StopRequest":
-        self.asked = False
-        self.before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        for number in self.before:
-            signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, old in self.before.items():
-            signal.signal(number, old)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True

@@ -300,13 +300,13 @@ def test_the_error_of_each_class_is_that_of_counting_its_images(searched: Run) -
 
 
 def test_dropped_channels_and_operations_are_those_that_the_winner_lacks(searched: Run) -> None:
-    network, _ = posterior_of(searched)
+    network, posterior = posterior_of(searched)
     (budget,) = searched.budgets()
     found = run_summary(searched)
     rows = searched.ranking_table(budget).read_text(encoding="utf-8").splitlines()
     winner = int(rows[1].split(",")[1])
     assert winner_of(searched) == winner
-    keep = read_candidates(searched, network, budget).keep[winner]
+    keep = read_candidates(searched, network, posterior, budget).keep[winner]
     spans = gates(network).spans
     text = text_of(page_of([found]))
     dropped = int((~keep).sum())

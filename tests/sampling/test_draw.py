@@ -39,16 +39,16 @@ def test_the_ith_candidate_does_not_depend_on_how_many_are_drawn() -> None:
 
 
 def test_candidates_come_back_as_they_were_drawn(fitted: Run) -> None:
-    network, _ = posterior_of(fitted)
-    (drawn,) = sample(fitted, 20)
+    network, posterior = posterior_of(fitted)
+    (drawn,) = sample(fitted, 20, force=True)
     assert torch.equal(drawn.keep[7], draw(network, generator=generator(0, "candidate", 7)))
-    again = read_candidates(fitted, network)
+    again = read_candidates(fitted, network, posterior)
     assert torch.equal(again.keep, drawn.keep)
     for name, column in vars(count(network, drawn.keep)).items():
         for found in (drawn, again):
             assert torch.equal(getattr(found.sizes, name), column)
     (baseline,) = sample(fitted, 20, baseline="permuted", seed=5)
-    assert read_candidates(fitted, network).baseline == "permuted"
+    assert read_candidates(fitted, network, posterior).baseline == "permuted"
     assert not torch.equal(baseline.keep, drawn.keep)
 
 
@@ -56,7 +56,7 @@ def test_drawing_again_removes_what_was_derived_from_the_former_candidates(fitte
     fitted.evaluation.touch()
     derived = [*fitted.drawn_files(), fitted.evaluation]
     assert {fitted.candidates(), fitted.ranking(), fitted.ranking_table()} < set(derived)
-    drawn = sample(fitted, 3, max_params="60%,50%")
+    drawn = sample(fitted, 3, max_params="60%,50%", force=True)
     assert [one.label for one in drawn] == ["params-60", "params-50"]
     assert fitted.drawn_files() == [fitted.candidates(one.label) for one in drawn]
     assert not any(path.exists() for path in derived)
@@ -76,7 +76,7 @@ def test_candidates_that_do_not_fit_are_refused(
 ) -> None:
     rewrite(fitted.candidates(), "pgnas.candidates/1", lambda c, t: c.update(change))
     with pytest.raises(PgnasError, match=message):
-        read_candidates(fitted, posterior_of(fitted)[0])
+        read_candidates(fitted, *posterior_of(fitted))
 
 
 @pytest.mark.parametrize(

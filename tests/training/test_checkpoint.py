@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pgnas_cli.data import ImageData
-from pgnas_cli.training import StopRequest
+from pgnas_cli.signals import StopRequest
 from pgnas_cli.training.checkpoint import read_checkpoint, write_checkpoint
 
 from .conftest import loop_of, steps
