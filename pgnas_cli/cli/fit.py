@@ -91,7 +91,7 @@ def show_fit(
                 each = (time.monotonic() - began) / (event.epoch - first.epoch + 1)
                 left = each * (event.epochs - event.epoch)
                 terminal.note(epoch_line(event, left, plan.target))
-                if event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
+                if first.epoch < event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
                     for text in early_notes(first, event, plan):
                         terminal.note(text)
     raise AssertionError("a fit ends with its summary")

@@ -178,7 +178,7 @@ class Loop:
             cause = f"normalised images reach {largest:.2g}: look at the data"
         elif not math.isfinite(divergence):
             cause = f"lower `l2` (now {self.recipe.l2}), or leave it out"
-        elif step == 0 and not math.isfinite(float(get_total_norm(self.network.parameters()))):
+        elif self.step == 0 and not math.isfinite(float(get_total_norm(self.network.parameters()))):
             cause = "the starting weights are not finite; name others with `weights`"
         else:
             cause = f"lower `lr` (now {self.recipe.lr:g})"

@@ -95,3 +95,18 @@ def test_wrong_options_leave_the_candidates_as_they_were(
     with pytest.raises(PgnasError, match=message):
         sample(run, **options)
     assert run.candidates().read_bytes() == before
+
+
+def test_the_same_draw_again_changes_nothing_and_another_asks_before_a_ranking_goes(
+    fitted: Run,
+) -> None:
+    files = fitted.drawn_files()
+    assert len(files) == 3
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
+    sample(fitted, 60)
+    with pytest.raises(PgnasError, match=r"ranking\.safetensors' is a ranking of other candidates"):
+        sample(fitted, 61)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
+    sample(fitted, 61, force=True)
+    assert fitted.drawn_files() == [fitted.candidates()]
+    sample(fitted, 20)  # nothing is lost that was not drawn in a moment
