@@ -77,6 +77,14 @@ def _lives(process: int) -> bool:
     return True
 
 
+def remove(path: Path) -> None:
+    """Remove a file where there is one."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise PgnasError(f"'{path}' cannot be removed: {error}") from None
+
+
 def _umask() -> int:
     now = os.umask(0)
     os.umask(now)

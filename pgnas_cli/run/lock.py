@@ -45,7 +45,8 @@ def writing(run: Run, *, new: bool = False) -> Iterator[None]:
         try:
             remove_leftovers(run.folder)
             if run.posterior.exists():  # the fit was finished
-                run.checkpoint.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    run.checkpoint.unlink(missing_ok=True)
             yield
         finally:
             if key in _held:  # not so in a worker

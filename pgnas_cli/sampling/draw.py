@@ -21,7 +21,7 @@ from ..run import Run, run_at, writing
 from ..run.posterior import Posterior, posterior_of
 from ..seeds import generator
 from ..sizes import Sizes, Target, budgets_of, count, whole_sizes
-from ..storage import from_json, to_json, with_digest, write_bytes
+from ..storage import from_json, remove, to_json, with_digest, write_bytes
 from ..tensors import checked, read_tensors, tensor_bytes
 from .baselines import baseline_probabilities
 from .budget import check_reach, draw_within
@@ -130,11 +130,11 @@ def _write(
         )
     for path in (run.evaluation, run.report, *map(run.ranking, others),
                  *map(run.ranking_table, others)):  # fmt: skip
-        path.unlink(missing_ok=True)
+        remove(path)
     for label in contents.keys() - same:
         write_bytes(run.candidates(label), contents[label])
     for label in labels - contents.keys():
-        run.candidates(label).unlink(missing_ok=True)
+        remove(run.candidates(label))
 
 
 def read_candidates(

@@ -4,6 +4,7 @@ The held-out images of the run stay held out. An unfinished fine-tuning lies bes
 the same call resumes it.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Generator
 from contextlib import closing
@@ -110,7 +111,8 @@ def finetune_events(
                 finetuned_epochs=about.finetuned_epochs + epochs,
             )  # fmt: skip
             write_network(output, network.eval(), about)
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is done
+                unfinished.unlink(missing_ok=True)
         return about
 
 

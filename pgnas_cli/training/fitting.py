@@ -4,6 +4,7 @@ A fitted posterior is never overwritten unless `force` says so; what was derived
 it.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -37,7 +38,7 @@ from ..run.posterior import (
 from ..sampling import fixed_rate
 from ..signals import StopRequest
 from ..sizes import Target, parameter_count, target_of
-from ..storage import differences, from_json, to_json, write_text
+from ..storage import differences, from_json, remove, to_json, write_text
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .drop_learning import DropLearning
 from .epoch import EpochRecord, EpochWatch
@@ -160,7 +161,8 @@ def _fitted(
         loop.refuse_what_is_not_finite()
         history.write()
         write_posterior(run.posterior, network, posterior)
-        run.checkpoint.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # else the next command does
+            run.checkpoint.unlink(missing_ok=True)
     bank = gates(network)
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
@@ -472,5 +474,5 @@ def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
     for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(), run.evaluation,
                  run.report, run.commands):  # fmt: skip
-        path.unlink(missing_ok=True)
+        remove(path)
     write_settings(run, settings)
