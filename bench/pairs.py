@@ -29,12 +29,13 @@ from pgnas_cli.run import Run, commands_of, read_settings
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
 
+FIT = "fit --epochs 1 -b 400 --target-params 59.4%"  # as the search below does
 FIRST = (
-    "fit --epochs 1 -b 400 --target-params 59.4% --run r -q", "sample -n 20 --run r -q", "rank --top 3 --run r -q",
+    f"{FIT} --run r -q", "sample -n 20 --run r -q", "rank --top 3 --run r -q",
     "export r/best.safetensors --run r -q", "evaluate r/best.safetensors --run r -q",
 )  # fmt: skip
 LINES = {
-    "fit": "fit --epochs 1 -b 400 --target-params 59.4% --seed 1 --run r --force -q",
+    "fit": f"{FIT} --seed 1 --run r --force -q",
     "resume": "fit --resume --run r -q",
     "sample": "sample -n 30 --seed 5 --force --run r -q",
     "rank": "rank --exhaustive --run r -q",
