@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,11 +219,7 @@ class Tally:
 
 def tried(name: str, stage: Stage, work: Path, every: int) -> Tally:
     """All points of a stage, or one in `every`."""
-    base, trial = work / "base", work / "trial"
-    base.mkdir()
-    for line in stage.before:
-        ended = carried_out(line, base)
-        assert ended.status == 0, ended.said
+    base, trial = prepared(stage.before, work), work / "trial"
     kept = digests(base)
     ended = carried_out(stage.line, _copied(base, trial))
     assert ended.status == 0, ended.said
@@ -253,10 +249,22 @@ def tried(name: str, stage: Stage, work: Path, every: int) -> Tally:
             tally.refused.append(f"{where}: {again.said.strip()[-300:]}")
         if not same:
             tally.different.append(f"{where}: {[f for f in wanted if found.get(f) != wanted[f]]}")
-        hidden = [file for file in found if Path(file).name.startswith(".") or ".part/" in file]
+        hidden = [file for file in found if ".part/" in file or "/.tmp" in file]
         if hidden:
             tally.left.append(f"{where}: {hidden}")
     return tally
+
+
+def prepared(lines: Sequence[str], work: Path) -> Path:
+    """A folder in which those commands were carried out, made once."""
+    folder = work / f"base{len(lines)}"
+    if not lines:
+        folder.mkdir(exist_ok=True)
+    elif not folder.exists():
+        _copied(prepared(lines[:-1], work), folder)
+        ended = carried_out(lines[-1], folder)
+        assert ended.status == 0, ended.said
+    return folder
 
 
 def _copied(base: Path, trial: Path) -> Path:
@@ -298,7 +306,7 @@ def damaged(folder: Path, before: dict[str, str]) -> str:
     return ""
 
 
-def run() -> int:
+def run(work: Path) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", default=[], help=f"of {', '.join(STAGES)}")
     parser.add_argument("--every", type=int, default=1, help="try one point in so many")
@@ -310,8 +318,7 @@ def run() -> int:
     bad = 0
     for name in given.stages or STAGES:
         began = time.monotonic()
-        with tempfile.TemporaryDirectory() as work:
-            tally = tried(name, STAGES[name], Path(work), given.every)
+        tally = tried(name, STAGES[name], work, given.every)
         row = tally.row()
         print("{:14} {:6} {:4} {:10} {:7} {:9} {:4}".format(name, *row)
               + f"  {time.monotonic() - began:7.0f}", flush=True)  # fmt: skip
@@ -322,4 +329,5 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(run(Path(folder)))

@@ -36,7 +36,7 @@ from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
 from .slimming import ROUND_TO, Layout
-from .storage import new_file, write_bytes
+from .storage import new_file, remove_leftovers, write_bytes
 from .training import Batches
 from .units import clock
 
@@ -122,6 +122,7 @@ def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None
         raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
     run.check_foreign(path)
     new_file(path, force)
+    remove_leftovers(path.parent)
     check_range("round_to", round_to, *ROUND_TO)
     check_range("opset", opset, *OPSETS)
 

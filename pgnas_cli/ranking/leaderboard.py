@@ -211,7 +211,9 @@ def _read(run: Run, candidates: Candidates) -> tuple[Race, str] | None:
     images, evaluated = content.get("images"), content.get("evaluated")
     race = None
     if isinstance(images, int) and images >= 1 and isinstance(evaluated, str):
-        race = _race(tensors, images, content.get("top"), candidates, run)
+        tensors.setdefault("goal", tensors.get("seen", torch.empty(0)))  # in older files
+        walked = content.get("top"), content.get("turn", 0)
+        race = _race(tensors, images, walked, candidates, run)
     if race is None:
         raise PgnasError(f"'{path}' is damaged; rank again: pgnas rank --run {run.folder}")
     assert isinstance(evaluated, str)
@@ -219,14 +221,20 @@ def _read(run: Run, candidates: Candidates) -> tuple[Race, str] | None:
 
 
 def _race(
-    tensors: dict[str, Tensor], images: int, top: Any, candidates: Candidates, run: Run
+    tensors: dict[str, Tensor],
+    images: int,
+    walked: tuple[Any, Any],  # top, turn
+    candidates: Candidates,
+    run: Run,
 ) -> Race | None:
     """The race in a file; None where its numbers contradict each other."""
+    top, turn = walked
     params, same_as = candidates.sizes.params, same_masks(candidates.keep)
     networks = distinct(same_as)
     found, margins = (tensors.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
     wanted = {
         "seen": ((len(params),), torch.int64),
+        "goal": ((len(params),), torch.int64),
         "walk": ((images,), torch.int64),
         "hardness": ((images + 1,), torch.float64),
         "mistakes": ((found.numel(),), torch.int64),
@@ -235,7 +243,7 @@ def _race(
     checked(tensors, wanted, run.ranking(candidates.label))
     order, seen = tensors["walk"], tensors["seen"]
     sound = (
-        type(top) is int
+        type(top) is type(turn) is int
         and 1 <= top <= len(params)
         and 1 <= len(margins) <= min(PILOTS, len(networks))
         and bool((seen[networks[: len(margins)]] == images).all())
@@ -243,6 +251,7 @@ def _race(
         and bool(torch.isfinite(margins).all())
         and torch.equal(order.sort().values, torch.arange(images))
         and bool((seen >= 0).all() and (seen <= images).all() and (seen == images).any())
+        and bool((tensors["goal"] >= seen).all() and (tensors["goal"] <= images).all())
         and bool((tensors["hardness"].diff() >= 0).all())
         and _among(found, order, torch.zeros_like(seen).index_copy_(0, networks, seen[networks]))
     )
@@ -251,7 +260,7 @@ def _race(
     errors = torch.bincount(found.div(images, rounding_mode="floor"), minlength=len(params))
     return Race(
         order, places(params), top, same_as, seen, errors[same_as], tensors["hardness"], margins,
-        [found],
+        [found], turn, tensors["goal"],
     )  # fmt: skip
 
 
@@ -290,6 +299,7 @@ def _race_to_resume(run: Run, candidates: Candidates, evaluator: Evaluator) -> R
 def _write(run: Run, candidates: Candidates, race: Race, evaluator: Evaluator) -> None:
     tensors = {
         "seen": race.seen,
+        "goal": torch.maximum(race.goal, race.seen),
         "walk": race.order,
         "hardness": race.hardness,
         "margins": race.margins.float(),
@@ -298,6 +308,7 @@ def _write(run: Run, candidates: Candidates, race: Race, evaluator: Evaluator) -
     content = {
         "images": len(evaluator.labels),
         "top": race.top,
+        "turn": race.turn,
         "evaluated": evaluator.name,
         "made_from": candidates.digest,
     }

@@ -126,7 +126,7 @@ def _write(
     if ranked and not force:
         raise PgnasError(
             f"'{ranked[0]}' is a ranking of other candidates, which would be lost; add `force` to"
-            " delete it, or choose another `run`"
+            " delete it"
         )
     for path in (run.evaluation, run.report, *map(run.ranking, others),
                  *map(run.ranking_table, others)):  # fmt: skip
