@@ -47,7 +47,11 @@ class PgnasError(Exception):
 
 
 class Interrupted(PgnasError):
-    """The user stopped a fit, and its state is saved; the command ends with status 130."""
+    """The user stopped long work, and its state is saved; status 128 + the signal's number."""
+
+    def __init__(self, text: str, number: int = 2) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def one_line(error: Exception) -> str:

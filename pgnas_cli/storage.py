@@ -12,6 +12,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import safetensors
 
 from .errors import PgnasError
+
+Found = TypeVar("Found")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,10 +37,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_with(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the target, flush to disk, rename: a crash leaves the old file or the new."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write beside the target, flush to disk, rename: a crash leaves the old file or the new.
+
+    It is written in a folder of its own: some writers have temporary files beside theirs.
+    """
+    folder = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = folder / path.name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write(part)
         part.chmod(0o666 & ~_umask())  # as any new file; some writers make theirs private
         with part.open("rb+") as handle:
@@ -47,8 +55,40 @@ def write_with(path: Path, write: Callable[[Path], Any]) -> None:
             f"'{path}' cannot be written: {error}; what was there before is untouched"
         ) from None
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_LEFTOVER = re.compile(r"\..+\.(\d+)\.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_with` left in a folder where its process was killed."""
+    for path in folder.glob(".*.part"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and not _lives(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # no way to ask
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file where there is one."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise PgnasError(f"'{path}' cannot be removed: {error}") from None
 
 
 def _umask() -> int:
@@ -71,12 +111,28 @@ def check_regular(path: Path) -> None:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
-    check_regular(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return with_digest(path, lambda _: None)[1]
+
+
+def with_digest(path: Path, read: Callable[[Path], Found]) -> tuple[Found, str]:
+    """What `read` finds in a file, and the sha256 of the very bytes that it read.
+
+    Files are replaced as a whole: one that still has its name afterwards was read, and no other.
+    """
+    try:
+        check_regular(path)
+        while True:
+            digest = hashlib.sha256()
+            with path.open("rb") as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+                found = read(path)
+                if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                    return found, digest.hexdigest()
+    except FileNotFoundError:
+        raise PgnasError(f"no file '{path}'") from None
+    except OSError as error:
+        raise PgnasError(f"'{path}' cannot be read: {error}") from None
 
 
 # --- JSON ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from . import __version__
@@ -34,9 +34,22 @@ def write_tensors(
     path: Path, schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> None:
     """Write a tensor file atomically; `content` becomes the metadata beside schema and versions."""
+    whole, metadata = _plain(schema, tensors, content)
+    write_with(path, lambda part: save_file(whole, part, metadata=metadata))
+
+
+def tensor_bytes(schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> bytes:
+    """What `write_tensors` writes."""
+    whole, metadata = _plain(schema, tensors, content)
+    return save(whole, metadata=metadata)
+
+
+def _plain(
+    schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     text = json.dumps({**versioned(schema), **content}, sort_keys=True, allow_nan=False)
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_with(path, lambda part: save_file(whole, part, metadata={"pgnas": text}))
+    return whole, {"pgnas": text}
 
 
 def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

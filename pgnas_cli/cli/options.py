@@ -48,7 +48,10 @@ Verbose = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 DataRoot = Annotated[Path, typer.Option(help="Where named data sets live.")]
-SaveMinutes = Annotated[float, typer.Option(help="Checkpoint interval, minutes.")]
+SaveMinutes = Annotated[
+    float | None,
+    typer.Option(help="Checkpoint interval; default: up to one, less than 2 % of the time."),
+]
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")
 ]

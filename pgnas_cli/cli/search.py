@@ -25,6 +25,7 @@ from ..run import (
     remember,
     run_name,
     settings_of,
+    writing,
 )
 from ..storage import differences, to_json
 from . import options
@@ -79,13 +80,14 @@ def search(
 
     steps = _Steps(terminal, settings, find_machine(device, workers), tensorboard)
     home = Run(folder)
-    files = steps.candidates(home, kind, size, n)
-    if compare:
-        files["whole"] = steps.whole(home)
-    remember(home, typed_line())
-    found = steps.evaluated(home, files)
-    terminal.note("writing the report")
-    write_report([home], home.report)
+    with writing(home, new=True):
+        files = steps.candidates(home, kind, size, n)
+        if compare:
+            files["whole"] = steps.whole(home)
+        remember(home, typed_line())
+        found = steps.evaluated(home, files)
+        terminal.note("writing the report")
+        write_report([home], home.report)
     if as_json:
         paths = {name: str(path) for name, path in files.items()}
         rows = evaluation_json(list(files.values()), found) if found else {}
@@ -118,17 +120,17 @@ class _Steps:
 
         target: dict[str, Any] = {f"target_{kind}": _nearly(size, f"`max_{kind}`")}
         self.fitted(run, dataclasses.replace(self.settings, **target), self.tensorboard)
-        network, _ = posterior_of(run)
+        network, posterior = posterior_of(run)
         budget: dict[str, Any] = {f"max_{kind}": size}
         (wanted,) = budgets_of(network, **{kind: size})
         try:
             drawn = run.budgets() == [wanted.label]
-            drawn = drawn and len(read_candidates(run, network, wanted.label).keep) == n
+            drawn = drawn and len(read_candidates(run, network, posterior, wanted.label).keep) == n
         except PgnasError:
             drawn = False
         if not drawn:
             self.terminal.note(f"drawing {n} candidates")
-            sample(run, n, **budget)
+            sample(run, n, **budget, force=True)
         began = time.perf_counter()
         boards = rank(run, top=TOP, machine=self.machine)
         seconds = time.perf_counter() - began

@@ -240,8 +240,9 @@ def origin(files: Sequence[Path], made_from: set[str], named: Run | None) -> Run
         with contextlib.suppress(PgnasError):
             runs.append(newest_run(fitted=True))
     for run in dict.fromkeys(runs):
-        if run.posterior.exists() and file_digest(run.posterior) in made_from:
-            return run
+        with contextlib.suppress(PgnasError):  # none there
+            if file_digest(run.posterior) in made_from:
+                return run
     if named is not None:
         raise PgnasError(
             f"'{named.folder}' is not the run that these networks came from; leave `run` out, or"

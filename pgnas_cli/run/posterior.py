@@ -22,7 +22,7 @@ from ..registry import Recipe
 from ..registry.build import create_supernet
 from ..registry.measure import Measure, measured
 from ..sizes import Target
-from ..storage import from_json, to_json
+from ..storage import from_json, to_json, with_digest
 from ..tensors import checked, read_header, read_values, restore_, write_tensors
 from .directory import Run
 from .settings import read_settings
@@ -86,6 +86,7 @@ class Posterior:
     objective: Objective
     recipe: Recipe
     seed: int
+    digest: str = dataclasses.field(default="", compare=False)  # sha256 of the file it is read from
 
 
 # --- bounds on what a file may ask for -------------------------------------------------------
@@ -150,13 +151,19 @@ def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> Non
     tensors = {f"network.{k}": v for k, v in state.items() if not k.startswith("gates.")}
     tensors["drop_logit"] = gates(network).drop_logit
     groups = [to_json(group) for group in gates(network).groups]
-    write_tensors(path, POSTERIOR, tensors, {**to_json(posterior), "groups": groups})
+    content = {k: v for k, v in to_json(posterior).items() if k != "digest"}
+    write_tensors(path, POSTERIOR, tensors, {**content, "groups": groups})
 
 
 def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     """The fitted super-network, gates open, in evaluation mode, and its record."""
+    (network, posterior), digest = with_digest(path, _posterior_in)
+    return network, dataclasses.replace(posterior, digest=digest)
+
+
+def _posterior_in(path: Path) -> tuple[nn.Module, Posterior]:
     header, content = read_header(path, POSTERIOR)
-    fields = {f.name for f in dataclasses.fields(Posterior)}
+    fields = {f.name for f in dataclasses.fields(Posterior)} - {"digest"}
     posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
     _check_numbers(posterior, path)
     spec = posterior.supernet

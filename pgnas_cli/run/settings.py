@@ -181,6 +181,11 @@ def run_to_fit(
     else:
         run = Run(folder)
     if not (resume and run.settings.exists()):
+        if resume and not {"data", "backbone"} & set(given):
+            raise PgnasError(
+                f"no run in '{run.folder}' to resume{_like(run.folder)}; to start one, name `data`"
+                " or `backbone`"
+            )
         return run, asked
     stored = read_settings(run)
     for key in (key for key in given if key != "skip_corrupt"):
@@ -200,6 +205,14 @@ def run_to_fit(
         stored, recipe={**asked.recipe, **stored.recipe},
         skip_corrupt=asked.skip_corrupt or stored.skip_corrupt,
     )  # fmt: skip
+
+
+def _like(folder: Path) -> str:
+    """The runs whose names are most like that of a folder."""
+    there = [path.parent for root in (RUNS, folder.parent) for path in root.glob("*/run.json")]
+    by_name = {path.name: path for path in there}
+    near = difflib.get_close_matches(folder.name, by_name, n=3, cutoff=0.5)
+    return f"; similar: {', '.join(str(by_name[name]) for name in near)}" if near else ""
 
 
 def _unused(folder: Path) -> Path:

@@ -1,15 +1,13 @@
-"""Unfinished training on disk, and signals as requests to stop between two steps.
+"""Unfinished training on disk.
 
 Randomness has no state (seeds.py), so that weights, optimizers and a few numbers are all. A file
 may come from a stranger: its tensors must be those that a step of this training would leave.
 """
 
 import contextlib
-import signal
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -165,28 +163,3 @@ def _after_a_step(optimizer: torch.optim.Optimizer) -> list[dict[str, Any] | Non
                 {slot: v for slot, v in twin.state[p].items() if v is not None} for p in parameters
             ]
     return [None] * len(parameters)
-
-
-class StopRequest:
-    """Context in which SIGINT and SIGTERM set `asked`; a second one interrupts at once."""
-
-    def __enter__(self) -> "StopRequest":
-        self.asked = False
-        self.before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        for number in self.before:
-            signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, old in self.before.items():
-            signal.signal(number, old)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True

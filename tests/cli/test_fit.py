@@ -41,7 +41,9 @@ def test_json_has_its_fixed_keys_and_a_named_option_is_recorded_with_run_and_pos
 
 def test_a_fixed_rate_can_be_that_of_equal_size(fitted: Run) -> None:
     assert run("fit", *QUICK, "--run", "fixed", "--fixed-drop", "run", "-q") == 0
-    plain, fixed = (object_of("sample", "--run", r, "-n", "200") for r in ("run", "fixed"))
+    plain, fixed = (
+        object_of("sample", "--run", r, "-n", "200", "--force") for r in ("run", "fixed")
+    )
     assert abs(fixed["mean"]["params"] / plain["mean"]["params"] - 1) < 0.05
     rates = load_file("fixed/posterior.safetensors")["drop_logit"]
     assert rates.unique().numel() == 1
