@@ -1,4 +1,6 @@
-"""The one exception whose text is meant for the user."""
+"""The one exception whose text is meant for the user, and commands to type next."""
+
+import shlex
 
 
 class PgnasError(Exception):
@@ -16,3 +18,8 @@ class Interrupted(PgnasError):
 def one_line(error: Exception) -> str:
     """What a library's exception says, short enough for a message."""
     return " ".join(str(error).split())[:200]
+
+
+def command(*words: object) -> str:
+    """A command of pgnas as it can be typed, paths with spaces in quotes."""
+    return shlex.join(["pgnas", *map(str, words)])

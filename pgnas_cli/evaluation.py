@@ -4,6 +4,7 @@ The only reader of the test split.
 """
 
 import copy
+import dataclasses
 import json
 import statistics
 import time
@@ -131,7 +132,11 @@ def evaluate(
     machine: Machine = Machine(),  # noqa: B008 - frozen
     names: Sequence[str] | None = None,  # None: those of the files
 ) -> list[Evaluation]:
-    """Test error and latency of exported networks, each beside the whole network it comes from."""
+    """Test error and latency of exported networks, each beside the whole network it comes from.
+
+    `data` needs labelled images only: a folder with val/<class>/ or just <class>/, of all classes
+    of the network or some of them.
+    """
     check_range("batch_size", batch_size, 1, 4096)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
@@ -144,7 +149,7 @@ def evaluate(
         scores.append(score(network, test, about.supernet.preprocessing, machine=machine))
         titles.append(source.name.name)
         remarks += source.remarks
-        by_class.append(_by_class(source.classes, test.labels, scores[-1].wrong))
+        by_class.append(_by_class(about.supernet.classes, test.labels, scores[-1].wrong))
     for remark in dict.fromkeys(remarks if names is None else ()):  # a search has said them
         note(f"note: {remark}")
     times = [_timings(found, size, machine.device) for size in (1, batch_size)]
@@ -179,14 +184,17 @@ def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
 
 
 def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Part:
-    if data.classes != about.supernet.classes:
+    """The test images, labelled by the classes of the network; some of these may have none."""
+    known = {label: number for number, label in enumerate(about.supernet.classes)}
+    if not set(data.classes) <= set(known):
         raise PgnasError(
             f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was trained on"
             f" {', '.join(about.supernet.classes[:5])}..."
         )
     if data.test is None:
         raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
-    return data.test
+    labels = torch.tensor([known[label] for label in data.classes])
+    return dataclasses.replace(data.test, labels=labels[data.test.labels])
 
 
 def _timings(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
@@ -64,12 +65,21 @@ def tune_for_cpu() -> None:
 def full_float32() -> Iterator[None]:
     """Context: a GPU computes in whole float32, not in TF32 (10 bits), which is PyTorch's default
     for convolutions. For comparisons; the settings are as before after it."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    name, exact, places = "allow_tf32", cast(Any, False), (cudnn, matmul)
     try:
+        before = [getattr(place, name) for place in places]
+    except RuntimeError:  # the user has set them by their newer names; the two do not mix
+        name, exact, places = "fp32_precision", "ieee", (cudnn.conv, matmul)
+        before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, exact)
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h

@@ -75,13 +75,14 @@ def search(
     settings = settings_of(given)
     folder = run or _folder(settings, kind, size, n)
     from ..machine import find_machine
-    from ..report import ROLES, write_report
+    from ..report import role_words, write_report
 
     steps = _Steps(terminal, settings, find_machine(device, workers), tensorboard)
     home = Run(folder)
-    files = steps.candidates(home, kind, size, n)
+    made = steps.candidates(home, kind, size, n)
     if compare:
-        files["whole"] = steps.whole(home)
+        made["whole"] = steps.whole(home)
+    files = {name: path for name, (path, _) in made.items()}
     remember(home, typed_line())
     found = steps.evaluated(home, files)
     terminal.note("writing the report")
@@ -95,8 +96,8 @@ def search(
         return
     if found:
         show_evaluations(terminal, found)
-    for name, path in files.items():
-        terminal.result(f"{name:9} {ROLES[name]}: {path}")
+    for name, (path, params) in made.items():
+        terminal.result(f"{name:9} {role_words(name, params, made['best'][1])}: {path}")
     terminal.result(f"report    all of this as a page: {home.report}")
 
 
@@ -109,8 +110,8 @@ class _Steps:
     machine: "Machine"
     tensorboard: Path | None
 
-    def candidates(self, run: Run, kind: str, size: str, n: int) -> dict[str, Path]:
-        """Fit, sample, rank and export; the files, the best one first."""
+    def candidates(self, run: Run, kind: str, size: str, n: int) -> dict[str, tuple[Path, int]]:
+        """Fit, sample, rank and export; the files and parameters, the best one first."""
         from ..ranking import rank
         from ..run.posterior import posterior_of
         from ..sampling import read_candidates, sample
@@ -135,7 +136,7 @@ class _Steps:
         show_ranking(self.terminal, boards, TOP, 0, seconds, result=False)
         return {name: self.exported(run, name, what) for name, what in _EXPORTED.items()}
 
-    def whole(self, home: Run) -> Path:
+    def whole(self, home: Run) -> tuple[Path, int]:
         """The network without gates, trained as long."""
         run = Run(home.folder / "whole")
         board = None if self.tensorboard is None else self.tensorboard / home.folder.name
@@ -167,13 +168,15 @@ class _Steps:
         for line in fit_summary_lines(summary):
             self.terminal.note(line)
 
-    def exported(self, run: Run, name: str, candidate: str, into: Path | None = None) -> Path:
-        """Write one network."""
+    def exported(
+        self, run: Run, name: str, candidate: str, into: Path | None = None
+    ) -> tuple[Path, int]:
+        """Write one network; its file and parameters."""
         from ..exporting import export
 
         path = (into or run.folder) / f"{name}.safetensors"
-        export(path, run, candidate=candidate, force=True, machine=self.machine)
-        return path
+        about = export(path, run, candidate=candidate, force=True, machine=self.machine)
+        return path, about.params
 
     def evaluated(self, home: Run, files: dict[str, Path]) -> "list[Evaluation]":
         """Test errors of the networks, kept in the run; none where there are no test images."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Interrupted, PgnasError
+from ..errors import Interrupted, PgnasError, command
 from ..fields import check_range
-from ..machine import Machine
+from ..machine import Machine, full_float32
 from ..progress import note
 from ..run import Run, run_at
 from ..run.posterior import held_out_of, posterior_of
@@ -100,6 +100,7 @@ class Leaderboard:
         return bool(self.race.finished.all())
 
 
+@full_float32()
 def rank(
     run: Run | str | Path | None = None,  # None: the newest in runs/
     *,
@@ -107,6 +108,7 @@ def rank(
     exhaustive: bool = False,  # evaluate every pair
     time_limit: float | None = None,  # minutes
     budget: str | None = None,  # label of the one to rank within; None: all
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> list[Leaderboard]:
     """Find the best candidates of a run on its held-out images, and how certain that is.
@@ -121,8 +123,8 @@ def rank(
     network, posterior = posterior_of(run)
     labels = (run.budgets() or [""]) if budget is None else [budget]
     drawn = [read_candidates(run, network, label) for label in labels]
-    data = held_out_of(run, posterior, machine.workers)
-    evaluator = held_out_evaluator(network, drawn[0].keep, data, machine.device)
+    images = held_out_of(run, posterior, machine.workers, moved=data)
+    evaluator = held_out_evaluator(network, drawn[0].keep, images, machine.device)
     begun: list[tuple[Candidates, Race]] = []
     start = time.perf_counter()
     with StopRequest() as request:
@@ -150,7 +152,7 @@ def rank(
     if request.asked and undecided:
         raise Interrupted(
             f"interrupted; {undecided} candidates are undecided, resume with"
-            f" {rank_again(run, top, exhaustive)}"
+            f" {rank_again(run, top, exhaustive, data)}"
         )
     boards = [leaderboard_of(candidates, race, posterior.seed) for candidates, race in begun]
     for board in boards:
@@ -158,10 +160,12 @@ def rank(
     return boards
 
 
-def rank_again(run: Run, top: int = SHOWN, exhaustive: bool = False) -> str:
+def rank_again(
+    run: Run, top: int = SHOWN, exhaustive: bool = False, data: str | None = None
+) -> str:
     """The command that resumes such a ranking."""
-    more = " --exhaustive" if exhaustive else f" --top {top}" if top != SHOWN else ""
-    return f"pgnas rank --run {run.folder}{more}"
+    more = ["--exhaustive"] if exhaustive else ["--top", top] if top != SHOWN else []
+    return command("rank", "--run", run.folder, *more, *(["--data", data] if data else []))
 
 
 def leaderboard_of(candidates: Candidates, race: Race, seed: int) -> Leaderboard:
@@ -200,7 +204,7 @@ def _read(run: Run, candidates: Candidates) -> tuple[Race, str] | None:
     if isinstance(images, int) and images >= 1 and isinstance(evaluated, str):
         race = _race(tensors, images, content.get("top"), candidates, run)
     if race is None:
-        raise PgnasError(f"'{path}' is damaged; rank again: pgnas rank --run {run.folder}")
+        raise PgnasError(f"'{path}' is damaged; rank again: {rank_again(run)}")
     assert isinstance(evaluated, str)
     return race, evaluated
 

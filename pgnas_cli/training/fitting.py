@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import ImageData, check_input, cut_data, find_data, held_out_decoded, remarks_on
+from ..data import ImageData, cut_data, find_data, held_out_decoded, remarks_on
 from ..data import digest as data_digest
-from ..errors import PgnasError
+from ..errors import PgnasError, command
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine
 from ..registry import Backbone, Recipe, Start
@@ -122,7 +122,7 @@ def fit_events(
 
     passes = train(
         loop, workers=machine.workers, save=save, save_seconds=60 * save_minutes, what="fitting",
-        resume_with=resume_with or f"pgnas fit --resume --run {run.folder}",
+        resume_with=resume_with or command("fit", "--resume", "--run", run.folder),
     )  # fmt: skip
     with closing(passes):
         for done in passes:
@@ -268,8 +268,12 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
             settings.seed, settings.keep_original,
         ),
     )  # fmt: skip
-    check_input(backbone.input_shape, backbone.name)
     channels, size, _ = backbone.input_shape
+    if settings.img_size not in (None, size):
+        raise PgnasError(
+            f"backbone '{backbone.name}' takes images of {size}x{size} pixels only; leave out"
+            " `img_size`"
+        )
     data = cut_data(
         source, seed=settings.seed, held_out=settings.held_out,
         preprocessing=backbone.images, size=size, channels=channels,
@@ -302,7 +306,7 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         recipe,
         settings.seed,
     )  # fmt: skip
-    remarks = (*backbone.remarks, *source.remarks, *remarks_on(data))
+    remarks = (*backbone.remarks, *data.remarks, *remarks_on(data))
     return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
 
 
