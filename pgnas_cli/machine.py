@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -67,19 +67,21 @@ def full_float32() -> Iterator[None]:
     for convolutions. For comparisons; the settings are as before after it."""
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
-    name, exact, places = "allow_tf32", cast(Any, False), (cudnn, matmul)
+    # PyTorch has two kinds of names for this, and refuses to read where they contradict each other.
+    places = [(cudnn, cudnn.conv), (cudnn, cudnn.rnn), (matmul, matmul)]
+    before = [new.fp32_precision for _, new in places]
+
+    def set_(values: list[str]) -> None:
+        for (old, _), value in zip(places, values, strict=True):
+            old.allow_tf32 = value == "tf32"
+        for (_, new), value in zip(places, values, strict=True):
+            new.fp32_precision = value
+
     try:
-        before = [getattr(place, name) for place in places]
-    except RuntimeError:  # the user has set them by their newer names; the two do not mix
-        name, exact, places = "fp32_precision", "ieee", (cudnn.conv, matmul)
-        before = [getattr(place, name) for place in places]
-    try:
-        for place in places:
-            setattr(place, name, exact)
+        set_(["ieee"] * len(places))
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(place, name, value)
+        set_(before)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h

@@ -1,5 +1,6 @@
 """Where data sets come from: the embedded digits, class folders, and the names that timm knows."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
@@ -249,7 +250,10 @@ def _open_item(source: Any, called: str, index: int) -> Image.Image:
     """timm's own data set gives the next image in place of one that does not decode."""
     try:
         image = getattr(source, "reader", source)[index][0]
-        return as_rgb(image if isinstance(image, Image.Image) else Image.open(image))
+        if isinstance(image, Image.Image):
+            return as_rgb(image)
+        with image, Image.open(image) as opened:  # a file, or bytes
+            return as_rgb(opened)
     except Exception as error:  # Pillow and the sources raise many kinds
         raise PgnasError(
             f"image {index} of {called} does not decode ({reason_of(error)})"
@@ -260,8 +264,10 @@ def _small_size(part: Part) -> int | None:
     """Height = width of the images where they are small and alike; None for photos."""
     assert part.open is not None
     step = max(1, len(part) // LOOKED_AT)
-    looked_at = [i for i in range(0, len(part), step) if i not in part.damaged]
-    sizes = {part.open(i).size for i in looked_at}
+    sizes = set()
+    for index in range(0, len(part), step):
+        with contextlib.suppress(PgnasError):  # told where it is read
+            sizes.add(part.open(index).size)
     if len(sizes) == 1:
         (width, height) = sizes.pop()
         if width == height <= SMALL:

@@ -102,5 +102,7 @@ def random_baseline(network: nn.Module, params: int, seed: int) -> Tensor:
 
 def other_size(params: int, best: int) -> str:
     """By how much a random baseline is not as large as the best candidate; "" within `NEAR`."""
-    off = params / best - 1
-    return f"{percent(abs(off))} {'more' if off > 0 else 'fewer'} parameters" * (abs(off) > NEAR)
+    off = abs(params - best)
+    if off <= NEAR * best:
+        return ""
+    return f"{percent(off / best)} {'more' if params > best else 'fewer'} parameters"
