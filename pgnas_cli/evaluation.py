@@ -21,6 +21,7 @@ from .fields import check_range
 from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
 from .machine import Machine
 from .progress import note
+from .ranking import like_guessing
 from .run import Run, now
 from .slimming import arranged, ungated_copy
 from .storage import from_json, to_json, write_text
@@ -142,16 +143,22 @@ def evaluate(
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
     scores, titles, by_class = [], [], []
     remarks: list[str] = []
+    guessing: list[str] = []
     for path, (network, about) in zip(paths, found, strict=True):
         name = _data_of(about, path, data)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
         scores.append(score(network, test, about.supernet.preprocessing, machine=machine))
+        guessing.append(like_guessing(scores[-1].errors, test.labels))
         titles.append(source.name.name)
         remarks += source.remarks
         by_class.append(_by_class(about.supernet.classes, test.labels, scores[-1].wrong))
     for remark in dict.fromkeys(remarks if names is None else ()):  # a search has said them
         note(f"note: {remark}")
+    called = names or network_names(paths)
+    for name, warning in zip(called, guessing, strict=True):
+        if warning:
+            note(f"warning: {name}: {warning}")
     times = [_timings(found, size, machine.device) for size in (1, batch_size)]
     return [
         Evaluation(
@@ -161,7 +168,7 @@ def evaluate(
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
         for name, title, (_, about), score, rows, one, many in zip(
-            names or network_names(paths), titles, found, scores, by_class, *times, strict=True
+            called, titles, found, scores, by_class, *times, strict=True
         )
     ]  # fmt: skip
 

@@ -1,8 +1,10 @@
 """The command line: its commands, and errors as one line."""
 
+import contextlib
 import contextvars
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
@@ -76,19 +78,35 @@ def main(arguments: list[str] | None = None) -> None:
     context = contextvars.copy_context()  # a listening terminal ends with the command
     context.run(typed.set, tuple(sys.argv[1:] if arguments is None else arguments))
     try:
-        context.run(app, arguments)
+        try:
+            context.run(app, arguments)
+        finally:
+            sys.stdout.flush()  # where a full disk shows
     except Interrupted as error:
         _fail(str(error), 130)
     except PgnasError as error:
         _fail(str(error), 1)
+    except OSError as error:  # of the surroundings, where no room has words for it
+        _fail(_unusable(error), 1)
     except SystemExit as end:
         if end.code == 130:  # typer's own status for an interrupt
             _fail("interrupted; nothing was written", 130)
         raise
 
 
+def _unusable(error: OSError) -> str:
+    """What the system refuses, in one line; a stdout that takes no more is left."""
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        return f"'{error.filename}' cannot be used: {why}"
+    with contextlib.suppress(OSError):  # a stdout of Python's own has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"the output cannot be written: {why}; files that were written are there"
+
+
 def _fail(text: str, status: int) -> NoReturn:
     from .terminal import failure  # slow to import
 
-    failure(flagged(text))
+    with contextlib.suppress(OSError):  # nobody listens
+        failure(flagged(text))
     sys.exit(status)

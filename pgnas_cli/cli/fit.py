@@ -169,6 +169,12 @@ def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | Non
 
 def early_notes(first: "EpochRecord", now: "EpochRecord", plan: "FitPlan") -> list[str]:
     """What a tenth of the fit tells of its end, in time to start again."""
+    chance = math.log(plan.classes)
+    if now.loss >= chance:
+        return [
+            f"warning: a bad start: after {now.epoch} epochs the loss is {now.loss:.2f}, chance"
+            f" level {chance:.2f}; try another --lr, or start from --weights"
+        ]
     resumed = now.epoch == first.epoch  # no pace is known yet
     if resumed or plan.target is not None or now.mean_drop < 1e-6:
         return []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError
+from ..fields import check_range
 from ..registry import Recipe
 from ..run import (
     RUNS,
@@ -69,6 +70,7 @@ def search(
     Fits, samples, ranks, exports, evaluates and reports. Repeating the command resumes it.
     """
     terminal = terminal_of(quiet)
+    check_range("n", n, 1)
     if max_params and max_macs:
         raise PgnasError("`max_params` and `max_macs` are mutually exclusive; give one")
     kind, size = ("macs", max_macs) if max_macs else ("params", max_params or "60%")

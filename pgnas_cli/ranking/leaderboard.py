@@ -27,7 +27,7 @@ from ..tensors import checked, read_tensors, write_tensors
 from ..training import StopRequest
 from .evaluator import Evaluator, held_out_evaluator, races
 from .race import PILOTS, Race, distinct, places, same_masks
-from .statistics import Confidence, confidence, expected_error
+from .statistics import Confidence, confidence, expected_error, like_guessing
 
 RANKING = "pgnas.ranking/1"
 SAVE_SECONDS = 30.0
@@ -157,6 +157,8 @@ def rank(
     boards = [leaderboard_of(candidates, race, posterior.seed) for candidates, race in begun]
     for board in boards:
         _write_table(run, board)
+        if guessing := like_guessing(int(board.errors[board.best]), evaluator.labels.cpu()):
+            note(f"warning: the winner{board.within}: {guessing}")
     return boards
 
 
