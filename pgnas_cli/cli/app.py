@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -75,6 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # in which torch does not even load
+        _fail("the working directory is no longer there; change to another one", 1)
     context = contextvars.copy_context()  # a listening terminal ends with the command
     context.run(typed.set, tuple(sys.argv[1:] if arguments is None else arguments))
     try:
