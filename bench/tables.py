@@ -134,6 +134,7 @@ def papers(name: str) -> Callable[[Path], str]:
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "families": of("families", lambda rows: families.figures(rows, "timm")),
     "families-exact": of("families", lambda rows: families.how_many(rows, "timm")),
+    "torchvision-exact": of("families", lambda rows: families.how_many(rows, "torchvision")),
     "families-torchvision": of("families", lambda rows: families.figures(rows, "torchvision")),
     "latency": of("latency", latency.figures),
     "race": of("race", race.figures),

@@ -1,6 +1,8 @@
-"""The one exception whose text is meant for the user, and what may stand in such a text."""
+"""The one exception whose text is meant for the user, what may stand in such a text, and
+commands to type next."""
 
 import re
+import shlex
 
 MOST = 700  # characters of a message
 _WORD = 300  # characters of a word, a path for one
@@ -57,3 +59,8 @@ class Interrupted(PgnasError):
 def one_line(error: Exception) -> str:
     """What a library's exception says, short enough for a message."""
     return " ".join(str(error).split())[:200]
+
+
+def command(*words: object) -> str:
+    """A command of pgnas as it can be typed, paths with spaces in quotes."""
+    return shlex.join(["pgnas", *map(str, words)])

@@ -66,6 +66,7 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
     round_to: int | None = None,  # channel counts become multiples; None: 8 for ONNX, else 1
     opset: int = 18,  # of an ONNX file
     dynamic_size: bool = False,  # an ONNX file for images of any height and width
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     force: bool = False,
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> NetworkInfo:
@@ -93,12 +94,12 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
         choice = _Choice(whole, "whole", "whole")
     else:
         drawn = _candidates(run, network, posterior, candidate, max_params, max_macs)
-        choice = _chosen(run, network, posterior, drawn, candidate, machine)
-    data = held_out_of(run, posterior, machine.workers)
-    about = _info(run, network, posterior, data, choice, round_to, machine)
-    assert data.held_out.pixels is not None
-    some = data.held_out.pixels[:VERIFIED]
-    batches = list(Batches(some, data.preprocessing, machine.device))
+        choice = _chosen(run, network, posterior, drawn, candidate, machine, data)
+    split = held_out_of(run, posterior, machine.workers, moved=data)
+    about = _info(run, network, posterior, split, choice, round_to, machine)
+    assert split.held_out.pixels is not None
+    some = split.held_out.pixels[:VERIFIED]
+    batches = list(Batches(some, split.preprocessing, machine.device))
     if onnx:
         images = torch.cat(batches)[: len(some)]
         made = []
@@ -168,17 +169,19 @@ def _chosen(
     drawn: Candidates,
     candidate: str,
     machine: Machine,
+    data: str | None,
 ) -> _Choice:
     """One of the candidates `drawn`, ranked first where that is needed and missing."""
     if candidate.isdecimal():
         return _Choice(drawn.keep[int(candidate)], str(int(candidate)), "id")
-    race = read_ranking(run, drawn) or _raced(run, drawn, machine)
+    race = read_ranking(run, drawn) or _raced(run, drawn, machine, data)
     winner = int(race.best()[0])
     rivals = len(dataclasses.replace(race, top=1).walking())
     if rivals:
         note(
             f"the ranking is not finished: {rivals} of {len(drawn.keep)} candidates cannot be told"
-            f" from the leader, {winner}, and might be better; {rank_again(run)} resumes it"
+            f" from the leader, {winner}, and might be better;"
+            f" {rank_again(run, data=data)} resumes it"
         )
     if candidate == "twin":
         params = int(drawn.sizes.params[winner])
@@ -186,14 +189,14 @@ def _chosen(
     return _Choice(drawn.keep[winner], str(winner), "best")
 
 
-def _raced(run: Run, drawn: Candidates, machine: Machine) -> Race:
+def _raced(run: Run, drawn: Candidates, machine: Machine, data: str | None) -> Race:
     """The race for the first place, for as long as the fit took."""
     minutes = max(LEAST_MINUTES, _fit_minutes(run))
     note(
-        f"nothing is ranked yet: ranking the candidates first, to find the best one, for"
+        "nothing is ranked yet: ranking the candidates first, to find the best one, for"
         f" {clock(60 * minutes)} at most"
     )
-    (board,) = rank(run, top=1, time_limit=minutes, budget=drawn.label, machine=machine)
+    (board,) = rank(run, top=1, time_limit=minutes, budget=drawn.label, data=data, machine=machine)
     if board.candidates.digest != drawn.digest:
         raise PgnasError(f"other candidates were drawn in '{run.folder}' meanwhile; export again")
     return board.race

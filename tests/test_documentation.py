@@ -111,7 +111,7 @@ def rows(page: Path, heading: str) -> list[list[str]]:
 def test_the_table_of_super_networks_has_the_recipes_of_the_code() -> None:
     told = ""
     for name, _, _, published, default in rows(ROOT / "docs" / "backbones.md", "| name | what"):
-        if "NAME" in name:
+        if "/NAME" in name:
             continue
         backbone = build_backbone(name.strip("`"), classes=10, size=32)
         told = told if published == "the same" else published

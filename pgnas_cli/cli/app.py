@@ -1,15 +1,18 @@
 """The command line: its commands, and errors as one line."""
 
+import contextlib
 import contextvars
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from ..errors import Interrupted, PgnasError
+from ..errors import Interrupted, PgnasError, command
 from ..run import last_written
 from ..signals import Stopped, received, stoppable
 from .backbones import backbones
@@ -78,6 +81,10 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # in which torch does not even load
+        _fail("the working directory is no longer there; change to another one", 1)
     context = contextvars.copy_context()  # a listening terminal ends with the command
     context.run(typed.set, tuple(sys.argv[1:] if arguments is None else arguments))
     try:
@@ -89,11 +96,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> None:
     try:
-        context.run(app, arguments)
+        try:
+            context.run(app, arguments)
+        finally:
+            sys.stdout.flush()  # where a full disk shows
     except Interrupted as error:
         _fail(str(error), 128 + error.number)
     except PgnasError as error:
         _fail(str(error), 1)
+    except OSError as error:  # of the surroundings, where no room has words for it
+        if received():
+            raise Stopped from None
+        _fail(_unusable(error), 1)
     except Exception:
         if received():  # what became of it on its way
             raise Stopped from None
@@ -104,20 +118,31 @@ def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> N
         raise
 
 
-def standing(command: tuple[str, ...]) -> str:
+def standing(words: tuple[str, ...]) -> str:
     """What an interrupted command left, and which line goes on."""
     run = last_written()
-    if run is None or command != ("fit",):
+    if run is None or words != ("fit",):
         return "every file is whole, the same command goes on"
     if run.posterior.exists():
-        return f"the fit is finished, next: pgnas sample --run {run.folder}"
+        return f"the fit is finished, next: {command('sample', '--run', run.folder)}"
     if run.checkpoint.exists():
-        return f"the fit is saved, resume with pgnas fit --resume --run {run.folder}"
+        return f"the fit is saved, resume with {command('fit', '--resume', '--run', run.folder)}"
     return "nothing was trained yet, start with the same command"
+
+
+def _unusable(error: OSError) -> str:
+    """What the system refuses, in one line; a stdout that takes no more is left."""
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        return f"'{error.filename}' cannot be used: {why}"
+    with contextlib.suppress(OSError):  # a stdout of Python's own has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"the output cannot be written: {why}; files that were written are there"
 
 
 def _fail(text: str, status: int) -> NoReturn:
     from .terminal import failure  # slow to import
 
-    failure(flagged(text))
+    with contextlib.suppress(OSError):  # nobody listens
+        failure(flagged(text))
     sys.exit(status)

@@ -1,12 +1,12 @@
 """`pgnas inflate`: put parallel convolutions into a network."""
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import command
 from ..registry import Inflation, Start
 from . import options
 from .options import terminal_of
@@ -26,7 +26,10 @@ def inflate(
         typer.Option("--keep-original", help="Keep it beside the branches; the function stays."),
     ] = False,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Start from timm's weights, downloaded by timm.")
+        bool,
+        typer.Option(
+            "--pretrained", help="Start from the weights of timm or torchvision, downloaded."
+        ),
     ] = False,
     weights: Annotated[
         Path | None, typer.Option(help="Start from a plain state dict, FILE.safetensors.")
@@ -63,4 +66,4 @@ def inflate(
         title = "convolutions of 3x3 and more, in order of execution"
         terminal.table(title, ("<layer", "kernel", "<becomes"), shown)
         terminal.result(f"wrote {output} ({params} parameters)")
-    terminal.note(f"next: pgnas fit --backbone {shlex.quote(str(output))} --data DIR")
+    terminal.note(f"next: {command('fit', '--backbone', output, '--data', 'DIR')}")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import command
 from ..units import large
 from . import options
 from .options import run_of, terminal_of, typed_line
@@ -51,7 +52,7 @@ def sample(
             within = "" if one.budget is None else f" within {one.budget}"
             headings = ("<", "smallest", "mean", "largest", "whole")
             terminal.table(f"candidates{within}", headings, size_rows(one))
-    terminal.note(f"next: pgnas rank --run {where.folder}")
+    terminal.note(f"next: {command('rank', '--run', where.folder)}")
 
 
 def candidates_json(drawn: "list[Candidates]") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError
+from ..fields import check_range
 from ..registry import Recipe
 from ..run import (
     RUNS,
@@ -70,20 +71,22 @@ def search(
     Fits, samples, ranks, exports, evaluates and reports. Repeating the command resumes it.
     """
     terminal = terminal_of(quiet)
+    check_range("n", n, 1)
     if max_params and max_macs:
         raise PgnasError("`max_params` and `max_macs` are mutually exclusive; give one")
     kind, size = ("macs", max_macs) if max_macs else ("params", max_params or "60%")
     settings = settings_of(given)
     folder = run or _folder(settings, kind, size, n)
     from ..machine import find_machine
-    from ..report import ROLES, write_report
+    from ..report import role_words, write_report
 
     steps = _Steps(terminal, settings, find_machine(device, workers), tensorboard)
     home = Run(folder)
     with writing(home, new=True):
-        files = steps.candidates(home, kind, size, n)
+        made = steps.candidates(home, kind, size, n)
         if compare:
-            files["whole"] = steps.whole(home)
+            made["whole"] = steps.whole(home)
+        files = {name: path for name, (path, _) in made.items()}
         remember(home, typed_line())
         found = steps.evaluated(home, files)
         terminal.note("writing the report")
@@ -97,8 +100,8 @@ def search(
         return
     if found:
         show_evaluations(terminal, found)
-    for name, path in files.items():
-        terminal.result(f"{name:9} {ROLES[name]}: {path}")
+    for name, (path, params) in made.items():
+        terminal.result(f"{name:9} {role_words(name, params, made['best'][1])}: {path}")
     terminal.result(f"report    all of this as a page: {home.report}")
 
 
@@ -111,8 +114,8 @@ class _Steps:
     machine: "Machine"
     tensorboard: Path | None
 
-    def candidates(self, run: Run, kind: str, size: str, n: int) -> dict[str, Path]:
-        """Fit, sample, rank and export; the files, the best one first."""
+    def candidates(self, run: Run, kind: str, size: str, n: int) -> dict[str, tuple[Path, int]]:
+        """Fit, sample, rank and export; the files and parameters, the best one first."""
         from ..ranking import rank
         from ..run.posterior import posterior_of
         from ..sampling import read_candidates, sample
@@ -137,7 +140,7 @@ class _Steps:
         show_ranking(self.terminal, boards, TOP, 0, seconds, result=False)
         return {name: self.exported(run, name, what) for name, what in _EXPORTED.items()}
 
-    def whole(self, home: Run) -> Path:
+    def whole(self, home: Run) -> tuple[Path, int]:
         """The network without gates, trained as long."""
         run = Run(home.folder / "whole")
         board = None if self.tensorboard is None else self.tensorboard / home.folder.name
@@ -169,13 +172,15 @@ class _Steps:
         for line in fit_summary_lines(summary):
             self.terminal.note(line)
 
-    def exported(self, run: Run, name: str, candidate: str, into: Path | None = None) -> Path:
-        """Write one network."""
+    def exported(
+        self, run: Run, name: str, candidate: str, into: Path | None = None
+    ) -> tuple[Path, int]:
+        """Write one network; its file and parameters."""
         from ..exporting import export
 
         path = (into or run.folder) / f"{name}.safetensors"
-        export(path, run, candidate=candidate, force=True, machine=self.machine)
-        return path
+        about = export(path, run, candidate=candidate, force=True, machine=self.machine)
+        return path, about.params
 
     def evaluated(self, home: Run, files: dict[str, Path]) -> "list[Evaluation]":
         """Test errors of the networks, kept in the run; none where there are no test images."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
+from ..machine import full_float32
 from ..run import Run, newest_run
 from ..run.posterior import SupernetSpec, check_supernet
 from ..seeds import generator
@@ -22,6 +23,7 @@ from ..sizes import count, parameter_count, whole_macs
 from ..slimming import (
     Cut,
     Layout,
+    agree,
     arranged,
     difference,
     largest_difference,
@@ -82,7 +84,7 @@ def checked_slim(
     """
     smaller = slim(network, keep, layout, round_to=round_to)
     differs = largest_difference(network, keep, smaller, batches)
-    if not differs <= TOLERANCE:
+    if not agree(differs, TOLERANCE, network, batches, keep):
         raise PgnasError(
             f"the slim network differs from the masked one by {differs:.1e} of the largest logit"
             f" (allowed {TOLERANCE:.0e}); '{path}' was not written, please report this"
@@ -93,7 +95,7 @@ def checked_slim(
 def write_network(path: Path, smaller: nn.Module, about: NetworkInfo) -> None:
     """Store a slim network in layout "small"."""
     smaller = smaller.cpu()
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         fingerprint = smaller(fixed_input(about.supernet.preprocessing.input_shape))
     tensors = {f"network.{k}": v for k, v in smaller.state_dict().items()}
     write_tensors(path, NETWORK, {**tensors, "fingerprint": fingerprint}, to_json(about))
@@ -123,8 +125,9 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
     restore_(network, state)
     network.eval()
     try:
-        with torch.no_grad():
-            logits = network(fixed_input(about.supernet.preprocessing.input_shape))
+        given = fixed_input(about.supernet.preprocessing.input_shape)
+        with torch.no_grad(), full_float32():
+            logits = network(given)
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         raise PgnasError(
             f"'{path}' is damaged: its layers do not fit together ({one_line(error)})"
@@ -132,7 +135,7 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
     if fingerprint.shape != logits.shape:
         raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
     differs = difference(logits, fingerprint)
-    if not differs <= FINGERPRINT_TOLERANCE:
+    if not agree(differs, FINGERPRINT_TOLERANCE, network, [given]):
         raise PgnasError(
             f"'{path}' computes other logits than when it was written (by {differs:.1e} of the"
             " largest): a package of its backbone has changed, install the version of then"

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
-from ..slimming import difference
+from ..slimming import agree, difference
 from ..storage import read_bytes, to_json
 from ..tensors import parsed, versioned
 from .network import NETWORK, NetworkInfo, about_of
@@ -62,7 +62,7 @@ def onnx_content(
     except Exception as error:  # exporter and runtime raise many kinds
         advice = "; leave out `dynamic_size`" if dynamic_size else ""
         raise PgnasError(f"'{path}' was not written: {one_line(error)}{advice}") from None
-    if not differs <= TOLERANCE:
+    if not agree(differs, TOLERANCE, network, samples):
         raise PgnasError(
             f"'{path}' was not written: its logits differ by {differs:.1e} of the largest"
             f" (allowed {TOLERANCE:.0e}), please report this"

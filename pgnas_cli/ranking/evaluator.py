@@ -1,9 +1,9 @@
 """Evaluate candidates on the held-out images and rank them.
 
 One canonical evaluation decides whether a candidate is right on an image: the super-network in
-evaluation mode under the candidate's mask, float32, channels-last, in forwards of one fixed number
-of pairs (the last one padded), whose images and candidates may all differ. Logits change in their
-last bits with the size of a batch though not with what else is in it, so the outcome of a
+evaluation mode under the candidate's mask, full float32, channels-last, in forwards of one fixed
+number of pairs (the last one padded), whose images and candidates may all differ. Logits change in
+their last bits with the size of a batch though not with what else is in it, so the outcome of a
 (candidate, image) pair does not depend on when it is evaluated, nor beside what.
 
 Order: fewer errors, then fewer parameters, then the smaller id. Either every pair is evaluated, or
@@ -54,7 +54,7 @@ class Evaluator:
     @property
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
-        return f"{self.batch} pairs, float32, {self.labels.device.type}"
+        return f"{self.batch} pairs, full float32, {self.labels.device.type}"
 
     @torch.inference_mode()
     def __call__(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Interrupted, PgnasError
+from ..errors import Interrupted, PgnasError, command
 from ..fields import check_range
-from ..machine import Machine
+from ..machine import Machine, full_float32
 from ..progress import note
 from ..run import Run, run_at, writing
 from ..run.posterior import held_out_of, posterior_of
@@ -29,7 +29,7 @@ from ..tensors import checked, read_header, read_values, write_tensors
 from ..training import Saving
 from .evaluator import Evaluator, held_out_evaluator, races
 from .race import PILOTS, Race, distinct, places, same_masks
-from .statistics import Confidence, confidence, expected_error
+from .statistics import Confidence, confidence, expected_error, like_guessing
 
 RANKING = "pgnas.ranking/1"
 SHOWN = 10  # rows whose order is tested
@@ -101,6 +101,7 @@ class Leaderboard:
         return bool(self.race.finished.all())
 
 
+@full_float32()
 def rank(
     run: Run | str | Path | None = None,  # None: the newest in runs/
     *,
@@ -108,6 +109,7 @@ def rank(
     exhaustive: bool = False,  # evaluate every pair
     time_limit: float | None = None,  # minutes
     budget: str | None = None,  # label of the one to rank within; None: all
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> list[Leaderboard]:
     """Find the best candidates of a run on its held-out images, and how certain that is.
@@ -120,7 +122,7 @@ def rank(
     if time_limit is not None:
         check_range("time_limit", time_limit, 0, open=True)
     with writing(run):
-        return _ranked(run, top, exhaustive, time_limit, budget, machine)
+        return _ranked(run, top, exhaustive, time_limit, budget, data, machine)
 
 
 def _ranked(
@@ -129,13 +131,14 @@ def _ranked(
     exhaustive: bool,
     time_limit: float | None,
     budget: str | None,
+    data: str | None,
     machine: Machine,
 ) -> list[Leaderboard]:
     network, posterior = posterior_of(run)
     labels = (run.budgets() or [""]) if budget is None else [budget]
     drawn = [read_candidates(run, network, posterior, label) for label in labels]
-    data = held_out_of(run, posterior, machine.workers)
-    evaluator = held_out_evaluator(network, drawn[0].keep, data, machine.device)
+    images = held_out_of(run, posterior, machine.workers, moved=data)
+    evaluator = held_out_evaluator(network, drawn[0].keep, images, machine.device)
     begun: list[tuple[Candidates, Race]] = []
     start = time.perf_counter()
     with StopRequest() as request:
@@ -162,19 +165,23 @@ def _ranked(
         if request.asked and undecided:
             raise Interrupted(
                 f"interrupted; {undecided} candidates are undecided, resume with"
-                f" {rank_again(run, top, exhaustive)}",
+                f" {rank_again(run, top, exhaustive, data)}",
                 request.asked,
             )
         boards = [leaderboard_of(candidates, race, posterior.seed) for candidates, race in begun]
         for board in boards:
             _write_table(run, board)
+            if guessing := like_guessing(int(board.errors[board.best]), evaluator.labels.cpu()):
+                note(f"warning: the winner{board.within}: {guessing}")
     return boards
 
 
-def rank_again(run: Run, top: int = SHOWN, exhaustive: bool = False) -> str:
+def rank_again(
+    run: Run, top: int = SHOWN, exhaustive: bool = False, data: str | None = None
+) -> str:
     """The command that resumes such a ranking."""
-    more = " --exhaustive" if exhaustive else f" --top {top}" if top != SHOWN else ""
-    return f"pgnas rank --run {run.folder}{more}"
+    more = ["--exhaustive"] if exhaustive else ["--top", top] if top != SHOWN else []
+    return command("rank", "--run", run.folder, *more, *(["--data", data] if data else []))
 
 
 def leaderboard_of(candidates: Candidates, race: Race, seed: int) -> Leaderboard:
@@ -217,7 +224,7 @@ def _read(run: Run, candidates: Candidates) -> tuple[Race, str] | None:
         walked = content.get("top"), content.get("turn", 0)
         race = _race(tensors, images, walked, candidates)
     if race is None:
-        raise PgnasError(f"'{path}' is damaged; rank again: pgnas rank --run {run.folder}")
+        raise PgnasError(f"'{path}' is damaged; rank again: {rank_again(run)}")
     assert isinstance(evaluated, str)
     return race, evaluated
 

@@ -197,6 +197,8 @@ def create_supernet(  # noqa: PLR0913 - public; each is an option of its own
         name, classes=num_classes, channels=channels, size=size, options=options,
         start=Start(pretrained, None if weights is None else Path(weights), seed),
     )  # fmt: skip
+    if input_shape not in (None, tuple(backbone.input_shape)):
+        raise PgnasError(f"backbone '{name}' takes images of {backbone.input_shape} only")
     return make_concrete_(
         backbone.network,
         backbone.input_shape,

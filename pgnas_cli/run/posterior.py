@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
-from ..errors import PgnasError
+from ..errors import PgnasError, command
 from ..fields import check_fields
 from ..gates import Prior, gates
 from ..registry import Recipe
@@ -216,8 +216,8 @@ def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
     if not run.posterior.exists():
         if run.checkpoint.exists():
             raise PgnasError(
-                f"the fit in '{run.folder}' is not finished; resume it with pgnas fit --resume"
-                f" --run {run.folder}"
+                f"the fit in '{run.folder}' is not finished; resume it with"
+                f" {command('fit', '--resume', '--run', run.folder)}"
             )
         raise PgnasError(f"no posterior in '{run.folder}'; fit one with pgnas fit")
     return read_posterior(run.posterior)
@@ -229,11 +229,18 @@ def held_out_of(
     workers: int,
     *,
     fitting: bool = False,  # the training images are wanted as well
+    moved: str | None = None,  # where they lie now; None: where the fit found them
 ) -> ImageData:
-    """The data of a run with its held-out part decoded, split as for the fit."""
+    """The data of a run with its held-out part decoded, split as for the fit.
+
+    Raises PgnasError where they are not there, or not the same by their digest.
+    """
     settings = read_settings(run)
+    name = moved or settings.data
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise PgnasError(f"no folder '{name}' with the images of the fit; name it with `data`")
     data = load_data(
-        settings.data,
+        name,
         seed=posterior.split.seed,
         held_out=posterior.split.held_out,
         root=Path(settings.data_root),
@@ -243,11 +250,12 @@ def held_out_of(
     )
     if data_digest(data.held_out) != posterior.split.digest:
         raise PgnasError(
-            f"the images of '{settings.data}' are not those of the fit: the held-out part has"
-            f" changed; bring back the data or fit again"
+            f"the images of '{name}' are not those of the fit: the held-out part has changed; bring"
+            " back the data, name it with `data`, or fit again"
         )
     if fitting and data_digest(data.fit) != posterior.split.fit_digest:
         raise PgnasError(
-            f"the images of '{settings.data}' are not those of the fit: bring back the data"
+            f"the images of '{name}' are not those of the fit: bring back the data, or name it with"
+            " `data`"
         )
     return held_out_decoded(data, workers)

@@ -36,7 +36,7 @@ class FitSettings:
     data_root: str = option("data", "Where named data sets live.", advanced=True)
     img_size: int | None = option(None, "Image size in pixels; default: as is, photos 224.")
     pretrained: bool = option(
-        False, "Start from timm's weights, downloaded by timm.", flags=("--pretrained",)
+        False, "Start from the weights of timm or torchvision, downloaded.", flags=("--pretrained",)
     )
     weights: str | None = option(None, "Start from a plain state dict, FILE.safetensors.")
     keep_original: bool = option(

@@ -17,6 +17,7 @@ from ..errors import PgnasError
 from ..fields import check_range
 from ..formats import NetworkInfo, origin, read_network, write_network
 from ..machine import Machine
+from ..progress import note
 from ..run import Run, run_at, writing
 from ..run.posterior import held_out_of, posterior_of
 from ..seeds import derived_seed
@@ -60,6 +61,7 @@ def finetune_events(
     *,
     epochs: int = EPOCHS,
     lr: float | None = None,  # None: a tenth of the fit's
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     force: bool = False,
     save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
@@ -78,7 +80,9 @@ def finetune_events(
     with writing(home):
         remove_leftovers(output.parent)
         _, posterior = posterior_of(home)
-        data = held_out_of(home, posterior, machine.workers, fitting=True)
+        images = held_out_of(home, posterior, machine.workers, fitting=True, moved=data)
+        for remark in images.remarks:
+            note(f"note: {remark}")
         rate = RATE * posterior.recipe.lr if lr is None else lr
         plan = FinetunePlan(digest, epochs, rate, posterior.seed)
         unfinished = unfinished_path(output)
@@ -88,7 +92,7 @@ def finetune_events(
             cycle_epochs=0, min_lr=0.0,
         )  # fmt: skip
         loop = Loop(
-            network, data, recipe, seed=derived_seed(plan.seed, "finetuning"),
+            network, images, recipe, seed=derived_seed(plan.seed, "finetuning"),
             device=machine.device, weight_decay=posterior.objective.prior.weight_decay(),
         )  # fmt: skip
         if state is None:
@@ -105,7 +109,7 @@ def finetune_events(
                 for done in passes:
                     yield _record(loop, done.epoch, done.seconds, machine)
             loop.refuse_what_is_not_finite()
-            held_out = score(network, data.held_out, data.preprocessing, machine=machine)
+            held_out = score(network, images.held_out, images.preprocessing, machine=machine)
             about = dataclasses.replace(
                 about, held_out_errors=held_out.errors, held_out_images=held_out.images,
                 finetuned_epochs=about.finetuned_epochs + epochs,
@@ -123,6 +127,7 @@ def finetune(
     *,
     epochs: int = EPOCHS,
     lr: float | None = None,  # None: a tenth of the fit's
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     force: bool = False,
     save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
@@ -131,7 +136,7 @@ def finetune(
     source = Path(source)
     events = finetune_events(
         source, finetuned_path(source) if output is None else Path(output),
-        None if run is None else run_at(run), epochs=epochs, lr=lr, force=force,
+        None if run is None else run_at(run), epochs=epochs, lr=lr, data=data, force=force,
         save_minutes=save_minutes, machine=machine,
     )  # fmt: skip
     while True:

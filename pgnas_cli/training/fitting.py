@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import ImageData, check_input, cut_data, find_data, held_out_decoded, remarks_on
+from ..data import ImageData, cut_data, find_data, held_out_decoded, remarks_on
 from ..data import digest as data_digest
-from ..errors import PgnasError
+from ..errors import PgnasError, command
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine
 from ..progress import note
@@ -165,7 +165,8 @@ def _fitted(
     with StopRequest():
         passes = train(
             loop, workers=machine.workers, save=save, save_seconds=seconds_of(save_minutes),
-            what="fitting", resume_with=resume_with or f"pgnas fit --resume --run {run.folder}",
+            what="fitting",
+            resume_with=resume_with or command("fit", "--resume", "--run", run.folder),
         )  # fmt: skip
         with closing(passes):
             for done in passes:
@@ -351,8 +352,12 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
             settings.seed, settings.keep_original,
         ),
     )  # fmt: skip
-    check_input(backbone.input_shape, backbone.name)
     channels, size, _ = backbone.input_shape
+    if settings.img_size not in (None, size):
+        raise PgnasError(
+            f"backbone '{backbone.name}' takes images of {size}x{size} pixels only; leave out"
+            " `img_size`"
+        )
     data = cut_data(
         source, seed=settings.seed, held_out=settings.held_out,
         preprocessing=backbone.images, size=size, channels=channels,
@@ -385,7 +390,7 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         recipe,
         settings.seed,
     )  # fmt: skip
-    remarks = (*backbone.remarks, *source.remarks, *remarks_on(data))
+    remarks = (*backbone.remarks, *data.remarks, *remarks_on(data))
     return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
 
 

@@ -91,6 +91,17 @@ def test_a_prior_that_outweighs_the_data_comes_with_a_strength_that_does_not() -
     assert found[-5.0][-1].endswith("the entropy of p outweighs the data; raise --kl-images")
 
 
+@pytest.mark.parametrize("target", [None, Target("params", 0.6)])
+def test_a_loss_that_does_not_come_below_chance_level_is_a_bad_start(target: Target | None) -> None:
+    third = dataclasses.replace(RECORD, epoch=3, epochs=30, loss=2.31, expected_share=0.7)
+    (line,) = early_notes(RECORD, third, plan(target))
+    assert line.startswith(
+        "warning: a bad start: after 3 epochs the loss is 2.31, chance level 2.30;"
+    )
+    better = dataclasses.replace(third, loss=2.29)
+    assert early_notes(RECORD, better, plan(target)) == []
+
+
 def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert closing_notes(RECORD, plan(Target("macs", 0.6))) == []
     (line,) = closing_notes(RECORD, plan(Target("params", 0.6)))
@@ -108,7 +119,8 @@ def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert line.startswith("note: 98.2 % of the size may stay at the end; name a size")
     assert early_notes(first, dataclasses.replace(third, expected_share=0.84), plan(None)) == []
     assert early_notes(first, third, plan(Target("params", 0.6))) == []
-    assert early_notes(third, third, plan(None)) == []  # a fit that was resumed just there
+    resumed = dataclasses.replace(third, mean_drop=0.5)  # by one that saw no earlier epoch
+    assert early_notes(resumed, resumed, plan(None)) == []
     fixed = dataclasses.replace(whole, mean_drop=0.0)
     assert closing_notes(fixed, plan(None)) == []
 

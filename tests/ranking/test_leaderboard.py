@@ -179,7 +179,7 @@ def test_a_time_limit_leaves_the_best_so_far_and_the_ranking_resumes_from_its_pi
 def test_a_ranking_that_was_evaluated_otherwise_is_started_again(run: Run) -> None:
     straight = ranked(run)
     now = read_tensors(run.ranking(), RANKING)[1]["evaluated"]
-    then = "512 pairs, float32, cuda"
+    then = "512 pairs, full float32, cuda"
     rewrite(run.ranking(), RANKING, lambda c, t: c.update(evaluated=then))
     with listening(heard := Heard()):
         again = ranked(run)
