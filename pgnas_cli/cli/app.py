@@ -42,8 +42,8 @@ def _paragraphs(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for command in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
-    app.command(help=_paragraphs(command))(command)
+for one in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
+    app.command(help=_paragraphs(one))(one)
 
 
 def _version(wanted: bool) -> None:
