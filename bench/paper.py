@@ -1,13 +1,13 @@
 """The paper's tables in direction, on small kin of its networks.
 
-    python -m bench.paper TABLE [--seeds 0 1 2 3 4] [--cifar FOLDER]
+    python -m bench.paper TABLE [--seeds 0 1 2 3 4] [--nets m mi e ei inflated] [--cifar FOLDER]
     python -m bench.paper TABLE --print
 
 TABLE: 2 (constant l2), 3 (whole, random, random fine-tuned, posterior), 4 (l2), 5 (temperature,
 fine-tuning), 6 (number of candidates), 7 (what is dropped), 9 (base, inflated, posterior of the
-inflated), regimes (images x epochs). Everything is trained alike: CIFAR images of 16 pixels, 1,000
-held out for ranking, SGD with the paper's objective, N = 10 x images, as the paper counts it.
-Errors are on CIFAR's 10,000 test images.
+inflated), regimes (images x epochs). Everything is trained alike: 500 CIFAR images of 16 pixels,
+100 epochs, 1,000 images held out for ranking, SGD with the paper's objective, N = 10 x images, as
+the paper counts it. Errors are on CIFAR's 10,000 test images.
 
 A cell (network, side, seed, ...) appends one JSON line to docs/data/paper.jsonl, with the whole
 recipe and a digest of the code; which test images it gets wrong goes to docs/data/paper/ as packed
@@ -16,6 +16,7 @@ bits. A cell that is there is not run again, and a table refuses cells of differ
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -23,19 +24,17 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import timm
 import torch
 from pgnas_backbones.enas import Enas
 from pgnas_backbones.multibranch import MultiBranch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-import pgnas_cli
-from bench import CPU, machine_line, ranked
-from bench.convergence import PIXELS, images
+from bench import CPU, about, one_checkout, ranked
+from bench.convergence import PIXELS, SEEN, images
+from bench.figures import DATA, Row, append, interval, prose, read, table
 from pgnas_cli import Target, count, drop_probabilities, fit_network, slim
 from pgnas_cli.data import ImageData, Part, evaluation_images, find_data
 from pgnas_cli.gates import gates
@@ -50,8 +49,7 @@ from pgnas_cli.storage import to_json
 from pgnas_cli.training import gated, prior_of, score
 from pgnas_cli.training.loop import Loop, train
 
-Row = dict[str, Any]
-CANDIDATES = 300
+CANDIDATES = 60
 HELD_OUT = 1000
 SHAPE = (3, PIXELS, PIXELS)
 INFLATED = Inflation((1, 3, 5, 9), width=2.0)
@@ -86,8 +84,8 @@ class Cell:
     net: str
     side: str  # whole, posterior, random: one p for all gates, at the posterior's mean size
     seed: int
-    images: int = 2000
-    epochs: int = 60
+    images: int = 500
+    epochs: int = 100
     l2: float = L2
     temperature: float = 0.2
     constant: bool = False  # l2 without its factor 1 - p
@@ -112,21 +110,21 @@ class Cell:
 # --- running ---------------------------------------------------------------------------------
 
 
-def code() -> str:
-    """Digest of the package and its backbones as imported."""
-    import pgnas_backbones
-
-    digest = hashlib.blake2b(digest_size=8)
-    for package in (pgnas_cli, pgnas_backbones):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+@functools.cache
+def all_images(cifar: Path, number: int, seed: int) -> ImageData:
+    return images(cifar, number + HELD_OUT, HELD_OUT, seed)
 
 
-def test_images(cifar: Path, data: ImageData) -> Part:
+def leading(part: Part, number: int) -> Part:
+    assert part.pixels is not None
+    return Part(part.labels[:number], part.keys[:number], part.pixels[:number])
+
+
+@functools.cache
+def test_images(cifar: Path) -> Part:
     source = find_data(str(cifar))
     assert source.test is not None
-    pixels = torch.cat(list(evaluation_images(source.test, data.preprocessing)))
+    pixels = torch.cat(list(evaluation_images(source.test, SEEN)))
     return Part(source.test.labels, source.test.keys, pixels)
 
 
@@ -158,8 +156,8 @@ def finetuned(network: nn.Module, data: ImageData, cell: Cell) -> nn.Module:
 def run(cell: Cell, posterior: Row | None, cifar: Path) -> tuple[Row, dict[str, np.ndarray]]:
     """Train a cell and evaluate it; `posterior` is the row whose mean size "random" has."""
     began = time.perf_counter()
-    data = images(cifar, cell.images + HELD_OUT, HELD_OUT, cell.seed)
-    data = dataclasses.replace(data, test=test_images(cifar, data))
+    data = all_images(cifar, cell.images, cell.seed)
+    data = dataclasses.replace(data, test=test_images(cifar))
     with seeded_globals(derived_seed(cell.seed, "initial weights")):
         network = NETS[cell.net](cell.width)
     recipe = cell.recipe
@@ -175,8 +173,9 @@ def run(cell: Cell, posterior: Row | None, cifar: Path) -> tuple[Row, dict[str, 
     history = []
     target = Target(*cell.target) if cell.target else None  # type: ignore[arg-type]
     prior = prior_of(recipe, len(data.fit), constant=cell.constant)
+    few = dataclasses.replace(data, held_out=leading(data.held_out, 100))  # for the epoch's line
     for r in fit_network(
-        network, data, recipe, prior, seed=cell.seed, machine=CPU, fixed_drop=fixed, target=target
+        network, few, recipe, prior, seed=cell.seed, machine=CPU, fixed_drop=fixed, target=target
     ):
         history.append([round(v, 4) for v in (r.loss, r.expected_share, r.drift, r.hard_error)])
     network.eval()
@@ -201,11 +200,16 @@ def run(cell: Cell, posterior: Row | None, cifar: Path) -> tuple[Row, dict[str, 
         "mean_held_out": float(race.errors[race.pilots].double().mean()) / len(race.order),
         "p": [round(float(v), 5) for v in p],
         "dropped_channels": 1 - float(keep[best].double().mean()),
+        "weight_square": sum(float(w.square().sum()) for w in convolution_weights(network)),
         "dropped_operations": closed_layers(network, keep[best]), "whole": whole, "found": found,
     }  # fmt: skip
     if cell.many:
         row["best_of"] = best_of(network, p, data, cell)
     return {**row, "seconds": round(time.perf_counter() - began)}, wrong
+
+
+def convolution_weights(network: nn.Module) -> list[Tensor]:
+    return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
 def closed_layers(network: nn.Module, keep: Tensor) -> float:
@@ -260,7 +264,7 @@ def table_sides(table: str) -> list[Side]:
         return [Side("(1-p) in the l2 term", m), Side("constant l2 term", constant)]
     if table == "3":
         found = []
-        for net in ("mi", "m", "ei", "e"):
+        for net in ("m", "mi", "e", "ei"):
             posterior = dataclasses.replace(m, net=net)
             random = dataclasses.replace(posterior, side="random")
             found += [
@@ -271,7 +275,10 @@ def table_sides(table: str) -> list[Side]:
             ]  # fmt: skip
         return found
     if table == "4":
-        return [Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k)) for k in (1, 3, 10, 30)]
+        return [
+            Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k))
+            for k in (0.1, 0.3, 1, 3, 10)
+        ]
     if table == "5":
         warm = dataclasses.replace(m, temperature=2 / 3)
         return [Side("temperature 1/5", m), Side("temperature 2/3", warm),
@@ -279,7 +286,7 @@ def table_sides(table: str) -> list[Side]:
     if table == "6":
         return [Side("best of many", dataclasses.replace(m, many=10_000))]
     if table == "7":
-        nets = ("mi", "m", "ei", "e")
+        nets = ("m", "mi", "e", "ei")
         return [Side(net, dataclasses.replace(m, net=net)) for net in nets]
     if table == "9":
         whole = Cell("inflated", "whole", 0)
@@ -288,7 +295,7 @@ def table_sides(table: str) -> list[Side]:
         return [Side("posterior of the inflated, at the base's size", slimmed),
                 Side("base", Cell("m", "whole", 0)), Side("inflated", whole)]  # fmt: skip
     found = []
-    for number, epochs in ((500, 60), (500, 240), (2000, 60), (2000, 240), (8000, 60)):
+    for number, epochs in ((500, 40), (500, 160), (2000, 40), (2000, 160)):
         at = f"{number} images x {epochs} epochs: "
         cell = Cell("m", "whole", 0, images=number, epochs=epochs)
         half = dataclasses.replace(cell, side="posterior", target=("params", 0.5))
@@ -302,26 +309,12 @@ def table_sides(table: str) -> list[Side]:
     return found
 
 
-def interval(wrong: np.ndarray) -> tuple[float, float, float]:
-    """Mean of (seeds, images), and its 95 % interval over other seeds and other images."""
-    g = np.random.default_rng(0)
-    seeds, number = wrong.shape
-    means = []
-    for _ in range(2000):
-        of_images = g.multinomial(number, np.full(number, 1 / number))
-        of_seeds = g.integers(0, seeds, seeds)
-        means.append(float((wrong[of_seeds] @ of_images).mean()) / number)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(wrong.mean()), float(low), float(high)
-
-
 class Store:
     """Rows by the name of their cell, and the test images that each gets wrong."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.bits = path, path.with_suffix("")
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = {row["name"]: row for row in map(json.loads, lines)}
+        self.rows = {row["name"]: row for row in read(path)}
 
     def add(self, cell: Cell, row: Row, wrong: dict[str, np.ndarray]) -> None:
         self.bits.mkdir(parents=True, exist_ok=True)
@@ -329,8 +322,7 @@ class Store:
             {k: np.packbits(v) for k, v in wrong.items()}, self.bits / f"{cell.name}.safetensors"
         )
         row = {"name": cell.name, **row}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.path, row)
         self.rows[cell.name] = row
 
     def wrong(self, cell: Cell, found: str) -> np.ndarray:
@@ -342,80 +334,91 @@ def seeded(cell: Cell, seed: int) -> Cell:
     return dataclasses.replace(cell, seed=seed)
 
 
-def show(table: str, store: Store, seeds: Iterable[int]) -> None:
-    """The table from the cells that are there."""
-    sides = table_sides(table)
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference of errors says."""
+    return "worse" if low > 0 else "better" if high < 0 else "cannot be told"
+
+
+def figures(name: str, store: Store, seeds: Iterable[int] = SEEDS) -> str:
+    """Sentence and table from the seeds that have all cells."""
+    sides = table_sides(name)
     seeds = [s for s in seeds if all(seeded(side.cell, s).name in store.rows for side in sides)]
     if not seeds:
-        raise SystemExit(f"no seed has all cells of table {table} yet")
+        return f"No seed has all cells of table {name} yet."
     rows = [store.rows[seeded(side.cell, seed).name] for side in sides for seed in seeds]
     for key in ("code", "torch", "timm"):
         if len({row[key] for row in rows}) > 1:
-            raise SystemExit(f"the cells of table {table} were made with different {key}")
-    print(f"Seeds {', '.join(map(str, seeds))}; {rows[0]['on']}, timm {rows[0]['timm']}.\n")
-    print("| | params % | MACs % | train loss | held-out % | test % (95 %) | less the first |")
-    print("|---|---|---|---|---|---|---|")
+            raise SystemExit(f"the cells of table {name} were made with different {key}")
+    columns = []
     first: np.ndarray | None = None
     for side in sides:
         mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
         wrong = np.stack([store.wrong(seeded(side.cell, seed), side.found) for seed in seeds])
-        if first is None or (side.text.split(":")[-1] in (" posterior", " whole") and table != "3"):
+        if first is None or (side.text.split(":")[-1] in (" posterior", " whole") and name != "3"):
             first = wrong
-        if table == "3" and side.text.endswith(": posterior"):
+        if name == "3" and side.text.endswith(": posterior"):
             first = wrong
-        error, low, high = interval(wrong)
-        gap = interval(wrong - first)
-        less = (
-            "" if wrong is first else "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
-        )
+        less = ""
+        if wrong is not first:
+            gap = interval(wrong - first)
+            less = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
+            less += f": {verdict(*gap[1:])}"
 
-        def mean(key: str, mine: list[Row] = mine) -> float:
-            return float(np.mean([row[key] for row in mine]))
+        def mean(key: str, mine: list[Row] = mine) -> str:
+            return f"{100 * float(np.mean([row[key] for row in mine])):.1f}"
 
         held = float(np.mean([row["found"][side.found]["held_out"] for row in mine]))
         loss = float(np.mean([row["history"][-1][0] for row in mine]))
-        sizes = f"{100 * mean('params'):.1f} | {100 * mean('macs'):.1f}"
-        with_interval = f"{100 * error:.2f} ({100 * low:.2f} to {100 * high:.2f})"
-        columns = (side.text, sizes, f"{loss:.2f}", f"{100 * held:.1f}", with_interval, less)
-        print(f"| {' | '.join(columns)} |")
-    if table == "6":
-        print("\n| candidates | held-out % | test % |\n|---|---|---|")
+        columns.append([
+            side.text, mean("params"), mean("macs"), f"{loss:.2f}", f"{100 * held:.1f}",
+            "{:.2f} ({:.2f} to {:.2f})".format(*(100 * v for v in interval(wrong))), less,
+        ])  # fmt: skip
+    on = f"Seeds {', '.join(map(str, seeds))}; {rows[0]['on']}, timm {rows[0]['timm']}."
+    head = ["", "params %", "MACs %", "train loss", "held-out %", "test % (95 %)", "less the first"]
+    parts = [prose(on), table(head, columns)]
+    if name == "6":
         best = np.mean(
             [store.rows[seeded(sides[0].cell, s).name]["best_of"] for s in seeds], axis=0
         )
-        for n, held, test in best:
-            print(f"| {n:.0f} | {100 * held:.2f} | {100 * test:.2f} |")
-    if table == "7":
-        print("\n| | dropped channels % | dropped operations % |\n|---|---|---|")
+        found = [[f"{n:.0f}", f"{100 * held:.2f}", f"{100 * test:.2f}"] for n, held, test in best]
+        parts.append(table(["candidates", "held-out %", "test %"], found))
+    if name == "7":
+        shares = []
         for side in sides:
             mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
-            shares = [100 * np.mean([row[f"dropped_{k}"] for row in mine])
-                      for k in ("channels", "operations")]  # fmt: skip
-            print(f"| {side.text} | {shares[0]:.1f} | {shares[1]:.1f} |")
+            means = (100 * np.mean([row[f"dropped_{k}"] for row in mine])
+                     for k in ("channels", "operations"))  # fmt: skip
+            shares.append([side.text, *(f"{share:.1f}" for share in means)])
+        parts.append(table(["", "dropped channels %", "dropped operations %"], shares))
+    return "\n\n".join(parts)
+
+
+TABLES = ("2", "3", "4", "5", "6", "7", "9", "regimes")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=["2", "3", "4", "5", "6", "7", "9", "regimes"])
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
+    parser.add_argument("--nets", nargs="*", choices=NETS, default=list(NETS))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
-    parser.add_argument("--results", type=Path, default=Path("docs/data/paper.jsonl"))
+    parser.add_argument("--results", type=Path, default=DATA / "paper.jsonl")
     parser.add_argument("--print", action="store_true")
     options = parser.parse_args()
     store = Store(options.results)
     if options.print:
-        show(options.table, store, options.seeds)
+        print(figures(options.table, store, options.seeds))
         return
-    about = {"code": code(), "torch": torch.__version__, "timm": timm.__version__,
-             "on": machine_line()}  # fmt: skip
+    one_checkout()
+    taken_with = about()
     for seed in options.seeds:
         for side in table_sides(options.table):
             cell = seeded(side.cell, seed)
-            if cell.name in store.rows:
+            if cell.name in store.rows or cell.net not in options.nets:
                 continue
             of = dataclasses.replace(cell, side="posterior")
             row, wrong = run(cell, store.rows.get(of.name), options.cifar)
-            store.add(cell, {**row, **about}, wrong)
+            store.add(cell, {**row, **taken_with}, wrong)
             print(options.table, side.text, seed, f"{100 * row['params']:.0f} %",
                   row["history"][-1], row["found"], row["seconds"], flush=True)  # fmt: skip
 

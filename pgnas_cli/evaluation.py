@@ -24,7 +24,7 @@ from .progress import note
 from .ranking import like_guessing
 from .run import Run, now
 from .slimming import arranged, ungated_copy
-from .storage import from_json, to_json, write_text
+from .storage import from_json, read_json, to_json, write_text
 from .training import score
 
 
@@ -264,7 +264,7 @@ def evaluations_of(run: Run) -> list[Evaluation]:
         f"'{run.evaluation}' is damaged; remove it, and evaluate again with pgnas evaluate"
     )
     try:
-        content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        content = read_json(run.evaluation)
         if content["schema"] != EVALUATION:
             raise damaged
         rows = [from_json(Evaluation, row, run.evaluation) for row in content["networks"]]
@@ -272,7 +272,7 @@ def evaluations_of(run: Run) -> list[Evaluation]:
             row.name.encode()
             if not _sane(row):
                 raise damaged
-    except (ValueError, KeyError, TypeError, OSError, RecursionError, PgnasError):
+    except (ValueError, KeyError, TypeError, OSError, PgnasError):
         raise damaged from None
     return rows
 

@@ -5,7 +5,6 @@ A file that the user named is not replaced, unless `force` says so.
 
 import contextlib
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
 from .slimming import ROUND_TO, Layout
-from .storage import file_digest, new_file, write_bytes
+from .storage import MOST_BYTES, new_file, parse_json, read_bytes, remove_leftovers, write_bytes
 from .training import Batches
 from .units import clock
 
@@ -94,7 +93,7 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
         whole = torch.ones(gates(network).count, dtype=torch.bool)
         choice = _Choice(whole, "whole", "whole")
     else:
-        drawn = _candidates(run, network, candidate, max_params, max_macs)
+        drawn = _candidates(run, network, posterior, candidate, max_params, max_macs)
         choice = _chosen(run, network, posterior, drawn, candidate, machine, data)
     split = held_out_of(run, posterior, machine.workers, moved=data)
     about = _info(run, network, posterior, split, choice, round_to, machine)
@@ -123,12 +122,18 @@ def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None
         raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
     run.check_foreign(path)
     new_file(path, force)
+    remove_leftovers(path.parent)
     check_range("round_to", round_to, *ROUND_TO)
     check_range("opset", opset, *OPSETS)
 
 
 def _candidates(
-    run: Run, network: nn.Module, candidate: str, max_params: str | None, max_macs: str | None
+    run: Run,
+    network: nn.Module,
+    posterior: Posterior,
+    candidate: str,
+    max_params: str | None,
+    max_macs: str | None,
 ) -> Candidates:
     """The candidates that are meant, drawn first where there are none."""
     labels = run.budgets()
@@ -138,11 +143,11 @@ def _candidates(
         labels = run.budgets()
     wanted = budgets_of(network, params=max_params, macs=max_macs)
     if not wanted and len(labels) == 1:
-        found = read_candidates(run, network, labels[0])
+        found = read_candidates(run, network, posterior, labels[0])
     elif len(wanted) == 1 and wanted[0].label in labels:
-        found = read_candidates(run, network, wanted[0].label)
+        found = read_candidates(run, network, posterior, wanted[0].label)
     else:
-        stored = (read_candidates(run, network, label).budget for label in labels)
+        stored = (read_candidates(run, network, posterior, label).budget for label in labels)
         possible = ", ".join(b.option for b in stored if b) or "none was named"
         if wanted:
             raise PgnasError(f"no candidates were drawn for that budget; possible: {possible}")
@@ -192,14 +197,16 @@ def _raced(run: Run, drawn: Candidates, machine: Machine, data: str | None) -> R
         f" {clock(60 * minutes)} at most"
     )
     (board,) = rank(run, top=1, time_limit=minutes, budget=drawn.label, data=data, machine=machine)
+    if board.candidates.digest != drawn.digest:
+        raise PgnasError(f"other candidates were drawn in '{run.folder}' meanwhile; export again")
     return board.race
 
 
 def _fit_minutes(run: Run) -> float:
     """How long the fit took, by its epochs; `MINUTES` where its record is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        lines = run.metrics.read_text(encoding="utf-8").splitlines()
-        minutes = sum(float(json.loads(line)["seconds"]) for line in lines) / 60
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, OverflowError):
+        lines = read_bytes(run.metrics, MOST_BYTES).splitlines()
+        minutes = sum(float(parse_json(line)["seconds"]) for line in lines) / 60
         if 0 < minutes < math.inf:
             return minutes
     return MINUTES
@@ -224,7 +231,7 @@ def _info(
         chosen=choice.chosen,
         held_out_errors=int(held_out.errors[0]),
         held_out_images=len(held_out.order),
-        made_from=file_digest(run.posterior),
+        made_from=posterior.digest,
         fixed_drop=posterior.objective.fixed_drop,
         held_out_digest=posterior.split.digest,
         **size_fields(network, choice.keep, round_to),

@@ -58,7 +58,7 @@ def test_the_commands_as_functions_are_silent_where_nobody_listens(
 ) -> None:
     def work() -> None:
         some_work()
-        pgnas_cli.sample(fitted, 5)
+        pgnas_cli.sample(fitted, 5, force=True)
         pgnas_cli.export(fitted.folder / "five.safetensors", fitted, force=True)
 
     capfd.readouterr()

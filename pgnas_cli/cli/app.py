@@ -12,7 +12,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ..errors import Interrupted, PgnasError
+from ..errors import Interrupted, PgnasError, command
+from ..run import last_written
+from ..signals import Stopped, received, stoppable
 from .backbones import backbones
 from .evaluate import evaluate
 from .export import export
@@ -40,8 +42,8 @@ def _paragraphs(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for command in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
-    app.command(help=_paragraphs(command))(command)
+for each in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
+    app.command(help=_paragraphs(each))(each)
 
 
 def _version(wanted: bool) -> None:
@@ -72,7 +74,10 @@ app.callback(help=_paragraphs(_main))(_main)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a PgnasError becomes one line on stderr and exit status 1."""
+    """Run the command line; a PgnasError becomes one line on stderr and exit status 1.
+
+    SIGINT and SIGTERM become one line and 128 + their number, wherever they arrive.
+    """
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -83,20 +88,44 @@ def main(arguments: list[str] | None = None) -> None:
     context = contextvars.copy_context()  # a listening terminal ends with the command
     context.run(typed.set, tuple(sys.argv[1:] if arguments is None else arguments))
     try:
+        with stoppable():
+            _carried_out(context, arguments)
+    except Stopped:
+        _fail(f"interrupted; {standing(context.get(typed, ())[:1])}", 128 + received())
+
+
+def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> None:
+    try:
         try:
             context.run(app, arguments)
         finally:
             sys.stdout.flush()  # where a full disk shows
     except Interrupted as error:
-        _fail(str(error), 130)
+        _fail(str(error), 128 + error.number)
     except PgnasError as error:
         _fail(str(error), 1)
-    except OSError as error:  # of the surroundings, where no room has words for it
-        _fail(_unusable(error), 1)
-    except SystemExit as end:
-        if end.code == 130:  # typer's own status for an interrupt
-            _fail("interrupted; nothing was written", 130)
+    except Exception as error:
+        if received():  # what became of it on its way
+            raise Stopped from None
+        if isinstance(error, OSError):  # of the surroundings, where no room has words for it
+            _fail(_unusable(error), 1)
         raise
+    except SystemExit:
+        if received():  # it was lost on its way
+            raise Stopped from None
+        raise
+
+
+def standing(given: tuple[str, ...]) -> str:
+    """What an interrupted command left, and which line goes on."""
+    run = last_written()
+    if run is None or given != ("fit",):
+        return "every file is whole, the same command goes on"
+    if run.posterior.exists():
+        return f"the fit is finished, next: {command('sample', '--run', run.folder)}"
+    if run.checkpoint.exists():
+        return f"the fit is saved, resume with {command('fit', '--resume', '--run', run.folder)}"
+    return "nothing was trained yet, start with the same command"
 
 
 def _unusable(error: OSError) -> str:

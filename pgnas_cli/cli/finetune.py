@@ -36,7 +36,7 @@ def finetune(
     backbone: options.Function = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
-    save_minutes: options.SaveMinutes = 5.0,
+    save_minutes: options.SaveMinutes = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -27,7 +27,7 @@ def fit(
     run: options.NewRun = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
-    save_minutes: options.SaveMinutes = 5.0,
+    save_minutes: options.SaveMinutes = None,
     tensorboard: options.TensorBoard = None,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -83,8 +83,7 @@ def show_fit(
                 for name in plan.not_prunable if verbose else ():
                     terminal.note(f"not prunable: {name}")
             elif isinstance(event, FitSummary):
-                assert plan is not None
-                for text in closing_notes(last, plan):
+                for text in [] if plan is None else closing_notes(last, plan):
                     terminal.note(text)
                 return event
             else:
@@ -93,7 +92,7 @@ def show_fit(
                 each = (time.monotonic() - began) / (event.epoch - first.epoch + 1)
                 left = each * (event.epochs - event.epoch)
                 terminal.note(epoch_line(event, left, plan.target))
-                if event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
+                if first.epoch < event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
                     for text in early_notes(first, event, plan):
                         terminal.note(text)
     raise AssertionError("a fit ends with its summary")

@@ -59,9 +59,9 @@ def inflate(
         layers = [dataclasses.asdict(row) for row in rows]
         terminal.json({"file": str(output), "params": params, "layers": layers})
     else:
-        shown = []
+        shown: list[list[str | tuple[str, ...]]] = []
         for row in rows:
-            becomes = "\n".join(row.branches) or f"as it is: {row.reason}"
+            becomes = row.branches or (f"as it is: {row.reason}",)
             shown.append([row.layer, f"{row.kernel}x{row.kernel}", becomes])
         title = "convolutions of 3x3 and more, in order of execution"
         terminal.table(title, ("<layer", "kernel", "<becomes"), shown)

@@ -51,7 +51,10 @@ Moved = Annotated[
     str | None, typer.Option("--data", help="Where the images of the fit lie now, if moved.")
 ]
 DataRoot = Annotated[Path, typer.Option(help="Where named data sets live.")]
-SaveMinutes = Annotated[float, typer.Option(help="Checkpoint interval, minutes.")]
+SaveMinutes = Annotated[
+    float | None,
+    typer.Option(help="Checkpoint interval; default: up to one, less than 2 % of the time."),
+]
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")
 ]

@@ -28,6 +28,9 @@ def sample(
     run: options.RunFolder = None,
     backbone: options.Function = None,
     seed: Annotated[int | None, typer.Option(help="Default: the seed of the fit.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete a ranking of other candidates.")
+    ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -37,7 +40,10 @@ def sample(
     from ..run import remember
     from ..sampling import sample as draw
 
-    drawn = draw(where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs)
+    drawn = draw(
+        where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs,
+        force=force,
+    )  # fmt: skip
     remember(where, typed_line())
     if as_json:
         terminal.json({"run": str(where.folder), "candidates": n, **candidates_json(drawn)})

@@ -26,6 +26,7 @@ from ..run import (
     remember,
     run_name,
     settings_of,
+    writing,
 )
 from ..storage import differences, to_json
 from . import options
@@ -81,14 +82,15 @@ def search(
 
     steps = _Steps(terminal, settings, find_machine(device, workers), tensorboard)
     home = Run(folder)
-    made = steps.candidates(home, kind, size, n)
-    if compare:
-        made["whole"] = steps.whole(home)
-    files = {name: path for name, (path, _) in made.items()}
-    remember(home, typed_line())
-    found = steps.evaluated(home, files)
-    terminal.note("writing the report")
-    write_report([home], home.report)
+    with writing(home, new=True):
+        made = steps.candidates(home, kind, size, n)
+        if compare:
+            made["whole"] = steps.whole(home)
+        files = {name: path for name, (path, _) in made.items()}
+        remember(home, typed_line())
+        found = steps.evaluated(home, files)
+        terminal.note("writing the report")
+        write_report([home], home.report)
     if as_json:
         paths = {name: str(path) for name, path in files.items()}
         rows = evaluation_json(list(files.values()), found) if found else {}
@@ -121,17 +123,17 @@ class _Steps:
 
         target: dict[str, Any] = {f"target_{kind}": _nearly(size, f"`max_{kind}`")}
         self.fitted(run, dataclasses.replace(self.settings, **target), self.tensorboard)
-        network, _ = posterior_of(run)
+        network, posterior = posterior_of(run)
         budget: dict[str, Any] = {f"max_{kind}": size}
         (wanted,) = budgets_of(network, **{kind: size})
         try:
             drawn = run.budgets() == [wanted.label]
-            drawn = drawn and len(read_candidates(run, network, wanted.label).keep) == n
+            drawn = drawn and len(read_candidates(run, network, posterior, wanted.label).keep) == n
         except PgnasError:
             drawn = False
         if not drawn:
             self.terminal.note(f"drawing {n} candidates")
-            sample(run, n, **budget)
+            sample(run, n, **budget, force=True)
         began = time.perf_counter()
         boards = rank(run, top=TOP, machine=self.machine)
         seconds = time.perf_counter() - began

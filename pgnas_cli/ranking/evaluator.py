@@ -106,8 +106,8 @@ def races(
     candidates, images = len(evaluator.keep), len(evaluator.labels)
     wanted = candidates if top is None else max(1, min(top, candidates))
     same_as = same_masks(evaluator.keep) if race is None else race.same_as
-    if race is not None:
-        race.top = wanted
+    if race is not None and race.top != wanted:
+        race.top, race.turn, race.goal = wanted, 0, race.seen
     networks = len(distinct(same_as))
     with task("ranking", networks * images) as shown:
         pilots = min(PILOTS, networks)

@@ -196,10 +196,12 @@ def drop_over_time(epochs: Sequence[EpochRecord]) -> Picture:
         axes.bar([c.epoch for c in columns], 0.1, bottom=level / 10, width=width,
                  color=colours, linewidth=0)  # fmt: skip
     axes.set_ylim(0, 1)
-    last = epochs[-1].drop_histogram
+    end = epochs[-1]
+    low, high = (100 * end.drop_histogram[i] / sum(end.drop_histogram) for i in (0, -1))
+    moves = "has settled" if end.settled else "still moves" if end.drift else "is frozen"
     text = (
-        f"At the end {100 * last[0] / sum(last):.0f} % of the gates have p below 0.1 and"
-        f" {100 * last[-1] / sum(last):.0f} % one above 0.9."
+        f"At the end {low:.0f} % of the gates have p below 0.1 and {high:.0f} % one above 0.9. p"
+        f" {moves}: {end.drift:.3f} on average in a tenth of the fit."
     )
     return picture_of(figure, "Drop probabilities during training", text)
 

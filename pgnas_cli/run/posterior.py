@@ -1,6 +1,11 @@
-"""The fitted super-network of a run on disk, and the data it was trained on."""
+"""The fitted super-network of a run on disk, and the data it was trained on.
+
+A file may come from a stranger. What it says of its network is bounded, and the network measured on
+the meta device, before anything is built: `check_supernet`.
+"""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +16,14 @@ from torch import nn
 from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
 from ..errors import PgnasError, command
+from ..fields import check_fields
 from ..gates import Prior, gates
 from ..registry import Recipe
 from ..registry.build import create_supernet
+from ..registry.measure import Measure, measured
 from ..sizes import Target
-from ..storage import from_json, to_json
-from ..tensors import checked, read_tensors, restore_, write_tensors
+from ..storage import from_json, to_json, with_digest
+from ..tensors import checked, read_header, read_values, restore_, write_tensors
 from .directory import Run
 from .settings import read_settings
 
@@ -79,6 +86,60 @@ class Posterior:
     objective: Objective
     recipe: Recipe
     seed: int
+    digest: str = dataclasses.field(default="", compare=False)  # sha256 of the file it is read from
+
+
+# --- bounds on what a file may ask for -------------------------------------------------------
+
+MOST_CLASSES = 100_000
+MOST_NAMED = 1_000  # characters of a name
+MOST_CHANNELS, MOST_PIXELS = 256, 8192  # of an image
+MOST_ACTIVATIONS = 2**33  # bytes of all steps on one image
+SPARE, PER_WEIGHT = 2**29, 400  # bytes; and within that many, and so many times the weights
+MOST_MACS = 4 * 10**12  # on one image
+INTERPOLATIONS = (
+    "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos",
+)  # fmt: skip
+
+
+def check_supernet(spec: SupernetSpec, path: Path) -> Measure | None:
+    """Raise PgnasError where the file at `path` names a network that is out of bounds.
+
+    Returns the network on the meta device, and what it takes; None where it cannot be measured.
+    """
+    images, names = spec.preprocessing, (spec.backbone, spec.data.name, *spec.classes)
+    numbers = (*images.mean, *images.std)
+    wrong = {
+        "classes": not 2 <= len(spec.classes) <= MOST_CLASSES,
+        "names": max(map(len, names)) > MOST_NAMED,
+        "channels": not 1 <= images.channels <= MOST_CHANNELS,
+        "size": not 1 <= images.size <= MOST_PIXELS,
+        "mean and std": not len(images.mean) == len(images.std) == images.channels
+        or not all(map(math.isfinite, numbers))
+        or min(images.std) <= 0
+        or max(map(abs, numbers)) > 1e6,
+        "crop": not 0 < images.crop <= 1,
+        "interpolation": images.interpolation not in INTERPOLATIONS,
+    }
+    impossible = [name for name, is_wrong in wrong.items() if is_wrong]
+    if impossible:
+        raise PgnasError(f"'{path}' is damaged: its {impossible[0]} cannot be")
+    if ":" in spec.backbone or spec.backbone.endswith(".safetensors"):
+        return None  # the user's own function, or refused
+    found = measured(
+        spec.backbone, classes=len(spec.classes), input_shape=images.input_shape,
+        options=spec.options,
+    )  # fmt: skip
+    if found is not None:
+        weights = sum(t.nbytes for t in found.network.state_dict().values())
+        most = min(MOST_ACTIVATIONS, SPARE + PER_WEIGHT * weights)
+        if found.activations > most or found.macs > MOST_MACS:
+            raise PgnasError(
+                f"'{path}' names images of {images.size} pixels, on which {spec.backbone} would"
+                f" take {found.activations / 2**30:.3g} GiB and {found.macs:.2g} MACs; possible:"
+                f" {most / 2**30:.3g} GiB and {MOST_MACS:.2g} MACs"
+            )
+    return found
 
 
 POSTERIOR = "pgnas.posterior/1"
@@ -90,31 +151,64 @@ def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> Non
     tensors = {f"network.{k}": v for k, v in state.items() if not k.startswith("gates.")}
     tensors["drop_logit"] = gates(network).drop_logit
     groups = [to_json(group) for group in gates(network).groups]
-    write_tensors(path, POSTERIOR, tensors, {**to_json(posterior), "groups": groups})
+    content = {k: v for k, v in to_json(posterior).items() if k != "digest"}
+    write_tensors(path, POSTERIOR, tensors, {**content, "groups": groups})
 
 
 def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     """The fitted super-network, gates open, in evaluation mode, and its record."""
-    tensors, content = read_tensors(path, POSTERIOR)
-    fields = {f.name for f in dataclasses.fields(Posterior)}
+    (network, posterior), digest = with_digest(path, _posterior_in)
+    return network, dataclasses.replace(posterior, digest=digest)
+
+
+def _posterior_in(path: Path) -> tuple[nn.Module, Posterior]:
+    header, content = read_header(path, POSTERIOR)
+    fields = {f.name for f in dataclasses.fields(Posterior)} - {"digest"}
     posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
-    network = posterior.supernet.network()
+    _check_numbers(posterior, path)
+    spec = posterior.supernet
+    found = check_supernet(spec, path)
+    weights = {k.removeprefix("network."): v for k, v in header.items() if k != "drop_logit"}
+    stored = sum(tensor.numel() for tensor in weights.values())
+    if found is not None and not found.inflates_within(spec.options, stored, path):
+        checked(weights, found.network.state_dict(), path)
+    network = spec.network()
     if content.get("groups") != [to_json(group) for group in gates(network).groups]:
         raise PgnasError(
             f"'{path}' has other gate groups than the backbone gives now; it was written by another"
             " version of the backbone"
         )
-    state = {
-        ("gates.drop_logit" if k == "drop_logit" else k.removeprefix("network.")): v
-        for k, v in tensors.items()
-    }
-    checked(state, network.state_dict(), path)
+    names = {("gates.drop_logit" if k == "drop_logit" else k.removeprefix("network.")): k
+             for k in header}  # fmt: skip
+    checked({k: header[name] for k, name in names.items()}, network.state_dict(), path)
+    tensors = read_values(path, header)
+    state = {k: tensors[name] for k, name in names.items()}
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise PgnasError(
             f"'{path}' holds numbers that are not finite; fit again with a lower learning rate"
         )
     restore_(network, state)
     return network.eval(), posterior
+
+
+def _check_numbers(posterior: Posterior, path: Path) -> None:
+    """Raise PgnasError for numbers that no fit writes."""
+    split, prior = posterior.split, posterior.objective.prior
+    drop = posterior.objective.fixed_drop
+    sane = (
+        0 < split.held_out < 1
+        and 0 <= split.fit_images < 2**53
+        and 0 <= split.held_out_images < 2**53
+        and 0 <= prior.l2 <= 1e18
+        and 0 < prior.images <= 1e15
+        and (drop is None or 0 <= drop < 1)
+    )
+    if not sane:
+        raise PgnasError(f"'{path}' is damaged: its numbers cannot be")
+    try:
+        check_fields(posterior.recipe)
+    except PgnasError as error:
+        raise PgnasError(f"'{path}' is damaged, in its recipe: {error}") from None
 
 
 def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:

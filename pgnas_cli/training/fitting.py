@@ -4,6 +4,7 @@ A fitted posterior is never overwritten unless `force` says so; what was derived
 it.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,21 +23,45 @@ from ..data import digest as data_digest
 from ..errors import PgnasError, command
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine
+from ..progress import note
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
-from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, write_settings
-from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
+from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, write_settings, writing
+from ..run.posterior import (
+    DataSplit,
+    Objective,
+    Posterior,
+    SupernetSpec,
+    posterior_of,
+    write_posterior,
+)
 from ..sampling import fixed_rate
+from ..signals import StopRequest
 from ..sizes import Target, parameter_count, target_of
-from ..storage import differences, to_json, write_text
+from ..storage import (
+    MOST_BYTES,
+    differences,
+    from_json,
+    parse_json,
+    read_bytes,
+    remove,
+    to_json,
+    write_text,
+)
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .drop_learning import DropLearning
-from .epoch import EpochRecord, EpochWatch
+from .epoch import EpochRecord, EpochWatch, held_out_errors
 from .loop import Loop, train
 from .probe import probe_
+from .saving import Saving, seconds_of
 
 SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
-SAVE_MINUTES = 5.0  # between two checkpoints
+
+
+# What a fit keeps beside tensors, all of which resuming reads.
+NUMBERS = {
+    "seen", "steps", "rate_steps", "newer_rate_steps", "price", "best_loss", "lost_epochs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,15 +108,31 @@ def fit_events(
     *,
     resume: bool = False,
     force: bool = False,
-    save_minutes: float = SAVE_MINUTES,
+    save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
     resume_with: str = "",  # the command that resumes it; "": pgnas fit --resume
 ) -> FitEvents:
     """Fit a super-network; yields what was set up, a record per epoch, and a summary.
 
-    An unfinished fit is saved every `save_minutes`, and on SIGINT or SIGTERM at the next step,
-    which ends it with `Interrupted`.
+    An unfinished fit is saved on the way, and on SIGINT or SIGTERM at the next step, which ends it
+    with `Interrupted`. One that is finished and resumed yields its summary.
     """
+    with writing(run, new=True):
+        if resume and not force and run.posterior.exists():
+            yield _finished(run)
+        else:
+            yield from _fitted(run, settings, resume, force, save_minutes, machine, resume_with)
+
+
+def _fitted(
+    run: Run,
+    settings: FitSettings,
+    resume: bool,
+    force: bool,
+    save_minutes: float | None,
+    machine: Machine,
+    resume_with: str,
+) -> FitEvents:
     unfinished = _claim(run, resume, force)
     began = time.perf_counter()
     prepared = _prepared(settings, None if unfinished is None else unfinished[1], machine)
@@ -112,30 +153,73 @@ def fit_events(
         keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
-        saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
-        saved = saved[: loop.step // loop.per_epoch]
+        saved = _saved_epochs(run)[: loop.step // loop.per_epoch]
+    history = _History(run.metrics, saved)
     yield _plan(loop, posterior, prepared.recipe_of, remarks)
 
     def save(state: State) -> None:
+        history.write()  # a checkpoint is never ahead of it
         whole = dataclasses.replace(state, numbers={**state.numbers, **watch.numbers()})
         write_checkpoint(run.checkpoint, whole, posterior)
 
-    passes = train(
-        loop, workers=machine.workers, save=save, save_seconds=60 * save_minutes, what="fitting",
-        resume_with=resume_with or command("fit", "--resume", "--run", run.folder),
-    )  # fmt: skip
-    with closing(passes):
-        for done in passes:
-            record = watch.record(done)
-            saved.append(json.dumps(to_json(record)))
-            write_text(run.metrics, "".join(f"{line}\n" for line in saved))
-            yield record
-    write_posterior(run.posterior, network, posterior)
-    run.checkpoint.unlink(missing_ok=True)
+    with StopRequest():
+        passes = train(
+            loop, workers=machine.workers, save=save, save_seconds=seconds_of(save_minutes),
+            what="fitting",
+            resume_with=resume_with or command("fit", "--resume", "--run", run.folder),
+        )  # fmt: skip
+        with closing(passes):
+            for done in passes:
+                record = watch.record(done)
+                history.add(record)
+                yield record
+        loop.refuse_what_is_not_finite()
+        history.write()
+        write_posterior(run.posterior, network, posterior)
+        with contextlib.suppress(OSError):  # else the next command does
+            run.checkpoint.unlink(missing_ok=True)
     bank = gates(network)
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
-        json.loads(saved[-1])["hard_error"], parameter_count(network), len(bank.groups), bank.count,
+        _hard_error(loop, saved), parameter_count(network), len(bank.groups), bank.count,
+    )  # fmt: skip
+
+
+class _History:
+    """The records of a fit on disk, written as a whole; one that fails is tried again."""
+
+    def __init__(self, path: Path, lines: list[str]) -> None:
+        self.path, self.lines, self.written = path, lines, True
+        self.saving = Saving()
+
+    def add(self, record: EpochRecord) -> None:
+        self.lines.append(json.dumps(to_json(record)))
+        self.written = False
+        self.saving(self.write)
+
+    def write(self) -> None:
+        if not self.written:
+            write_text(self.path, "".join(f"{line}\n" for line in self.lines))
+        self.written = True
+
+
+def _finished(run: Run) -> FitSummary:
+    """What a fit that is finished says again."""
+    network, _ = posterior_of(run)
+    try:
+        lines = _saved_epochs(run)
+        records = [from_json(EpochRecord, parse_json(line), run.metrics) for line in lines]
+        last = records[-1]
+    except (IndexError, PgnasError):
+        raise PgnasError(
+            f"'{run.folder}' holds a fitted posterior, and no readable '{run.metrics.name}' of its"
+            " fit; go on with pgnas sample, or add `force` to fit again"
+        ) from None
+    note(f"fitted already: {run.posterior}")
+    seconds = sum(record.seconds for record in records)
+    return FitSummary(
+        run.folder, last.epoch, seconds, last.hard_error, parameter_count(network),
+        len(gates(network).groups), gates(network).count,
     )  # fmt: skip
 
 
@@ -144,7 +228,7 @@ def fit(
     *,
     resume: bool = False,
     force: bool = False,
-    save_minutes: float = SAVE_MINUTES,
+    save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
     **options: Any,  # fields of FitSettings and Recipe
 ) -> FitSummary:
@@ -360,13 +444,31 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
     return found
 
 
+def _hard_error(loop: Loop, saved: list[str]) -> float:
+    """Held-out error of the mean candidate; measured where the last epoch's line is lost."""
+    if saved:
+        return float(json.loads(saved[-1])["hard_error"])
+    return held_out_errors(loop, loop.steps // loop.per_epoch)[1]
+
+
+def _saved_epochs(run: Run) -> list[str]:
+    """The lines of the epochs so far."""
+    if not run.metrics.exists():
+        return []
+    try:
+        lines = read_bytes(run.metrics, MOST_BYTES).decode().splitlines()
+        for line in lines:
+            from_json(EpochRecord, parse_json(line), run.metrics)
+    except (ValueError, OSError, PgnasError):
+        raise PgnasError(f"'{run.metrics}' is damaged; move it away to resume without") from None
+    return lines
+
+
 # --- the run directory -----------------------------------------------------------------------
 
 
 def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | None:
     """The unfinished fit to resume, if any; raises PgnasError where the run is not free."""
-    if run.folder.exists() and not run.folder.is_dir():
-        raise PgnasError(f"'{run.folder}' is a file; `run` is a folder, there or to be made")
     if run.posterior.exists() and not force:
         raise PgnasError(
             f"'{run.folder}' holds a fitted posterior; choose another `run`, or add `force` to fit"
@@ -401,8 +503,7 @@ def _same_fit(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
             " or choose another `run`"
         )
-    numbers = {"seen", "steps", "rate_steps", "newer_rate_steps", "best_loss", "lost_epochs"}
-    if not fits(state, network, numbers, run.checkpoint):
+    if not fits(state, network, NUMBERS, run.checkpoint):
         raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state
 
@@ -411,5 +512,5 @@ def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
     for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(), run.evaluation,
                  run.report, run.commands):  # fmt: skip
-        path.unlink(missing_ok=True)
+        remove(path)
     write_settings(run, settings)

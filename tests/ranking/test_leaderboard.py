@@ -42,7 +42,7 @@ def best(race: Race, top: int = 5) -> list[tuple[int, int]]:
 
 
 def stored(run: Run, label: str = "") -> Race:
-    race = read_ranking(run, read_candidates(run, posterior_of(run)[0], label))
+    race = read_ranking(run, read_candidates(run, *posterior_of(run), label))
     assert race is not None
     return race
 
