@@ -110,8 +110,8 @@ def kinds_of(folder: Path) -> dict[str, Kind]:
     """Every kind of file in `folder`, as `made` left it."""
     run, half = Run(folder / "run"), Run(folder / "half")
     best, onnx = folder / "best.safetensors", folder / "best.onnx"
-    network, _ = posterior_of(run)
-    drawn = read_candidates(run, network)
+    network, posterior = posterior_of(run)
+    drawn = read_candidates(run, network, posterior)
     data = load_data("digits")
     fitting, tuned = posterior_of(run)[0], load(best)
     started = read_checkpoint(half.checkpoint, Posterior)[1]

@@ -104,13 +104,11 @@ def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> N
         _fail(str(error), 128 + error.number)
     except PgnasError as error:
         _fail(str(error), 1)
-    except OSError as error:  # of the surroundings, where no room has words for it
-        if received():
-            raise Stopped from None
-        _fail(_unusable(error), 1)
-    except Exception:
+    except Exception as error:
         if received():  # what became of it on its way
             raise Stopped from None
+        if isinstance(error, OSError):  # of the surroundings, where no room has words for it
+            _fail(_unusable(error), 1)
         raise
     except SystemExit:
         if received():  # it was lost on its way

@@ -39,7 +39,12 @@ class _Full(io.StringIO):
 
 
 def test_every_command_says_that_its_output_is_lost_and_keeps_its_files(fitted: Run) -> None:
-    for words in (["sample", "-n", "3"], ["rank"], ["export", "a.safetensors"], ["report"]):
+    for words in (
+        ["sample", "-n", "3", "--force"],
+        ["rank"],
+        ["export", "a.safetensors"],
+        ["report"],
+    ):
         with redirect_stdout(_Full()):
             line = refused_into_full(*words, "--run", str(fitted.folder))
         assert line.startswith("error: the output cannot be written: No space left")
@@ -58,7 +63,7 @@ def test_the_next_line_can_be_typed_as_it_stands(fitted: Run, tmp_path: Path) ->
     home = tmp_path / "my 'best' runs"
     shutil.move(fitted.folder, home)
     file = home / "a network.safetensors"
-    line = ["sample", "-n", "5", "--run", str(home)]
+    line = ["sample", "-n", "5", "--force", "--run", str(home)]
     commands = []
     for _ in range(2):
         status, _, err = said(*line)
@@ -80,7 +85,12 @@ def test_eight_columns_lose_no_word_of_a_table(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "8")
     where = ["--run", str(fitted.folder)]
-    for words in (["sample", "-n", "3"], ["rank"], ["export", "a.safetensors"], ["report"]):
+    for words in (
+        ["sample", "-n", "3", "--force"],
+        ["rank"],
+        ["export", "a.safetensors"],
+        ["report"],
+    ):
         status, out, err = said(*words, *where)
         assert status == 0, err
         assert out
