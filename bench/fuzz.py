@@ -137,7 +137,7 @@ def kinds_of(folder: Path) -> dict[str, Kind]:
     first = data.fit.pixels[:8], data.fit.labels[:8]
     kinds = {
         "posterior": Kind(run.posterior, lambda: read_posterior(run.posterior), 1, _first),
-        "candidates": Kind(run.candidates(), lambda: read_candidates(run, network)),
+        "candidates": Kind(run.candidates(), lambda: read_candidates(run, network, posterior)),
         "ranking": Kind(run.ranking(), lambda: read_ranking(run, drawn)),
         "network": Kind(best, lambda: read_network(best), 1, _first),
         "checkpoint": Kind(

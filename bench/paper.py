@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -256,56 +257,54 @@ class Side:
     found: str = "best"
 
 
-def table_sides(table: str) -> list[Side]:
-    """The rows of a table; the first is the one that the others are compared with."""
+def groups_of(table: str) -> list[list[Side]]:
+    """The rows of a table, in groups whose first row the others are compared with."""
     m = Cell("m", "posterior", 0, finetuned=True)
     if table == "2":
         constant = dataclasses.replace(m, constant=True)
-        return [Side("(1-p) in the l2 term", m), Side("constant l2 term", constant)]
+        return [[Side("(1-p) in the l2 term", m), Side("constant l2 term", constant)]]
     if table == "3":
         found = []
         for net in ("m", "mi", "e", "ei"):
             posterior = dataclasses.replace(m, net=net)
             random = dataclasses.replace(posterior, side="random")
-            found += [
+            whole = dataclasses.replace(posterior, side="whole", finetuned=False)
+            found.append([
                 Side(f"{net}: posterior", posterior), Side(f"{net}: random", random),
                 Side(f"{net}: random, fine-tuned", random, "finetuned"),
-                Side(f"{net}: whole",
-                     dataclasses.replace(posterior, side="whole", finetuned=False)),
-            ]  # fmt: skip
+                Side(f"{net}: whole", whole),
+            ])  # fmt: skip
         return found
     if table == "4":
-        return [
-            Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k))
-            for k in (0.1, 0.3, 1, 3, 10)
-        ]
+        shares = (0.1, 0.3, 1, 3, 10)
+        return [[Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k)) for k in shares]]
     if table == "5":
         warm = dataclasses.replace(m, temperature=2 / 3)
-        return [Side("temperature 1/5", m), Side("temperature 2/3", warm),
-                Side("temperature 1/5, fine-tuned", m, "finetuned")]  # fmt: skip
+        return [[Side("temperature 1/5", m), Side("temperature 2/3", warm),
+                 Side("temperature 1/5, fine-tuned", m, "finetuned")]]  # fmt: skip
     if table == "6":
-        return [Side("best of many", dataclasses.replace(m, many=10_000))]
+        return [[Side("best of many", dataclasses.replace(m, many=10_000))]]
     if table == "7":
         nets = ("m", "mi", "e", "ei")
-        return [Side(net, dataclasses.replace(m, net=net)) for net in nets]
+        return [[Side(net, dataclasses.replace(m, net=net))] for net in nets]
     if table == "9":
         whole = Cell("inflated", "whole", 0)
         share = parameter_count(multibranch(16)) / parameter_count(inflated(16))
         slimmed = dataclasses.replace(whole, side="posterior", target=("params", round(share, 4)))
-        return [Side("posterior of the inflated, at the base's size", slimmed),
-                Side("base", Cell("m", "whole", 0)), Side("inflated", whole)]  # fmt: skip
+        return [[Side("posterior of the inflated, at the base's size", slimmed),
+                 Side("base", Cell("m", "whole", 0)), Side("inflated", whole)]]  # fmt: skip
     found = []
     for number, epochs in ((500, 40), (500, 160), (2000, 40), (2000, 160)):
         at = f"{number} images x {epochs} epochs: "
         cell = Cell("m", "whole", 0, images=number, epochs=epochs)
         half = dataclasses.replace(cell, side="posterior", target=("params", 0.5))
-        found += [
+        found.append([
             Side(f"{at}whole", cell),
             Side(f"{at}narrower network", dataclasses.replace(cell, width=0.7071)),
             Side(f"{at}posterior, 50 % of the parameters", half),
             Side(f"{at}posterior, 50 % of the MACs",
                  dataclasses.replace(half, target=("macs", 0.5))),
-        ]  # fmt: skip
+        ])  # fmt: skip
     return found
 
 
@@ -340,57 +339,62 @@ def verdict(low: float, high: float) -> str:
 
 
 def figures(name: str, store: Store, seeds: Iterable[int] = SEEDS) -> str:
-    """Sentence and table from the seeds that have all cells."""
-    sides = table_sides(name)
-    seeds = [s for s in seeds if all(seeded(side.cell, s).name in store.rows for side in sides)]
-    if not seeds:
+    """Sentence and table; each group of rows has the seeds of which all its cells are there."""
+    columns: list[list[str]] = []
+    used: list[Row] = []
+    after: list[list[str]] = []
+    for group in groups_of(name):
+        whole = [s for s in seeds if all(seeded(o.cell, s).name in store.rows for o in group)]
+        first: np.ndarray | None = None
+        for side in group if whole else []:
+            cells = [seeded(side.cell, seed) for seed in whole]
+            mine = [store.rows[cell.name] for cell in cells]
+            wrong = np.stack([store.wrong(cell, side.found) for cell in cells])
+            less = ""
+            if first is None:
+                first = wrong
+            else:
+                gap = interval(wrong - first)
+                less = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
+                less += f": {verdict(*gap[1:])}"
+            held = float(np.mean([row["found"][side.found]["held_out"] for row in mine]))
+            loss = float(np.mean([row["history"][-1][0] for row in mine]))
+            columns.append([
+                side.text, ", ".join(map(str, whole)), share(mine, "params"), share(mine, "macs"),
+                f"{loss:.2f}", f"{100 * held:.1f}",
+                "{:.2f} ({:.2f} to {:.2f})".format(*(100 * v for v in interval(wrong))), less,
+            ])  # fmt: skip
+            used += mine
+            if name == "6":
+                best = np.mean([row["best_of"] for row in mine], axis=0)
+                after += [[f"{n:.0f}", f"{100 * h:.2f}", f"{100 * e:.2f}"] for n, h, e in best]
+            if name == "4":
+                pull = [
+                    side.cell.l2 * row["weight_square"] for row in mine if "weight_square" in row
+                ]
+                after.append([side.text, f"{np.mean(pull):.0f}"])
+            if name == "7":
+                dropped = [share(mine, f"dropped_{k}") for k in ("channels", "operations")]
+                after.append([side.text, *dropped])
+    if not used:
         return f"No seed has all cells of table {name} yet."
-    rows = [store.rows[seeded(side.cell, seed).name] for side in sides for seed in seeds]
     for key in ("code", "torch", "timm"):
-        if len({row[key] for row in rows}) > 1:
+        if len({row[key] for row in used}) > 1:
             raise SystemExit(f"the cells of table {name} were made with different {key}")
-    columns = []
-    first: np.ndarray | None = None
-    for side in sides:
-        mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
-        wrong = np.stack([store.wrong(seeded(side.cell, seed), side.found) for seed in seeds])
-        if first is None or (side.text.split(":")[-1] in (" posterior", " whole") and name != "3"):
-            first = wrong
-        if name == "3" and side.text.endswith(": posterior"):
-            first = wrong
-        less = ""
-        if wrong is not first:
-            gap = interval(wrong - first)
-            less = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
-            less += f": {verdict(*gap[1:])}"
-
-        def mean(key: str, mine: list[Row] = mine) -> str:
-            return f"{100 * float(np.mean([row[key] for row in mine])):.1f}"
-
-        held = float(np.mean([row["found"][side.found]["held_out"] for row in mine]))
-        loss = float(np.mean([row["history"][-1][0] for row in mine]))
-        columns.append([
-            side.text, mean("params"), mean("macs"), f"{loss:.2f}", f"{100 * held:.1f}",
-            "{:.2f} ({:.2f} to {:.2f})".format(*(100 * v for v in interval(wrong))), less,
-        ])  # fmt: skip
-    on = f"Seeds {', '.join(map(str, seeds))}; {rows[0]['on']}, timm {rows[0]['timm']}."
-    head = ["", "params %", "MACs %", "train loss", "held-out %", "test % (95 %)", "less the first"]
-    parts = [prose(on), table(head, columns)]
+    head = ["", "seeds", "params %", "MACs %", "train loss", "held-out %", "test % (95 %)",
+            "less the first"]  # fmt: skip
+    parts = [prose(f"{used[0]['on']}, timm {used[0]['timm']}."), table(head, columns)]
+    if name == "4":
+        parts.append(table(["", "l2 x squared weights"], after))
     if name == "6":
-        best = np.mean(
-            [store.rows[seeded(sides[0].cell, s).name]["best_of"] for s in seeds], axis=0
-        )
-        found = [[f"{n:.0f}", f"{100 * held:.2f}", f"{100 * test:.2f}"] for n, held, test in best]
-        parts.append(table(["candidates", "held-out %", "test %"], found))
+        parts.append(table(["candidates", "held-out %", "test %"], after))
     if name == "7":
-        shares = []
-        for side in sides:
-            mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
-            means = (100 * np.mean([row[f"dropped_{k}"] for row in mine])
-                     for k in ("channels", "operations"))  # fmt: skip
-            shares.append([side.text, *(f"{share:.1f}" for share in means)])
-        parts.append(table(["", "dropped channels %", "dropped operations %"], shares))
+        parts.append(table(["", "dropped channels %", "dropped operations %"], after))
     return "\n\n".join(parts)
+
+
+def share(rows: list[Row], key: str) -> str:
+    return f"{100 * float(np.mean([row[key] for row in rows])):.1f}"
 
 
 TABLES = ("2", "3", "4", "5", "6", "7", "9", "regimes")
@@ -412,7 +416,7 @@ def main() -> None:
     one_checkout()
     taken_with = about()
     for seed in options.seeds:
-        for side in table_sides(options.table):
+        for side in itertools.chain.from_iterable(groups_of(options.table)):
             cell = seeded(side.cell, seed)
             if cell.name in store.rows or cell.net not in options.nets:
                 continue
