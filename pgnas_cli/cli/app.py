@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with stoppable():
             _carried_out(context, arguments)
-    except Stopped:
-        _fail(f"interrupted; {standing(context.get(typed, ())[:1])}", 128 + received())
+    except Stopped as stop:
+        _fail(f"interrupted; {standing(context.get(typed, ())[:1])}", 128 + stop.number)
 
 
 def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> None:
@@ -96,11 +96,11 @@ def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> N
         _fail(str(error), 1)
     except Exception:
         if received():  # what became of it on its way
-            raise Stopped from None
+            raise Stopped(received()) from None
         raise
     except SystemExit:
         if received():  # it was lost on its way
-            raise Stopped from None
+            raise Stopped(received()) from None
         raise
 
 
