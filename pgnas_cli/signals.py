@@ -13,6 +13,10 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 class Stopped(BaseException):
     """A signal arrived while nothing was at stake; no library catches it."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
 
 _received = 0  # the signal that `stoppable` saw first
 
@@ -35,12 +39,13 @@ def stoppable() -> Iterator[None]:
         global _received
         if os.getpid() == owner:  # a worker that has just been forked leaves it to its parent
             _received = number
-            raise Stopped
+            raise Stopped(number)
 
     before = _install(stop)
     try:
         yield
     finally:
+        _received = 0
         _restore(before)
 
 

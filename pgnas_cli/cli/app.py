@@ -90,8 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with stoppable():
             _carried_out(context, arguments)
-    except Stopped:
-        _fail(f"interrupted; {standing(context.get(typed, ())[:1])}", 128 + received())
+    except Stopped as stop:
+        _fail(f"interrupted; {standing(context.get(typed, ())[:1])}", 128 + stop.number)
 
 
 def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> None:
@@ -106,13 +106,13 @@ def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> N
         _fail(str(error), 1)
     except Exception as error:
         if received():  # what became of it on its way
-            raise Stopped from None
+            raise Stopped(received()) from None
         if isinstance(error, OSError):  # of the surroundings, where no room has words for it
             _fail(_unusable(error), 1)
         raise
     except SystemExit:
         if received():  # it was lost on its way
-            raise Stopped from None
+            raise Stopped(received()) from None
         raise
 
 
