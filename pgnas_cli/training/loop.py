@@ -161,7 +161,8 @@ class Loop:
         step = torch.full_like(norm, self.step)
         now = torch.stack([loss.detach(), divergence.detach(), norm, step])
         self.watched = torch.where(self.watched.isfinite().all(), now, self.watched)
-        if self.device.type == "cpu" or self.step % WATCHED == 0:
+        look = self.device.type == "cpu" or self.step % WATCHED == 0
+        if look and not bool(self.watched.isfinite().all()):
             self.refuse_what_is_not_finite()
 
     def refuse_what_is_not_finite(self) -> None:
