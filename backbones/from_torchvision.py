@@ -1,9 +1,8 @@
 """Any network of torchvision's classifiers, as it is: `torchvision/resnet50`, ..."""
 
-import difflib
 from pathlib import Path
 
-from pgnas_backbones.from_timm import FROM_SCRATCH, PRETRAINED
+from pgnas_backbones.from_timm import FROM_SCRATCH, PRETRAINED, no_network
 from timm.models import adapt_input_conv
 from torch import nn
 from torchvision import models
@@ -30,10 +29,7 @@ def build(
     """torchvision's `model` with a head for `classes`; images as its default weights want them."""
     known = models.list_models(module=models)
     if model not in known:
-        near = difflib.get_close_matches(model, known, n=3)
-        meant = f"did you mean {', '.join('torchvision/' + n for n in near)}?"
-        hint = meant if near else f"it has {', '.join(known[:2])}, ..."
-        raise PgnasError(f"torchvision has no network '{model}'; {hint}")
+        raise no_network("torchvision", model, known, f"it has {', '.join(known[:2])}, ...")
     network = models.get_model(model, weights=None, num_classes=classes, **_OPTIONS.get(model, {}))
     layers = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     if channels != 3:

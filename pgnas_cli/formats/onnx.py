@@ -164,9 +164,8 @@ class OnnxNetwork(nn.Module):
         runtime = _packages()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = (
-            4  # what fails is raised; names of a file stay off the terminal
-        )
+        # What fails is raised; names in a file stay off the terminal.
+        options.log_severity_level = 4
         self.session = runtime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )

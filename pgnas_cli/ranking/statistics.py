@@ -43,10 +43,8 @@ def like_guessing(errors: int, labels: Tensor) -> str:
 
     `labels`: int64 (images,), of the images that the errors are counted on.
     """
-    (low, high), chance = (
-        interval(errors, len(labels)),
-        1 - int(labels.bincount().max()) / len(labels),
-    )
+    low, high = interval(errors, len(labels))
+    chance = 1 - int(labels.bincount().max()) / len(labels)
     if high < chance or chance == 0:
         return ""
     return (

@@ -1,5 +1,6 @@
 """What the files of a run say, gathered for its report. Only small sums are computed here."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from ..run import Command, FitSettings, Run, commands_of, read_settings
 from ..run.posterior import Posterior, posterior_of
 from ..sampling import Candidates, read_candidates
 from ..sizes import parameter_count, whole_macs
-from ..storage import MOST_BYTES, from_json, parse_json, read_bytes, with_digest
-from ..training import EpochRecord
+from ..storage import with_digest
+from ..training import EpochRecord, epochs_of
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,9 @@ def run_summary(run: Run) -> RunSummary:
 
 
 def _epochs(run: Run) -> list[EpochRecord]:
-    if not run.metrics.exists():
-        return []
-    try:
-        lines = read_bytes(run.metrics, MOST_BYTES).splitlines()
-        found = [from_json(EpochRecord, parse_json(line), run.metrics) for line in lines]
-    except (ValueError, OSError, PgnasError):
-        found = None
+    found: list[EpochRecord] | None = None
+    with contextlib.suppress(PgnasError):
+        found = epochs_of(run)
     if found is None or any(len(e.drop_histogram) != 10 or not _finite(e) for e in found):
         raise PgnasError(
             f"'{run.metrics}' is damaged; move it away to have a report without the fit's curves"

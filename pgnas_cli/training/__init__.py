@@ -13,5 +13,6 @@ from .fitting import (
     prior_of,
     with_fixed_rate,
 )
+from .history import epochs_of
 from .saving import Saving
 from .scoring import BATCH, RESIDENT, Batches, Score, score

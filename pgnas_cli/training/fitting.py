@@ -6,7 +6,6 @@ it.
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -38,22 +37,14 @@ from ..run.posterior import (
 from ..sampling import fixed_rate
 from ..signals import StopRequest
 from ..sizes import Target, parameter_count, target_of
-from ..storage import (
-    MOST_BYTES,
-    differences,
-    from_json,
-    parse_json,
-    read_bytes,
-    remove,
-    to_json,
-    write_text,
-)
+from ..storage import differences, remove
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .drop_learning import DropLearning
 from .epoch import EpochRecord, EpochWatch, held_out_errors
+from .history import History, Row, epochs_of, rows_of
 from .loop import Loop, train
 from .probe import probe_
-from .saving import Saving, seconds_of
+from .saving import seconds_of
 
 SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
 
@@ -147,14 +138,13 @@ def _fitted(
     if unfinished is None:
         remarks += _probed(prepared, settings.seed, machine)
         _begin(run, settings)
-        saved: list[str] = []
+        history = History(run)
     else:
         state = _same_fit(run, network, posterior, *unfinished)
         keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
-        saved = _saved_epochs(run)[: loop.step // loop.per_epoch]
-    history = _History(run.metrics, saved)
+        history = History(run, _saved_epochs(run)[: loop.step // loop.per_epoch])
     yield _plan(loop, posterior, prepared.recipe_of, remarks)
 
     def save(state: State) -> None:
@@ -181,34 +171,15 @@ def _fitted(
     bank = gates(network)
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
-        _hard_error(loop, saved), parameter_count(network), len(bank.groups), bank.count,
+        _hard_error(loop, history), parameter_count(network), len(bank.groups), bank.count,
     )  # fmt: skip
-
-
-class _History:
-    """The records of a fit on disk, written as a whole; one that fails is tried again."""
-
-    def __init__(self, path: Path, lines: list[str]) -> None:
-        self.path, self.lines, self.written = path, lines, True
-        self.saving = Saving()
-
-    def add(self, record: EpochRecord) -> None:
-        self.lines.append(json.dumps(to_json(record)))
-        self.written = False
-        self.saving(self.write)
-
-    def write(self) -> None:
-        if not self.written:
-            write_text(self.path, "".join(f"{line}\n" for line in self.lines))
-        self.written = True
 
 
 def _finished(run: Run) -> FitSummary:
     """What a fit that is finished says again."""
     network, _ = posterior_of(run)
     try:
-        lines = _saved_epochs(run)
-        records = [from_json(EpochRecord, parse_json(line), run.metrics) for line in lines]
+        records = epochs_of(run)
         last = records[-1]
     except (IndexError, PgnasError):
         raise PgnasError(
@@ -444,24 +415,18 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
     return found
 
 
-def _hard_error(loop: Loop, saved: list[str]) -> float:
+def _hard_error(loop: Loop, history: History) -> float:
     """Held-out error of the mean candidate; measured where the last epoch's line is lost."""
-    if saved:
-        return float(json.loads(saved[-1])["hard_error"])
+    if history.rows:
+        return history.rows[-1][1].hard_error
     return held_out_errors(loop, loop.steps // loop.per_epoch)[1]
 
 
-def _saved_epochs(run: Run) -> list[str]:
-    """The lines of the epochs so far."""
-    if not run.metrics.exists():
-        return []
+def _saved_epochs(run: Run) -> list[Row]:
     try:
-        lines = read_bytes(run.metrics, MOST_BYTES).decode().splitlines()
-        for line in lines:
-            from_json(EpochRecord, parse_json(line), run.metrics)
-    except (ValueError, OSError, PgnasError):
+        return rows_of(run)
+    except PgnasError:
         raise PgnasError(f"'{run.metrics}' is damaged; move it away to resume without") from None
-    return lines
 
 
 # --- the run directory -----------------------------------------------------------------------
