@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 
-.PHONY: demo test lint bench reference
+.PHONY: demo test lint bench figures reference
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,11 @@ lint: .venv/installed
 reference: .venv/installed
 	COLUMNS=80 $(BIN)/python -m typer pgnas_cli.cli utils docs --name pgnas --title Commands \
 	  --output docs/commands.md
+
+# README and docs, from docs/data; the table of the demo from a run of it.
+figures: demo
+	cp $(RUN)/evaluation.json docs/data/demo.json
+	$(BIN)/python -m bench.tables
 
 bench: .venv/installed
 	$(BIN)/python -m bench.digits

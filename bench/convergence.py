@@ -23,7 +23,8 @@ import torch
 from pgnas_backbones.multibranch import MEMBERS, MultiBranch
 from scipy.stats import spearmanr
 
-from bench import CPU, machine_line
+from bench import CPU, machine_line, one_checkout
+from bench.figures import DATA, Row, append, listed, prose, read, table
 from bench.tasks import some_of
 from pgnas_cli import PgnasError, drop_probabilities, fit_network
 from pgnas_cli.data import ImageData, Part, Preprocessing, cut_data, evaluation_images, find_data
@@ -36,7 +37,6 @@ from pgnas_cli.training import gated
 PIXELS = 16
 NETS = {"m": ("m", "published", 10), "mi": ("mi", "published", 10),
         "mi100": ("mi", "published-cifar100", 100)}  # fmt: skip
-Row = dict[str, Any]
 
 
 SEEN = Preprocessing(3, PIXELS, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), crop=1.0)
@@ -105,32 +105,31 @@ def identity(row: Row) -> tuple[Any, ...]:
     return (*(row[k] for k in ("net", "epochs", "seed", "width")), json.dumps(row["changes"]))
 
 
-def table(rows: Iterable[Row]) -> None:
+def figures(rows: Iterable[Row]) -> str:
     """Per net, width and seed: each length, and its agreement with the longest."""
-    print("| net | width | changes | seed | epochs | loss first -> last | size % | drift | rank"
-          " correlation with the longest |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
 
     def group(row: Row) -> tuple[Any, ...]:
         return row["net"], row["width"], json.dumps(row["changes"]), row["seed"]
 
+    rows, columns = sorted(rows, key=lambda r: (*group(r), r["epochs"])), []
     correlations = []
-    for key, found in itertools.groupby(
-        sorted(rows, key=lambda r: (*group(r), r["epochs"])), group
-    ):
+    for key, found in itertools.groupby(rows, group):
         same = list(found)
         for row in same:
-            if row["ended"]:
-                text = f"{row['ended'].split(';')[0]} |  |  |"
-            else:
+            cells = [row["ended"].split(";")[0], "", "", ""]
+            if not row["ended"]:
                 first, last = row["history"][0], row["history"][-1]
                 rho = float(spearmanr(row["p"], same[-1]["p"]).statistic)
                 if row is not same[-1]:
                     correlations.append(rho)
-                text = (f"{first[0]:.2f} -> {last[0]:.2f} | {100 * last[1]:.1f} | {last[2]:.3f} |"
-                        f" {rho:.2f}")  # fmt: skip
-            print(f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {row['epochs']} | {text} |")
-    if correlations:
-        print(f"\nmedian rank correlation {statistics.median(correlations):.2f}")
+                cells = [f"{first[0]:.2f} -> {last[0]:.2f}", f"{100 * last[1]:.1f}",
+                         f"{last[2]:.3f}", f"{rho:.2f}"]  # fmt: skip
+            columns.append([*key, row["epochs"], *cells])
+    head = ["net", "width", "changes", "seed", "epochs", "loss first -> last", "size %", "drift",
+            "rank correlation with the longest"]  # fmt: skip
+    median = f"{statistics.median(correlations):.2f}" if correlations else "none yet"
+    told = f"{listed(dict.fromkeys(row['on'] for row in rows))}; median rank correlation: {median}."
+    return f"{prose(told)}\n\n{table(head, columns)}"
 
 
 def main() -> None:
@@ -141,14 +140,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--widths", type=int, nargs="*", default=[16])
     parser.add_argument("--set", type=json.loads, default={}, help="changes of the recipe, JSON")
-    parser.add_argument("--results", type=Path, default=Path("docs/data/convergence.jsonl"))
+    parser.add_argument("--results", type=Path, default=DATA / "convergence.jsonl")
     parser.add_argument("--print", action="store_true")
     options = parser.parse_args()
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read(options.results)
     if options.print:
-        table(rows)
+        print(figures(rows))
         return
+    one_checkout()
     there = {identity(row) for row in rows}
     for seed, epochs, net, width in itertools.product(
         options.seeds, options.epochs, options.nets, options.widths
@@ -156,8 +155,7 @@ def main() -> None:
         if (net, epochs, seed, width, json.dumps(options.set)) in there:
             continue
         row = fitted(net, epochs, seed, width, options.set, options.cifar)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(options.results, row)
         print(
             net, epochs, seed, width, row["history"][-1:], row["ended"], row["seconds"], flush=True
         )

@@ -1,22 +1,23 @@
 """Is the posterior worth drawing from? Digits, three seeds, equal sizes.
 
 For each seed: a network fitted with learned drop probabilities, candidates of its posterior, of the
-same probabilities dealt out by chance, and of a network trained at one fixed (ramped) rate, all
-with the same mean size (the file's count); and the whole network trained plainly. Prints one table
-and the rank correlation of the learned probabilities between seeds. Some minutes on two cores.
+same probabilities randomly permuted, and of a network trained at one fixed (ramped) rate, all with
+the same mean size (the file's count); and the whole network trained plainly. Appends a row for each
+seed to docs/data/digits.jsonl. Some minutes on two cores.
 
     python -m bench.digits [--seeds 3] [--candidates 300]
 """
 
 import argparse
-import dataclasses
-import itertools
+import statistics
+from collections.abc import Sequence
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from bench import machine_line, ranked, test_error
+from bench import about, ranked, tested
+from bench.figures import DATA, Row, append, latest, over_seeds, percent, prose, table, taken
 from pgnas_cli import count, drop_probabilities, fit_network, load_data
 from pgnas_cli.data import ImageData
 from pgnas_cli.gates import gates
@@ -39,16 +40,6 @@ def fitted(data: ImageData, seed: int, fixed_drop: float | None = None) -> nn.Mo
     return network.eval()
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One way of getting candidates, one seed."""
-
-    params: float  # mean of the file's count
-    mean: float  # mean held-out error of the candidates
-    best: float  # held-out error of the winner
-    test: float  # test error of the winner
-
-
 def row_of(
     network: nn.Module, data: ImageData, probability: Tensor, candidates: int, seed: int
 ) -> Row:
@@ -56,10 +47,39 @@ def row_of(
     keep = draw_candidates(probability, network, candidates, seed)
     race = ranked(network, keep, data)
     errors = race.errors.double() / len(race.order)
-    return Row(
-        float(count(network, keep).params.double().mean()), float(errors.mean()),
-        float(errors.min()), test_error(network, keep[race.best()[0]], data),
-    )  # fmt: skip
+    return {
+        "params": float(count(network, keep).params.double().mean()),
+        "mean": float(errors.mean()), "best": float(errors.min()),
+        "test": tested(network, keep[race.best()[0]], data).error,
+    }  # fmt: skip
+
+
+SIDES = ("posterior", "permuted", "fixed rate", "original network")
+
+
+def figures(rows: Sequence[Row]) -> str:
+    """Sentences and table."""
+    rows = latest(rows, "seed")
+
+    def errors(side: str, which: str) -> str:
+        found = [row["found"][side][which] for row in rows]
+        low, high = over_seeds(found) or (found[0], found[0])
+        return f"{percent(statistics.mean(found))} ({100 * max(0, low):.1f} to {100 * high:.1f})"
+
+    ratios = [
+        row["found"]["posterior"]["mean"] / row["found"]["fixed rate"]["mean"] for row in rows
+    ]
+    correlations = [c for row in rows for c in row["correlations"]]
+    told = [
+        taken(rows), f"Seeds {', '.join(str(row['seed']) for row in rows)};",
+        "means, and 95 % intervals over seeds (Student's t).",
+        f"The posterior's candidates err {min(ratios):.2f} to {max(ratios):.2f} times as often as"
+        " those of a fixed rate.",
+        f"Rank correlation of p between seeds: {', '.join(f'{c:.2f}' for c in correlations)}.",
+    ]  # fmt: skip
+    columns = [[side, errors(side, "mean"), errors(side, "test")] for side in SIDES]
+    head = ["drawn from", "held-out, mean candidate", "test, winner"]
+    return f"{prose(*told)}\n\n{table(head, columns)}"
 
 
 def main() -> None:
@@ -67,9 +87,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--candidates", type=int, default=300)
     options = parser.parse_args()
-    print(f"{machine_line()}, {options.candidates} candidates")
-    print(f"{'seed':4} {'drawn from':14} {'params':>8} {'mean':>7} {'best':>7} {'test':>7}")
-    learned = []
+    learned: list[list[float]] = []
     for seed in range(options.seeds):
         data = load_data("digits", seed=seed)
         network = fitted(data, seed)
@@ -84,20 +102,18 @@ def main() -> None:
         assert abs(mean_params(network, fixed, noise) / mean_params(network, probability, noise)
                    - 1) < 0.05  # fmt: skip
         trained_at = fitted(data, seed, float(fixed[0]))
-        rows = {
+        whole = fitted(data, seed, 0.0)
+        found = {
             "posterior": row_of(network, data, probability, options.candidates, seed),
             "permuted": row_of(network, data, permuted, options.candidates, seed),
             "fixed rate": row_of(trained_at, data, fixed, options.candidates, seed),
-            "whole": row_of(fitted(data, seed, 0.0), data, torch.zeros_like(fixed), 1, seed),
+            "original network": row_of(whole, data, torch.zeros_like(fixed), 1, seed),
         }
-        for name, row in rows.items():
-            print(f"{seed:4} {name:14} {row.params:8.0f} {row.mean:7.2%} {row.best:7.2%}"
-                  f" {row.test:7.2%}", flush=True)  # fmt: skip
-        ratio = rows["posterior"].mean / rows["fixed rate"].mean
-        print(f"     posterior / fixed rate, mean error: {ratio:.2f}")
-    for a, b in itertools.combinations(range(options.seeds), 2):
-        correlation = spearmanr(learned[a], learned[b])[0]
-        print(f"rank correlation of p, seeds {a} and {b}: {correlation:.2f}")
+        correlations = [float(spearmanr(p, learned[-1])[0]) for p in learned[:-1]]
+        row = {"seed": seed, "candidates": options.candidates, "found": found,
+               "correlations": correlations, **about()}  # fmt: skip
+        append(DATA / "digits.jsonl", row)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

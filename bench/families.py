@@ -3,7 +3,8 @@
 For each: masked and slim logits at drop rates 0.3 (one layer closed besides) and 0.9, two image
 sizes, both layouts, batch-norm and per-channel parameters randomised, and the counted parameters
 against those of the built network. Then, at drop rate 0.3, parameters and the time of a forward
-in both layouts, whole = 1. One row per family as it is done; status 1 if any is not exact.
+in both layouts, whole = 1. Appends a row to docs/data/families.jsonl as each network is done;
+status 1 if any is not exact.
 
     python -m bench.families [NAME ...]
     python -m bench.families --torchvision --no-times
@@ -11,15 +12,17 @@ in both layouts, whole = 1. One row per family as it is done; status 1 if any is
 
 import argparse
 import itertools
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 
-import timm
 import torch
 import torchvision
 from torch import nn
 
-from bench import CPU, machine_line
+from bench import CPU, about
+from bench.figures import DATA, Row, append, latest, listed, prose, table, taken
 from pgnas_cli import PgnasError, count, create_supernet, slim
 from pgnas_cli.evaluation import latencies
 from pgnas_cli.gates import gates
@@ -50,10 +53,11 @@ LARGE = {"inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "l
          "torchvision/inception_v3", "torchvision/alexnet"}  # fmt: skip
 LAYOUTS: tuple[Layout, ...] = ("small", "fast")
 TOLERANCE = 1e-4  # of the largest logit
+ATTENTION = ("swin", "maxvit", "vit")  # what names of networks with attention start with
 
 
 def difference_of(network: nn.Module, sizes: tuple[int, ...]) -> float:
-    """Of masked and slim logits, as a share of the largest; infinite where a count is wrong."""
+    """Of masked and slim logits, as a share of the largest; 1 where a count is wrong."""
     worst = 0.0
     for drop, layout in itertools.product((0.3, 0.9), LAYOUTS):
         keep = random_keep(network, drop, seed=1)
@@ -64,42 +68,95 @@ def difference_of(network: nn.Module, sizes: tuple[int, ...]) -> float:
         smaller = slim(network, keep, layout)
         built = sum(p.numel() for p in smaller.parameters())
         if layout == "small" and built != int(count(network, keep[None]).params):
-            return float("inf")
+            return 1.0
         batches = [torch.randn(2, 3, size, size, generator=seeded(size)) for size in sizes]
         worst = max(worst, largest_difference(network, keep, smaller, batches))
     return worst
 
 
-def row(name: str, *, times: bool) -> tuple[str, bool, bool]:
-    """One line of the table; whether it is exact; whether it shrinks by more than a tenth."""
+def row(name: str, *, times: bool) -> Row:
+    """What is found of one network."""
+    source, _, short = called_of(name).partition("/")
+    found: Row = {"source": source, "network": short}
     began = time.perf_counter()
     sizes = (96, 128) if name in LARGE else (64, 96)
     if name.startswith(FIXED):
         sizes = (224,)
-    called = name if "/" in name else f"timm/{name}"
     try:
-        network = create_supernet(called, 10, input_shape=(3, sizes[0], sizes[0]))
+        network = create_supernet(called_of(name), 10, input_shape=(3, sizes[0], sizes[0]))
     except PgnasError as error:
-        return f"| {name} | left out: {error} |", False, False
+        return {**found, "left_out": str(error)}
     randomised(network)
     difference = difference_of(network, sizes)
     keep = random_keep(network, 0.3, seed=1)
-    found = count(network, keep[None])
-    share = int(found.params) / parameter_count(network)
-    macs = int(found.macs) / whole_macs(network)
-    timed = ""
+    counted, graph = count(network, keep[None]), gates(network).graph
+    found |= {
+        "difference": difference, "params": int(counted.params) / parameter_count(network),
+        "macs": int(counted.macs) / whole_macs(network),
+        "opaque": len(graph.opaque()), "steps": len(graph.nodes),
+    }  # fmt: skip
     if times:
         networks = [ungated_copy(network), *(slim(network, keep, one) for one in LAYOUTS)]
         whole, small, fast = latencies(
             networks, [(3, sizes[-1], sizes[-1])] * 3, batch=8, device=CPU.device
         )  # fmt: skip
-        timed = f" {small / whole:.2f} | {fast / whole:.2f} |"
-    graph = gates(network).graph
-    text = (
-        f"| {name} | {difference:.0e} | {share:.2f} | {macs:.2f} |{timed}"
-        f" {len(graph.opaque())} of {len(graph.nodes)} | {time.perf_counter() - began:.0f} |"
-    )
-    return text, difference <= TOLERANCE, share < 0.9
+        found |= {"small": small / whole, "fast": fast / whole}
+    return {**found, "seconds": round(time.perf_counter() - began)}
+
+
+def called_of(name: str) -> str:
+    return name if "/" in name else f"timm/{name}"
+
+
+def exact(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.get("difference", 1) <= TOLERANCE]
+
+
+def of(rows: Sequence[Row], source: str) -> list[Row]:
+    return [row for row in latest(rows, "source", "network") if row["source"] == source]
+
+
+def how_many(rows: Sequence[Row], source: str) -> str:
+    rows = of(rows, source)
+    return f"{len(exact(rows))} of {len(rows)}"
+
+
+def figures(rows: Sequence[Row], source: str) -> str:
+    """Sentences and table of the networks of timm or torchvision."""
+    rows = of(rows, source)
+    built = [row for row in rows if "left_out" not in row]
+
+    def shrunk(what: str, chosen: Sequence[Row]) -> str:
+        still = [row["network"] for row in chosen if row["params"] >= 0.9]
+        return (f"{len(chosen) - len(still)} of {len(chosen)} {what} lose more than a tenth of"
+                f" their parameters{f' (not {listed(still)})' if still else ''}.")  # fmt: skip
+
+    attention = [row for row in built if row["network"].startswith(ATTENTION)]
+    convolutional = [row for row in built if row not in attention]
+    worst = max(row["difference"] for row in built)
+    timed = [min(row["small"], row["fast"]) for row in built if "small" in row]
+    sentences = [
+        f"{how_many(rows, source)} are exact (all within {worst:.0e}).".replace("e-0", "e-"),
+        shrunk("convolutional networks", convolutional),
+        shrunk("with attention", attention) if attention else "",
+    ]
+    if timed:
+        sentences.append(
+            f"The median time is {statistics.median(timed):.2f} of the original network's in the"
+            f" better layout; {sum(share >= 0.95 for share in timed)} take 0.95 or more."
+        )
+    head = ["network", "difference", "params", "MACs", "not prunable"]
+    columns = [
+        [row["network"], f"{row['difference']:.0e}", f"{row['params']:.2f}", f"{row['macs']:.2f}",
+         f"{row['opaque']} of {row['steps']}"]
+        for row in built
+    ]  # fmt: skip
+    if timed:
+        head[4:4] = ["time small", "time fast"]
+        for row, cells in zip(built, columns, strict=True):
+            cells[4:4] = [f"{row[k]:.2f}" if k in row else "" for k in ("small", "fast")]
+    left_out = [f"{row['network']}: {row['left_out']}." for row in rows if "left_out" in row]
+    return f"{prose(taken(rows), *sentences, *left_out)}\n\n{table(head, columns)}"
 
 
 def main() -> None:
@@ -109,17 +166,12 @@ def main() -> None:
     parser.add_argument("--no-times", action="store_true")
     options = parser.parse_args()
     times = not options.no_times
-    print(f"{machine_line()}, timm {timm.__version__}, torchvision {torchvision.__version__}")
-    headings = ["time small", "time fast"] if times else []
-    cells = ["network", "difference", "params", "MACs", *headings, "not prunable", "s"]
-    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}")
-    rows = []
+    taken_with, rows = about(), []
     for name in options.names or (TORCHVISION if options.torchvision else FAMILIES):
-        rows.append(row(name, times=times))
-        print(rows[-1][0], flush=True)
-    exact, smaller = (sum(r[i] for r in rows) for i in (1, 2))
-    print(f"{len(rows)} networks: {exact} exact, {smaller} smaller by more than 10 %")
-    sys.exit(exact < len(rows))
+        rows.append({**row(name, times=times), **taken_with})
+        append(DATA / "families.jsonl", rows[-1])
+        print(rows[-1], flush=True)
+    sys.exit(len(exact(rows)) < len(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """How good is a posterior after an afternoon? One cell of the yardstick per call, resumable.
 
     python -m bench.fit TASK SIDE --data DIR [--seeds 0 1 2] [--set field=value ...] [--final]
-    python -m bench.fit table
 
 Tasks: t1, t1c, t2, t3, of tasks.py. Sides: whole, pgnas, fixed (ramped, sizes as --set target),
 random (one mask of that size, drawn before the fit and trained as long), narrow (t2: a uniformly
@@ -9,15 +8,14 @@ narrower network), and t1, t1c by others at the same sizes (rivals.py): magnitud
 `--set` changes fields of the recipe, and target, kind, width. A head starts as a linear probe on
 every side, unless `--set probe=False`.
 
-Every cell appends one JSON line to `--results`; a cell that is there is not run again. The test
-split is scored only with `--final`, for cells whose settings were chosen on held-out images.
+Every cell appends one JSON line to `--results`, with its recipe, versions and which test images it
+gets wrong; a cell that is there is not run again, unless its recipe differs from that of its
+neighbours: the tables leave such cells out. The test split is scored only with `--final`, for cells
+whose settings were chosen on held-out images.
 """
 
 import argparse
 import dataclasses
-import json
-import platform
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import CPU, ranked, rivals, test_error
-from bench.tasks import task_of
+from bench import CPU, about, one_checkout, ranked, rivals, tested
+from bench.figures import DATA, Row, append, packed, read
+from bench.fit_tables import accepted, identity
+from bench.tasks import backbone_of, task_of
 from pgnas_cli import Target, count, drop_probabilities, fit_network
 from pgnas_cli.data import ImageData, placed, steps_per_epoch, training_batches
 from pgnas_cli.gates import gates
@@ -36,13 +36,17 @@ from pgnas_cli.seeds import generator
 from pgnas_cli.sizes import parameter_count, whole_macs
 from pgnas_cli.storage import to_json
 from pgnas_cli.training import gated, score
+from pgnas_cli.training.scoring import Score
 from pgnas_cli.training.size_control import DECIDED
 
 RIVALS = ("magnitude", "group-norm", "oto")
 SIDES = ("whole", "pgnas", "fixed", "random", "narrow", *RIVALS)
 CANDIDATES = {"t1": 20, "t1c": 20, "t2": 60, "t3": 100}
-# Names that fields of the recipe had when most cells were recorded.
-RENAMED = {"learning_rate": "lr", "warmup_epochs": "drop_delay_epochs"}
+
+
+def outcome(found: Score) -> Row:
+    """The error on the test split, and which images are wrong."""
+    return {"test": found.error, "wrong": packed(found.wrong, found.images)}
 
 
 @dataclasses.dataclass
@@ -54,14 +58,15 @@ class Jury:
     seed: int
     number: int
     final: bool
+    whole: tuple[int, int]  # parameters and multiply-adds of the network of usual width
 
-    def row(self, probability: Tensor) -> dict[str, Any]:
+    def row(self, probability: Tensor) -> Row:
         """Shares of errors and of the whole network's size, mean candidate and winner."""
         keep = draw_candidates(probability, self.network, self.number, self.seed)
         sizes, race = count(self.network, keep), ranked(self.network, keep, self.data)
         errors, winner = race.errors.double() / len(race.order), int(race.best()[0])
-        whole = parameter_count(self.network), whole_macs(self.network)
-        row = {
+        whole = self.whole
+        row: Row = {
             "mean": float(errors.mean()), "best": float(errors[winner]),
             "mean_params": float(sizes.params.double().mean()) / whole[0],
             "params": int(sizes.params[winner]) / whole[0],
@@ -70,11 +75,11 @@ class Jury:
             "distinct": len({bytes(k.numpy()) for k in keep}),
         }  # fmt: skip
         if self.final:
-            row["test"] = test_error(self.network, keep[winner], self.data)
+            row |= outcome(tested(self.network, keep[winner], self.data))
         return row
 
 
-def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> Row:
     """T1 by another tool, judged alike. Its learning rate is `--set lr`."""
     began = time.perf_counter()
     changes = dict(options.set)
@@ -92,11 +97,11 @@ def rival_cell(task: str, side: str, seed: int, options: argparse.Namespace) -> 
     else:
         head = network.get_submodule(backbone.heads[0])
         found = rivals.torch_pruned(side, *plan, head=head, share=share, kind=kind)
-    row = {k: rivals.size_of(found, k, example) / whole[k] for k in whole}
+    row: Row = {k: rivals.size_of(found, k, example) / whole[k] for k in whole}
     row["mean"] = row["best"] = score(found, data.held_out, data.preprocessing).error
     if options.final:
         assert data.test is not None
-        row["test"] = score(found, data.test, data.preprocessing).error
+        row |= outcome(score(found, data.test, data.preprocessing))
     drawn = {**row, "mean_params": row["params"], "mean_macs": row["macs"], "distinct": 1}
     return {"drawn": drawn, "seconds": time.perf_counter() - began}
 
@@ -108,7 +113,7 @@ def rate_of_size(network: nn.Module, share: float, seed: int) -> float:
     return float(shifted_to_size(network, start, share * parameter_count(network), noise)[0])
 
 
-def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> Row:
     """One fit and what came of it."""
     if side in RIVALS:
         return rival_cell(task, side, seed, options)
@@ -144,12 +149,14 @@ def cell(task: str, side: str, seed: int, options: argparse.Namespace) -> dict[s
                    round(record.expected_share, 3), list(record.drop_histogram)]  # fmt: skip
             history.append(row)
     network.eval()
-    jury = Jury(network, data, seed, options.candidates or CANDIDATES[task], options.final)
+    usual = gated(backbone_of(task, seed, options), recipe) if width != 1 else network
+    whole = parameter_count(usual), whole_macs(usual)
+    jury = Jury(network, data, seed, options.candidates or CANDIDATES[task], options.final, whole)
     probability = drop_probabilities(network)
     if fixed == 0:
         jury.number = 1
         probability = torch.zeros_like(probability)
-    found: dict[str, Any] = {"drawn": jury.row(probability)}
+    found: Row = {"drawn": jury.row(probability)}
     if options.final and side == "pgnas":
         noise = torch.rand(64, gates(network).count, generator=generator(seed, "permuted"))
         order = torch.randperm(len(probability), generator=generator(seed, "order"))
@@ -169,85 +176,37 @@ def value(text: str) -> tuple[str, Any]:
     return key, {"True": True, "False": False, "None": None}.get(given, given)
 
 
-def identity(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What rows of one cell agree in; their seeds differ."""
-    changes = sorted((RENAMED.get(k, k), v) for k, v in row["set"])
-    return row["task"], row["side"], row["epochs"], *changes
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=("t1", "t1c", "t2", "t3", "table"))
-    parser.add_argument("side", nargs="?", choices=SIDES)
+    parser.add_argument("task", choices=("t1", "t1c", "t2", "t3"))
+    parser.add_argument("side", choices=SIDES)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the weights")
     parser.add_argument("--photos", type=Path, default=Path("data/photos"))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
-    parser.add_argument("--results", type=Path, default=Path("docs/data/fit.jsonl"))
+    parser.add_argument("--results", type=Path, default=DATA / "fit.jsonl")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--candidates", type=int)
     parser.add_argument("--set", type=value, nargs="*", default=[])
     parser.add_argument("--final", action="store_true")
     options = parser.parse_args()
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    done = [json.loads(line) for line in lines]
-    if options.task == "table":
-        table(done)
-        return
+    one_checkout()
     settings = {"task": options.task, "side": options.side, "set": sorted(map(list, options.set)),
                 "epochs": options.epochs, "final": options.final}  # fmt: skip
+    done, _ = accepted(read(options.results))
     there = {(identity(row), row["seed"], row["final"]) for row in done}
+    taken_with = about()
     for seed in options.seeds:
         if (identity(settings), seed, options.final) in there:
             continue
         found = cell(options.task, options.side, seed, options)
-        versions = {"torch": torch.__version__, "machine": platform.machine(),
-                    "threads": torch.get_num_threads()}  # fmt: skip
-        with options.results.open("a") as file:
-            file.write(json.dumps({**settings, "seed": seed, **found, **versions}) + "\n")
+        append(options.results, {**settings, "seed": seed, **found, **taken_with})
         drawn = found["drawn"]
         print(options.task, options.side, seed, " ".join(f"{k}={v}" for k, v in options.set),
               f"| params {drawn['mean_params']:.3f} macs {drawn['mean_macs']:.3f} mean"
               f" {drawn['mean']:.2%} best {drawn['best']:.2%} distinct {drawn['distinct']}",
               f"test {drawn['test']:.2%}" if "test" in drawn else "",
               f"{found['seconds']:.0f} s", flush=True)  # fmt: skip
-
-
-def table(rows: list[dict[str, Any]]) -> None:
-    """Means over seeds of all cells that are there, and the standard error of the best error.
-
-    Some cells were judged twice: `recalibrated`, with batch-norm statistics taken anew.
-    """
-    cells: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault(identity(row), []).append(row)
-
-    def name(found: list[dict[str, Any]]) -> str:
-        first = found[0]
-        return " ".join([first["task"], first["side"], str(first["epochs"] or ""),
-                         *(f"{k}={v}" for k, v in first["set"])])  # fmt: skip
-
-    print("| cell | seeds | params | MACs | mean held-out | best held-out | test | permuted |")
-    print("|---|---|---|---|---|---|---|---|")
-    for found in sorted(cells.values(), key=name):
-        for kind in ("drawn", "recalibrated"):
-            have = [row[kind] for row in found if kind in row]
-            if not have:
-                continue
-            tests = [row["test"] for row in have if "test" in row]
-            spread = statistics.stdev(tests) / len(tests) ** 0.5 if len(tests) > 1 else 0.0
-            dealt = [row["permuted"]["test"] for row in found if "permuted" in row]
-
-            def mean(key: str, have: list[dict[str, Any]] = have) -> float:
-                values = [row[key] for row in have if key in row]
-                return statistics.mean(values) if values else float("nan")
-
-            print(f"| {name(found)} {kind if kind != 'drawn' else ''} | {len(have)} |"
-                  f" {mean('params'):.2f} | {mean('macs'):.2f} | {mean('mean'):.2%} |"
-                  f" {mean('best'):.2%} |"
-                  + (f" {statistics.mean(tests):.2%} ± {spread:.2%} |" if tests else " |")
-                  + (f" {statistics.mean(dealt):.2%} |" if dealt else " |"))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m bench.inflations [NAMES ...]
 
-The data are 24 photos of three colours; an epoch, 32 pixels. Prints one row for each network.
+The data are 24 photos of three colours; an epoch, 32 pixels. Appends a row for each network to
+docs/data/inflations.jsonl.
 """
 
 import json
@@ -12,9 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+
+from bench import about
+from bench.figures import DATA, Row, append, latest, prose, table, taken
 
 NAMES = (
     "timm/resnet18", "resnet50", "densenet121", "timm/mobilenetv2_035", "timm/efficientnet_b0",
@@ -49,9 +54,20 @@ def pgnas(*arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def figures(rows: Sequence[Row]) -> str:
+    """Sentence and table."""
+    rows = latest(rows, "network")
+    columns = [
+        [row["network"], f"`{row['line']}`", row["gates"], f"{row['params'] / 1e6:.2f} M",
+         f"{row['exported'] / 1e6:.2f} M", row["seconds"]]
+        for row in rows
+    ]  # fmt: skip
+    head = ["network", "printed line", "gates", "parameters", "exported", "seconds"]
+    told = f"The printed line led to an exported winner for {len(rows)} networks."
+    return f"{prose(taken(rows), told)}\n\n{table(head, columns)}"
+
+
 def main() -> None:
-    print("| network | printed line | gates | parameters | exported | seconds |")
-    print("|---|---|---|---|---|---|")
     for name in sys.argv[1:] or NAMES:
         with tempfile.TemporaryDirectory() as where:
             os.chdir(where)
@@ -63,10 +79,12 @@ def main() -> None:
             pgnas("sample", "-n", "4", "--run", "run")
             best = pgnas("export", "best.safetensors", "-j", "0", "--json", "--run", "run")
             size = json.loads(best.stdout.splitlines()[-1])["params"]
-            seconds = time.perf_counter() - began
-            row = (name, f"`{line}`", fitted["gates"], f"{fitted['params'] / 1e6:.2f} M",
-                   f"{size / 1e6:.2f} M", f"{seconds:.0f}")  # fmt: skip
-            print(f"| {' | '.join(map(str, row))} |", flush=True)
+            row = {
+                "network": name, "line": line, "gates": fitted["gates"], "params": fitted["params"],
+                "exported": size, "seconds": round(time.perf_counter() - began), **about(),
+            }  # fmt: skip
+            append(DATA / "inflations.jsonl", row)
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

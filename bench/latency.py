@@ -1,21 +1,46 @@
 """Time of slim networks beside their multiply-adds: does what is dropped save time on this CPU?
 
 Gates at one drop rate, batch 16, both layouts and the whole network taking turns; median of runs.
+Appends a row for each network to docs/data/latency.jsonl.
 
     python -m bench.latency [NAME ...] [--gates hidden] [--profile]
 """
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench import CPU, machine_line
+from bench import CPU, about, machine_line
+from bench.figures import DATA, Row, append, latest, prose, table, taken
 from pgnas_cli import count, create_supernet, slim
 from pgnas_cli.evaluation import latencies
 from pgnas_cli.sizes import parameter_count, whole_macs
 from pgnas_cli.slimming import ungated_copy
 from tests.networks import random_keep, randomised
+
+GOAL = 0.8  # MACs, as a share, over time
+
+
+def best(row: Row) -> float:
+    return float(min(row["small"], row["fast"]))
+
+
+def figures(rows: Sequence[Row]) -> str:
+    """Sentence and table."""
+    keys = ("network", "gates", "drop", "batch", "size", "round_to")
+    rows = [row for row in latest(rows, *keys) if (row["drop"], row["round_to"]) == (0.5, 1)]
+    reached = [row["network"] for row in rows if row["macs"] / best(row) >= GOAL]
+    columns = [
+        [row["network"] + (", gates `hidden`" if row["gates"] == "hidden" else ""),
+         *(f"{row[k]:.2f}" for k in ("params", "macs", "small", "fast")),
+         f"{row['macs'] / best(row):.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    head = ["network", "params", "MACs", "time small", "time fast", "MACs / best time"]
+    goal = f"The goal of {GOAL} in the last column is reached in {len(reached)} of {len(rows)}."
+    return f"{prose(taken(rows), goal)}\n\n{table(head, columns)}"
 
 
 def main() -> None:
@@ -45,10 +70,14 @@ def main() -> None:
         whole, small, fast = latencies(
             networks, [shape] * 3, batch=options.batch, device=CPU.device, seconds=options.seconds
         )
-        best = min(small, fast) / whole
-        print(f"{name}: params {int(found.params) / parameter_count(network):.2f}, MACs {macs:.2f},"
-              f" time small {small / whole:.2f}, fast {fast / whole:.2f};"
-              f" MAC ratio / time ratio {macs / best:.2f} (goal 0.8)", flush=True)  # fmt: skip
+        row = {
+            "network": name, "gates": options.gates, "drop": options.drop, "batch": options.batch,
+            "size": options.size, "round_to": options.round_to,
+            "params": int(found.params) / parameter_count(network), "macs": macs,
+            "small": small / whole, "fast": fast / whole, "seconds": options.seconds, **about(),
+        }  # fmt: skip
+        append(DATA / "latency.jsonl", row)
+        print(row, f"MACs / time {macs / best(row):.2f}", flush=True)
         for what, one in zip(("whole", "small", "fast"), networks, strict=True):
             if options.profile:
                 x = torch.randn(options.batch, *shape).contiguous(memory_format=torch.channels_last)

@@ -18,25 +18,24 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import timm
 import torch
 from pgnas_backbones.enas import Enas
 from pgnas_backbones.multibranch import MultiBranch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-import pgnas_cli
-from bench import CPU, machine_line, ranked
+from bench import CPU, about, one_checkout, ranked
 from bench.convergence import PIXELS, SEEN, images
+from bench.figures import DATA, Row, append, interval, prose, read, table
 from pgnas_cli import Target, count, drop_probabilities, fit_network, slim
 from pgnas_cli.data import ImageData, Part, evaluation_images, find_data
 from pgnas_cli.gates import gates
@@ -51,7 +50,6 @@ from pgnas_cli.storage import to_json
 from pgnas_cli.training import gated, prior_of, score
 from pgnas_cli.training.loop import Loop, train
 
-Row = dict[str, Any]
 CANDIDATES = 60
 HELD_OUT = 1000
 SHAPE = (3, PIXELS, PIXELS)
@@ -111,17 +109,6 @@ class Cell:
 
 
 # --- running ---------------------------------------------------------------------------------
-
-
-def code() -> str:
-    """Digest of the package and its backbones as imported."""
-    import pgnas_backbones
-
-    digest = hashlib.blake2b(digest_size=8)
-    for package in (pgnas_cli, pgnas_backbones):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 @functools.cache
@@ -214,11 +201,16 @@ def run(cell: Cell, posterior: Row | None, cifar: Path) -> tuple[Row, dict[str, 
         "mean_held_out": float(race.errors[race.pilots].double().mean()) / len(race.order),
         "p": [round(float(v), 5) for v in p],
         "dropped_channels": 1 - float(keep[best].double().mean()),
+        "weight_square": sum(float(w.square().sum()) for w in convolution_weights(network)),
         "dropped_operations": closed_layers(network, keep[best]), "whole": whole, "found": found,
     }  # fmt: skip
     if cell.many:
         row["best_of"] = best_of(network, p, data, cell)
     return {**row, "seconds": round(time.perf_counter() - began)}, wrong
+
+
+def convolution_weights(network: nn.Module) -> list[Tensor]:
+    return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
 def closed_layers(network: nn.Module, keep: Tensor) -> float:
@@ -265,67 +257,55 @@ class Side:
     found: str = "best"
 
 
-def table_sides(table: str) -> list[Side]:
-    """The rows of a table; the first is the one that the others are compared with."""
+def groups_of(table: str) -> list[list[Side]]:
+    """The rows of a table, in groups whose first row the others are compared with."""
     m = Cell("m", "posterior", 0, finetuned=True)
     if table == "2":
         constant = dataclasses.replace(m, constant=True)
-        return [Side("(1-p) in the l2 term", m), Side("constant l2 term", constant)]
+        return [[Side("(1-p) in the l2 term", m), Side("constant l2 term", constant)]]
     if table == "3":
         found = []
         for net in ("m", "mi", "e", "ei"):
             posterior = dataclasses.replace(m, net=net)
             random = dataclasses.replace(posterior, side="random")
-            found += [
+            whole = dataclasses.replace(posterior, side="whole", finetuned=False)
+            found.append([
                 Side(f"{net}: posterior", posterior), Side(f"{net}: random", random),
                 Side(f"{net}: random, fine-tuned", random, "finetuned"),
-                Side(f"{net}: whole",
-                     dataclasses.replace(posterior, side="whole", finetuned=False)),
-            ]  # fmt: skip
+                Side(f"{net}: whole", whole),
+            ])  # fmt: skip
         return found
     if table == "4":
-        return [Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k)) for k in (1, 3, 10, 30)]
+        shares = (0.1, 0.3, 1, 3, 10)
+        return [[Side(f"l2 = {L2 * k:g}", dataclasses.replace(m, l2=L2 * k)) for k in shares]]
     if table == "5":
         warm = dataclasses.replace(m, temperature=2 / 3)
-        return [Side("temperature 1/5", m), Side("temperature 2/3", warm),
-                Side("temperature 1/5, fine-tuned", m, "finetuned")]  # fmt: skip
+        return [[Side("temperature 1/5", m), Side("temperature 2/3", warm),
+                 Side("temperature 1/5, fine-tuned", m, "finetuned")]]  # fmt: skip
     if table == "6":
-        return [Side("best of many", dataclasses.replace(m, many=10_000))]
+        return [[Side("best of many", dataclasses.replace(m, many=10_000))]]
     if table == "7":
         nets = ("m", "mi", "e", "ei")
-        return [Side(net, dataclasses.replace(m, net=net)) for net in nets]
+        return [[Side(net, dataclasses.replace(m, net=net))] for net in nets]
     if table == "9":
         whole = Cell("inflated", "whole", 0)
         share = parameter_count(multibranch(16)) / parameter_count(inflated(16))
         slimmed = dataclasses.replace(whole, side="posterior", target=("params", round(share, 4)))
-        return [Side("posterior of the inflated, at the base's size", slimmed),
-                Side("base", Cell("m", "whole", 0)), Side("inflated", whole)]  # fmt: skip
+        return [[Side("posterior of the inflated, at the base's size", slimmed),
+                 Side("base", Cell("m", "whole", 0)), Side("inflated", whole)]]  # fmt: skip
     found = []
     for number, epochs in ((500, 40), (500, 160), (2000, 40), (2000, 160)):
         at = f"{number} images x {epochs} epochs: "
         cell = Cell("m", "whole", 0, images=number, epochs=epochs)
         half = dataclasses.replace(cell, side="posterior", target=("params", 0.5))
-        found += [
+        found.append([
             Side(f"{at}whole", cell),
             Side(f"{at}narrower network", dataclasses.replace(cell, width=0.7071)),
             Side(f"{at}posterior, 50 % of the parameters", half),
             Side(f"{at}posterior, 50 % of the MACs",
                  dataclasses.replace(half, target=("macs", 0.5))),
-        ]  # fmt: skip
+        ])  # fmt: skip
     return found
-
-
-def interval(wrong: np.ndarray) -> tuple[float, float, float]:
-    """Mean of (seeds, images), and its 95 % interval over other seeds and other images."""
-    g = np.random.default_rng(0)
-    seeds, number = wrong.shape
-    means = []
-    for _ in range(2000):
-        of_images = g.multinomial(number, np.full(number, 1 / number))
-        of_seeds = g.integers(0, seeds, seeds)
-        means.append(float((wrong[of_seeds] @ of_images).mean()) / number)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(wrong.mean()), float(low), float(high)
 
 
 class Store:
@@ -333,8 +313,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path, self.bits = path, path.with_suffix("")
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = {row["name"]: row for row in map(json.loads, lines)}
+        self.rows = {row["name"]: row for row in read(path)}
 
     def add(self, cell: Cell, row: Row, wrong: dict[str, np.ndarray]) -> None:
         self.bits.mkdir(parents=True, exist_ok=True)
@@ -342,8 +321,7 @@ class Store:
             {k: np.packbits(v) for k, v in wrong.items()}, self.bits / f"{cell.name}.safetensors"
         )
         row = {"name": cell.name, **row}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.path, row)
         self.rows[cell.name] = row
 
     def wrong(self, cell: Cell, found: str) -> np.ndarray:
@@ -355,81 +333,96 @@ def seeded(cell: Cell, seed: int) -> Cell:
     return dataclasses.replace(cell, seed=seed)
 
 
-def show(table: str, store: Store, seeds: Iterable[int]) -> None:
-    """The table from the cells that are there."""
-    sides = table_sides(table)
-    seeds = [s for s in seeds if all(seeded(side.cell, s).name in store.rows for side in sides)]
-    if not seeds:
-        raise SystemExit(f"no seed has all cells of table {table} yet")
-    rows = [store.rows[seeded(side.cell, seed).name] for side in sides for seed in seeds]
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference of errors says."""
+    return "worse" if low > 0 else "better" if high < 0 else "cannot be told"
+
+
+def figures(name: str, store: Store, seeds: Iterable[int] = SEEDS) -> str:
+    """Sentence and table; each group of rows has the seeds of which all its cells are there."""
+    columns: list[list[str]] = []
+    used: list[Row] = []
+    after: list[list[str]] = []
+    for group in groups_of(name):
+        whole = [s for s in seeds if all(seeded(o.cell, s).name in store.rows for o in group)]
+        first: np.ndarray | None = None
+        for side in group if whole else []:
+            cells = [seeded(side.cell, seed) for seed in whole]
+            mine = [store.rows[cell.name] for cell in cells]
+            wrong = np.stack([store.wrong(cell, side.found) for cell in cells])
+            less = ""
+            if first is None:
+                first = wrong
+            else:
+                gap = interval(wrong - first)
+                less = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
+                less += f": {verdict(*gap[1:])}"
+            held = float(np.mean([row["found"][side.found]["held_out"] for row in mine]))
+            loss = float(np.mean([row["history"][-1][0] for row in mine]))
+            columns.append([
+                side.text, ", ".join(map(str, whole)), share(mine, "params"), share(mine, "macs"),
+                f"{loss:.2f}", f"{100 * held:.1f}",
+                "{:.2f} ({:.2f} to {:.2f})".format(*(100 * v for v in interval(wrong))), less,
+            ])  # fmt: skip
+            used += mine
+            if name == "6":
+                best = np.mean([row["best_of"] for row in mine], axis=0)
+                after += [[f"{n:.0f}", f"{100 * h:.2f}", f"{100 * e:.2f}"] for n, h, e in best]
+            if name == "4":
+                pull = [
+                    side.cell.l2 * row["weight_square"] for row in mine if "weight_square" in row
+                ]
+                after.append([side.text, f"{np.mean(pull):.0f}"])
+            if name == "7":
+                dropped = [share(mine, f"dropped_{k}") for k in ("channels", "operations")]
+                after.append([side.text, *dropped])
+    if not used:
+        return f"No seed has all cells of table {name} yet."
     for key in ("code", "torch", "timm"):
-        if len({row[key] for row in rows}) > 1:
-            raise SystemExit(f"the cells of table {table} were made with different {key}")
-    print(f"Seeds {', '.join(map(str, seeds))}; {rows[0]['on']}, timm {rows[0]['timm']}.\n")
-    print("| | params % | MACs % | train loss | held-out % | test % (95 %) | less the first |")
-    print("|---|---|---|---|---|---|---|")
-    first: np.ndarray | None = None
-    for side in sides:
-        mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
-        wrong = np.stack([store.wrong(seeded(side.cell, seed), side.found) for seed in seeds])
-        if first is None or (side.text.split(":")[-1] in (" posterior", " whole") and table != "3"):
-            first = wrong
-        if table == "3" and side.text.endswith(": posterior"):
-            first = wrong
-        error, low, high = interval(wrong)
-        gap = interval(wrong - first)
-        less = (
-            "" if wrong is first else "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * g for g in gap))
-        )
+        if len({row[key] for row in used}) > 1:
+            raise SystemExit(f"the cells of table {name} were made with different {key}")
+    head = ["", "seeds", "params %", "MACs %", "train loss", "held-out %", "test % (95 %)",
+            "less the first"]  # fmt: skip
+    parts = [prose(f"{used[0]['on']}, timm {used[0]['timm']}."), table(head, columns)]
+    if name == "4":
+        parts.append(table(["", "l2 x squared weights"], after))
+    if name == "6":
+        parts.append(table(["candidates", "held-out %", "test %"], after))
+    if name == "7":
+        parts.append(table(["", "dropped channels %", "dropped operations %"], after))
+    return "\n\n".join(parts)
 
-        def mean(key: str, mine: list[Row] = mine) -> float:
-            return float(np.mean([row[key] for row in mine]))
 
-        held = float(np.mean([row["found"][side.found]["held_out"] for row in mine]))
-        loss = float(np.mean([row["history"][-1][0] for row in mine]))
-        sizes = f"{100 * mean('params'):.1f} | {100 * mean('macs'):.1f}"
-        with_interval = f"{100 * error:.2f} ({100 * low:.2f} to {100 * high:.2f})"
-        columns = (side.text, sizes, f"{loss:.2f}", f"{100 * held:.1f}", with_interval, less)
-        print(f"| {' | '.join(columns)} |")
-    if table == "6":
-        print("\n| candidates | held-out % | test % |\n|---|---|---|")
-        best = np.mean(
-            [store.rows[seeded(sides[0].cell, s).name]["best_of"] for s in seeds], axis=0
-        )
-        for n, held, test in best:
-            print(f"| {n:.0f} | {100 * held:.2f} | {100 * test:.2f} |")
-    if table == "7":
-        print("\n| | dropped channels % | dropped operations % |\n|---|---|---|")
-        for side in sides:
-            mine = [store.rows[seeded(side.cell, seed).name] for seed in seeds]
-            shares = [100 * np.mean([row[f"dropped_{k}"] for row in mine])
-                      for k in ("channels", "operations")]  # fmt: skip
-            print(f"| {side.text} | {shares[0]:.1f} | {shares[1]:.1f} |")
+def share(rows: list[Row], key: str) -> str:
+    return f"{100 * float(np.mean([row[key] for row in rows])):.1f}"
+
+
+TABLES = ("2", "3", "4", "5", "6", "7", "9", "regimes")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=["2", "3", "4", "5", "6", "7", "9", "regimes"])
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--nets", nargs="*", choices=NETS, default=list(NETS))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
-    parser.add_argument("--results", type=Path, default=Path("docs/data/paper.jsonl"))
+    parser.add_argument("--results", type=Path, default=DATA / "paper.jsonl")
     parser.add_argument("--print", action="store_true")
     options = parser.parse_args()
     store = Store(options.results)
     if options.print:
-        show(options.table, store, options.seeds)
+        print(figures(options.table, store, options.seeds))
         return
-    about = {"code": code(), "torch": torch.__version__, "timm": timm.__version__,
-             "on": machine_line()}  # fmt: skip
+    one_checkout()
+    taken_with = about()
     for seed in options.seeds:
-        for side in table_sides(options.table):
+        for side in itertools.chain.from_iterable(groups_of(options.table)):
             cell = seeded(side.cell, seed)
             if cell.name in store.rows or cell.net not in options.nets:
                 continue
             of = dataclasses.replace(cell, side="posterior")
             row, wrong = run(cell, store.rows.get(of.name), options.cifar)
-            store.add(cell, {**row, **about}, wrong)
+            store.add(cell, {**row, **taken_with}, wrong)
             print(options.table, side.text, seed, f"{100 * row['params']:.0f} %",
                   row["history"][-1], row["found"], row["seconds"], flush=True)  # fmt: skip
 

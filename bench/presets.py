@@ -2,9 +2,9 @@
 
     python -m bench.presets --cifar FOLDER --photos FOLDER [--names ...]
 
-The batch is small (a step costs what it costs per image); everything else is the preset's. Prints
-one row for each network and kind of image: parameters, gates, groups, seconds a step and an image,
-peak memory of the fit, and what the checked export says.
+The batch is small (a step costs what it costs per image); everything else is the preset's. Appends
+one row for each network and kind of image to docs/data/presets.jsonl: parameters, gates, groups,
+seconds a step and an image, peak memory of the fit, and what the checked export says.
 """
 
 import argparse
@@ -13,8 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from bench import about
+from bench.figures import DATA, Row, append, latest, prose, table, taken
 
 NAMES = (
     "multibranch-m", "multibranch-mi", "enas-e", "enas-ei", "resnet50", "densenet121",
@@ -46,14 +50,30 @@ def pgnas(*arguments: str) -> tuple[dict[str, Any], int]:
     return json.loads(done.stdout), int(done.stderr.strip().splitlines()[-1])
 
 
+def figures(rows: Sequence[Row]) -> str:
+    """Sentence and table."""
+    rows = latest(rows, "network", "pixels")
+
+    def millions(number: float) -> str:
+        return f"{number / 1e6:.2f} M"
+
+    columns = [
+        [row["network"], f"{row['pixels']} px", millions(row["params"]), row["gates"],
+         row["groups"], f"{row['step']:.2f}", f"{row['image']:.2f}", row["mib"],
+         f"{millions(row['exported'])}, {row['seconds']}"]
+        for row in rows
+    ]  # fmt: skip
+    head = ["network", "images", "parameters", "gates", "groups", "s/step", "s/image", "MiB",
+            "exported, seconds in all"]  # fmt: skip
+    return f"{prose(taken(rows))}\n\n{table(head, columns)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--names", nargs="*", default=NAMES)
     options = parser.parse_args()
-    print("| network | images | parameters | gates | groups | s/step | s/image | MiB | exported |")
-    print("|---|---|---|---|---|---|---|---|---|")
     for name in options.names:
         for kind, folder, pixels, batch in (
             ("cifar", options.cifar, 32, 4), ("photos", options.photos, 224, 2)
@@ -75,10 +95,15 @@ def main() -> None:
                 file = here / "best.safetensors"
                 written, _ = pgnas("export", str(file), "-j", "0", *run)
                 step = batch / metrics["images_per_second"]
-                print(f"| {name} | {kind}, {pixels} px | {fitted['params'] / 1e6:.2f} M |"
-                      f" {fitted['gates']} | {fitted['groups']} | {step:.2f} | {step / batch:.2f} |"
-                      f" {peak / 1024:.0f} | {written['params'] / 1e6:.2f} M,"
-                      f" {time.perf_counter() - start:.0f} s in all |", flush=True)  # fmt: skip
+                row = {
+                    "network": name, "images": kind, "pixels": pixels, "params": fitted["params"],
+                    "gates": fitted["gates"], "groups": fitted["groups"], "step": step,
+                    "image": step / batch, "mib": round(peak / 1024),
+                    "exported": written["params"], "seconds": round(time.perf_counter() - start),
+                    **about(),
+                }  # fmt: skip
+                append(DATA / "presets.jsonl", row)
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The only reader of the test split.
 """
 
 import copy
+import dataclasses
 import json
 import statistics
 import time
@@ -20,9 +21,10 @@ from .fields import check_range
 from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
 from .machine import Machine
 from .progress import note
+from .ranking import like_guessing
 from .run import Run, now
 from .slimming import arranged, ungated_copy
-from .storage import from_json, to_json, write_text
+from .storage import from_json, read_json, to_json, write_text
 from .training import score
 
 
@@ -131,22 +133,32 @@ def evaluate(
     machine: Machine = Machine(),  # noqa: B008 - frozen
     names: Sequence[str] | None = None,  # None: those of the files
 ) -> list[Evaluation]:
-    """Test error and latency of exported networks, each beside the whole network it comes from."""
+    """Test error and latency of exported networks, each beside the whole network it comes from.
+
+    `data` needs labelled images only: a folder with val/<class>/ or just <class>/, of all classes
+    of the network or some of them.
+    """
     check_range("batch_size", batch_size, 1, 4096)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
     scores, titles, by_class = [], [], []
     remarks: list[str] = []
+    guessing: list[str] = []
     for path, (network, about) in zip(paths, found, strict=True):
         name = _data_of(about, path, data)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
         scores.append(score(network, test, about.supernet.preprocessing, machine=machine))
+        guessing.append(like_guessing(scores[-1].errors, test.labels))
         titles.append(source.name.name)
         remarks += source.remarks
-        by_class.append(_by_class(source.classes, test.labels, scores[-1].wrong))
+        by_class.append(_by_class(about.supernet.classes, test.labels, scores[-1].wrong))
     for remark in dict.fromkeys(remarks if names is None else ()):  # a search has said them
         note(f"note: {remark}")
+    called = names or network_names(paths)
+    for name, warning in zip(called, guessing, strict=True):
+        if warning:
+            note(f"warning: {name}: {warning}")
     times = [_timings(found, size, machine.device) for size in (1, batch_size)]
     return [
         Evaluation(
@@ -156,7 +168,7 @@ def evaluate(
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
         for name, title, (_, about), score, rows, one, many in zip(
-            names or network_names(paths), titles, found, scores, by_class, *times, strict=True
+            called, titles, found, scores, by_class, *times, strict=True
         )
     ]  # fmt: skip
 
@@ -179,14 +191,17 @@ def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
 
 
 def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Part:
-    if data.classes != about.supernet.classes:
+    """The test images, labelled by the classes of the network; some of these may have none."""
+    known = {label: number for number, label in enumerate(about.supernet.classes)}
+    if not set(data.classes) <= set(known):
         raise PgnasError(
             f"'{name}' has the classes {', '.join(data.classes[:5])}..., '{path}' was trained on"
             f" {', '.join(about.supernet.classes[:5])}..."
         )
     if data.test is None:
         raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
-    return data.test
+    labels = torch.tensor([known[label] for label in data.classes])
+    return dataclasses.replace(data.test, labels=labels[data.test.labels])
 
 
 def _timings(
@@ -249,7 +264,7 @@ def evaluations_of(run: Run) -> list[Evaluation]:
         f"'{run.evaluation}' is damaged; remove it, and evaluate again with pgnas evaluate"
     )
     try:
-        content = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        content = read_json(run.evaluation)
         if content["schema"] != EVALUATION:
             raise damaged
         rows = [from_json(Evaluation, row, run.evaluation) for row in content["networks"]]
@@ -257,7 +272,7 @@ def evaluations_of(run: Run) -> list[Evaluation]:
             row.name.encode()
             if not _sane(row):
                 raise damaged
-    except (ValueError, KeyError, TypeError, OSError, RecursionError, PgnasError):
+    except (ValueError, KeyError, TypeError, OSError, PgnasError):
         raise damaged from None
     return rows
 

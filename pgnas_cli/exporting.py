@@ -5,7 +5,6 @@ A file that the user named is not replaced, unless `force` says so.
 
 import contextlib
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
 from .slimming import ROUND_TO, Layout
-from .storage import file_digest, new_file, write_bytes
+from .storage import MOST_BYTES, new_file, parse_json, read_bytes, remove_leftovers, write_bytes
 from .training import Batches
 from .units import clock
 
@@ -67,6 +66,7 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
     round_to: int | None = None,  # channel counts become multiples; None: 8 for ONNX, else 1
     opset: int = 18,  # of an ONNX file
     dynamic_size: bool = False,  # an ONNX file for images of any height and width
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     force: bool = False,
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> NetworkInfo:
@@ -92,13 +92,13 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
             )
         choice = _Choice(remaining(network), "whole", "whole")  # all that is still trained
     else:
-        drawn = _candidates(run, network, candidate, max_params, max_macs)
-        choice = _chosen(run, network, posterior, drawn, candidate, machine)
-    data = held_out_of(run, posterior, machine.workers)
-    about = _info(run, network, posterior, data, choice, round_to, machine)
-    assert data.held_out.pixels is not None
-    some = data.held_out.pixels[:VERIFIED]
-    batches = list(Batches(some, data.preprocessing, machine.device))
+        drawn = _candidates(run, network, posterior, candidate, max_params, max_macs)
+        choice = _chosen(run, network, posterior, drawn, candidate, machine, data)
+    split = held_out_of(run, posterior, machine.workers, moved=data)
+    about = _info(run, network, posterior, split, choice, round_to, machine)
+    assert split.held_out.pixels is not None
+    some = split.held_out.pixels[:VERIFIED]
+    batches = list(Batches(some, split.preprocessing, machine.device))
     if onnx:
         images = torch.cat(batches)[: len(some)]
         made = []
@@ -121,12 +121,18 @@ def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None
         raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
     run.check_foreign(path)
     new_file(path, force)
+    remove_leftovers(path.parent)
     check_range("round_to", round_to, *ROUND_TO)
     check_range("opset", opset, *OPSETS)
 
 
 def _candidates(
-    run: Run, network: nn.Module, candidate: str, max_params: str | None, max_macs: str | None
+    run: Run,
+    network: nn.Module,
+    posterior: Posterior,
+    candidate: str,
+    max_params: str | None,
+    max_macs: str | None,
 ) -> Candidates:
     """The candidates that are meant, drawn first where there are none."""
     labels = run.budgets()
@@ -136,11 +142,11 @@ def _candidates(
         labels = run.budgets()
     wanted = budgets_of(network, params=max_params, macs=max_macs)
     if not wanted and len(labels) == 1:
-        found = read_candidates(run, network, labels[0])
+        found = read_candidates(run, network, posterior, labels[0])
     elif len(wanted) == 1 and wanted[0].label in labels:
-        found = read_candidates(run, network, wanted[0].label)
+        found = read_candidates(run, network, posterior, wanted[0].label)
     else:
-        stored = (read_candidates(run, network, label).budget for label in labels)
+        stored = (read_candidates(run, network, posterior, label).budget for label in labels)
         possible = ", ".join(b.option for b in stored if b) or "none was named"
         if wanted:
             raise PgnasError(f"no candidates were drawn for that budget; possible: {possible}")
@@ -162,17 +168,19 @@ def _chosen(
     drawn: Candidates,
     candidate: str,
     machine: Machine,
+    data: str | None,
 ) -> _Choice:
     """One of the candidates `drawn`, ranked first where that is needed and missing."""
     if candidate.isdecimal():
         return _Choice(drawn.keep[int(candidate)], str(int(candidate)), "id")
-    race = read_ranking(run, drawn) or _raced(run, drawn, machine)
+    race = read_ranking(run, drawn) or _raced(run, drawn, machine, data)
     winner = int(race.best()[0])
     rivals = len(dataclasses.replace(race, top=1).walking())
     if rivals:
         note(
             f"the ranking is not finished: {rivals} of {len(drawn.keep)} candidates cannot be told"
-            f" from the leader, {winner}, and might be better; {rank_again(run)} resumes it"
+            f" from the leader, {winner}, and might be better;"
+            f" {rank_again(run, data=data)} resumes it"
         )
     if candidate == "twin":
         params = int(drawn.sizes.params[winner])
@@ -180,22 +188,24 @@ def _chosen(
     return _Choice(drawn.keep[winner], str(winner), "best")
 
 
-def _raced(run: Run, drawn: Candidates, machine: Machine) -> Race:
+def _raced(run: Run, drawn: Candidates, machine: Machine, data: str | None) -> Race:
     """The race for the first place, for as long as the fit took."""
     minutes = max(LEAST_MINUTES, _fit_minutes(run))
     note(
-        f"nothing is ranked yet: ranking the candidates first, to find the best one, for"
+        "nothing is ranked yet: ranking the candidates first, to find the best one, for"
         f" {clock(60 * minutes)} at most"
     )
-    (board,) = rank(run, top=1, time_limit=minutes, budget=drawn.label, machine=machine)
+    (board,) = rank(run, top=1, time_limit=minutes, budget=drawn.label, data=data, machine=machine)
+    if board.candidates.digest != drawn.digest:
+        raise PgnasError(f"other candidates were drawn in '{run.folder}' meanwhile; export again")
     return board.race
 
 
 def _fit_minutes(run: Run) -> float:
     """How long the fit took, by its epochs; `MINUTES` where its record is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        lines = run.metrics.read_text(encoding="utf-8").splitlines()
-        minutes = sum(float(json.loads(line)["seconds"]) for line in lines) / 60
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, OverflowError):
+        lines = read_bytes(run.metrics, MOST_BYTES).splitlines()
+        minutes = sum(float(parse_json(line)["seconds"]) for line in lines) / 60
         if 0 < minutes < math.inf:
             return minutes
     return MINUTES
@@ -220,7 +230,7 @@ def _info(
         chosen=choice.chosen,
         held_out_errors=int(held_out.errors[0]),
         held_out_images=len(held_out.order),
-        made_from=file_digest(run.posterior),
+        made_from=posterior.digest,
         fixed_drop=posterior.objective.fixed_drop,
         held_out_digest=posterior.split.digest,
         **size_fields(network, choice.keep, round_to),

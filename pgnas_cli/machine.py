@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -64,12 +65,23 @@ def tune_for_cpu() -> None:
 def full_float32() -> Iterator[None]:
     """Context: a GPU computes in whole float32, not in TF32 (10 bits), which is PyTorch's default
     for convolutions. For comparisons; the settings are as before after it."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    # PyTorch has two kinds of names for this, and refuses to read where they contradict each other.
+    places = [(cudnn, cudnn.conv), (cudnn, cudnn.rnn), (matmul, matmul)]
+    before = [new.fp32_precision for _, new in places]
+
+    def set_(values: list[str]) -> None:
+        for (old, _), value in zip(places, values, strict=True):
+            old.allow_tf32 = value == "tf32"
+        for (_, new), value in zip(places, values, strict=True):
+            new.fp32_precision = value
+
     try:
+        set_(["ieee"] * len(places))
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        set_(before)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h

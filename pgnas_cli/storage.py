@@ -1,12 +1,20 @@
 """Files that a crash cannot halve, and frozen records as JSON whose types are checked on reading.
 
+What is read may come from a stranger: JSON is bounded in bytes and depth, has each key once and
+only finite numbers; texts and whole numbers in records are bounded.
+
 Imports no torch: options and histories of runs are read by commands that answer at once.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import json
+import math
 import os
+import re
+import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -14,6 +22,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import safetensors
 
 from .errors import PgnasError
+
+Found = TypeVar("Found")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,10 +37,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_with(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the target, flush to disk, rename: a crash leaves the old file or the new."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write beside the target, flush to disk, rename: a crash leaves the old file or the new.
+
+    It is written in a folder of its own: some writers have temporary files beside theirs.
+    """
+    folder = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = folder / path.name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write(part)
         part.chmod(0o666 & ~_umask())  # as any new file; some writers make theirs private
         with part.open("rb+") as handle:
@@ -41,8 +55,40 @@ def write_with(path: Path, write: Callable[[Path], Any]) -> None:
             f"'{path}' cannot be written: {error}; what was there before is untouched"
         ) from None
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_LEFTOVER = re.compile(r"\..+\.(\d+)\.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_with` left in a folder where its process was killed."""
+    for path in folder.glob(".*.part"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and not _lives(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # no way to ask
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file where there is one."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise PgnasError(f"'{path}' cannot be removed: {error}") from None
 
 
 def _umask() -> int:
@@ -57,13 +103,88 @@ def new_file(path: Path, force: bool) -> None:
         raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
 
 
+def check_regular(path: Path) -> None:
+    """OSError for a pipe or a device, which never ends, and for a folder."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
+    return with_digest(path, lambda _: None)[1]
+
+
+def with_digest(path: Path, read: Callable[[Path], Found]) -> tuple[Found, str]:
+    """What `read` finds in a file, and the sha256 of the very bytes that it read.
+
+    Files are replaced as a whole: one that still has its name afterwards was read, and no other.
+    """
+    try:
+        check_regular(path)
+        while True:
+            digest = hashlib.sha256()
+            with path.open("rb") as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+                found = read(path)
+                if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                    return found, digest.hexdigest()
+    except FileNotFoundError:
+        raise PgnasError(f"no file '{path}'") from None
+    except OSError as error:
+        raise PgnasError(f"'{path}' cannot be read: {error}") from None
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+MOST_BYTES = 2**25  # of a JSON text: gates in groups of one channel take some 2**21
+DEEPEST = 32  # lists and objects inside each other
+LONGEST = 10_000  # characters of a text in a record, a command line for one
+_HOLDERS = (dict, list)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError for what is none, or is beyond the bounds."""
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"{len(text)} bytes of JSON are more than {MOST_BYTES}")
+    plain = text.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        value = json.loads(plain, parse_constant=_no_number, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("too many lists and objects inside each other") from None
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, _HOLDERS)]
+        level = [value for values in inner for value in values]
+    if level:
+        raise ValueError(f"more than {DEEPEST} lists and objects inside each other")
+    return value
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; ValueError or OSError where there is none."""
+    return parse_json(read_bytes(path, MOST_BYTES))
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a file; ValueError, before it is read, where it has more than `most` bytes."""
+    check_regular(path)
     with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        content = handle.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most} bytes")
+    return content
 
 
 # --- records ---------------------------------------------------------------------------------
@@ -110,11 +231,19 @@ def typed(kind: Any, value: Any, name: str, path: Path) -> Any:
         return typed(arguments[0], value, name, path)
     elif arguments and value in arguments:  # Literal
         return value
-    elif kind is float and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
-        return float(value)
-    elif kind in (int, str, bool) and type(value) is kind:
-        return value
+    elif kind in (float, int, str, bool) and _within(kind, value):
+        return float(value) if kind is float else value
     raise PgnasError(f"'{path}' is damaged: its field {name} is not what this pgnas writes")
+
+
+def _within(kind: Any, value: Any) -> bool:
+    """Whether a plain value is a `kind` within bounds; 1 may stand for 1.0."""
+    if kind is float:
+        whole = type(value) is int and abs(value) < 2**53
+        return whole or (type(value) is float and math.isfinite(value))
+    if kind is str:
+        return type(value) is str and len(value) <= LONGEST
+    return type(value) is kind and abs(value) < 2**63
 
 
 def differences(then: Any, now: Any) -> list[str]:

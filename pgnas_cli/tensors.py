@@ -1,11 +1,15 @@
 """Tensors in safetensors files, with a schema.
 
 One metadata key `pgnas` holds JSON (one key, sorted, so that equal content gives equal bytes).
-Readers check schema, types and shapes before anything is built; nothing in a file is imported or
-evaluated. No time, path or host enters a tensor file.
+Nothing in a file is imported or evaluated. No time, path or host enters a tensor file.
+
+A file may come from a stranger. `read_header` gives its tensors as they are described, on the meta
+device, and the metadata: names, types and shapes are compared with what is wanted before
+`read_values` sets memory aside. The header's sizes must be those of the file, byte for byte.
 """
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +17,12 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from . import __version__
-from .errors import PgnasError
-from .storage import write_with
+from .errors import PgnasError, one_line
+from .storage import MOST_BYTES, check_regular, parse_json, write_with
 
 
 def versioned(schema: str) -> dict[str, str]:
@@ -30,9 +34,22 @@ def write_tensors(
     path: Path, schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> None:
     """Write a tensor file atomically; `content` becomes the metadata beside schema and versions."""
+    whole, metadata = _plain(schema, tensors, content)
+    write_with(path, lambda part: save_file(whole, part, metadata=metadata))
+
+
+def tensor_bytes(schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> bytes:
+    """What `write_tensors` writes."""
+    whole, metadata = _plain(schema, tensors, content)
+    return save(whole, metadata=metadata)
+
+
+def _plain(
+    schema: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     text = json.dumps({**versioned(schema), **content}, sort_keys=True, allow_nan=False)
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_with(path, lambda part: save_file(whole, part, metadata={"pgnas": text}))
+    return whole, {"pgnas": text}
 
 
 def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,15 +58,98 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
     Raises PgnasError for a file that is missing, damaged, of another kind, or newer than this
     version of pgnas.
     """
+    header, content = read_header(path, schema)
+    return read_values(path, header), content
+
+
+def read_header(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The same, no tensor read: those described, on the meta device."""
+    header, metadata = read_plain_header(path)
+    return header, parsed(path, metadata.get("pgnas"), schema)
+
+
+def read_values(path: Path, header: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file whose header was read before."""
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
-            text = (handle.metadata() or {}).get("pgnas")
-            content = parsed(path, text, schema)
-            return {name: handle.get_tensor(name) for name in handle.keys()}, content  # noqa: SIM118
+            found = {name: handle.get_tensor(name) for name in header}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _not_whole(path, error) from None
+    if any(t.shape != header[name].shape for name, t in found.items()):
+        raise PgnasError(f"'{path}' was replaced while it was read; try again")
+    return found
+
+
+MOST_AXES = 16  # of a tensor
+LONGEST_NAME = 512  # bytes, of a tensor
+_DTYPES = {  # by their names in a header
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "I32": torch.int32, "I64": torch.int64, "U16": torch.uint16, "U32": torch.uint32,
+    "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
+    "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+def read_plain_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that any safetensors file describes, on the meta device, and its metadata.
+
+    Raises PgnasError for a file that is missing, or whose sizes contradict each other or its own.
+    """
+    try:
+        check_regular(path)
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            size = handle.seek(0, 2) - 8
+            if not 0 < length <= min(size, MOST_BYTES):
+                raise ValueError(f"a header of {length} bytes in a file of {size + 8}")
+            handle.seek(8)
+            header = parse_json(handle.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
+            raise ValueError("its metadata are no texts")
+        return _described(header, size - length), metadata
     except FileNotFoundError:
         raise PgnasError(f"no file '{path}'") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
+    except (ValueError, OSError) as error:
+        raise _not_whole(path, error) from None
+
+
+def _described(header: dict[str, Any], size: int) -> dict[str, Tensor]:
+    """Tensors on the meta device; ValueError unless they fill `size` bytes, one after the other."""
+    found, spans = {}, []
+    for name, about in header.items():
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError("a tensor's name is too long")
+        if not isinstance(about, dict) or set(about) != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"tensor {name} is not described by type, shape and offsets")
+        dtype, shape = _DTYPES.get(str(about["dtype"])), about["shape"]
+        if dtype is None or not _counts(shape) or len(shape) > MOST_AXES:
+            raise ValueError(f"tensor {name} has an impossible type or shape")
+        if not _counts(about["data_offsets"]) or len(about["data_offsets"]) != 2:
+            raise ValueError(f"tensor {name} has impossible offsets")
+        begin, end = about["data_offsets"]
+        if end - begin != math.prod(shape) * dtype.itemsize or max(shape, default=0) > size:
+            raise ValueError(f"tensor {name} has a shape that is not of its {end - begin} bytes")
+        spans.append((begin, end))
+        found[name] = torch.empty(shape, dtype=dtype, device="meta")
+    place = 0
+    for begin, end in sorted(spans):
+        if begin != place:
+            raise ValueError("its tensors overlap, or leave holes")
+        place = end
+    if place != size:
+        raise ValueError(f"its tensors take {place} bytes, the file has {size}")
+    return found
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
+
+
+def _not_whole(path: Path, error: Exception) -> PgnasError:
+    return PgnasError(f"'{path}' is not a whole safetensors file ({one_line(error)})")
 
 
 def parsed(path: Path, text: str | None, schema: str) -> dict[str, Any]:
@@ -57,10 +157,10 @@ def parsed(path: Path, text: str | None, schema: str) -> dict[str, Any]:
     kind, newest = schema.split("/")
     version = int(newest)
     try:
-        content = json.loads(text or "")
+        content = parse_json(text or "")
         found_kind, found_version = content["schema"].split("/")
         number = int(found_version)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise PgnasError(
             f"'{path}' was not written by pgnas: it has no readable metadata"
         ) from None

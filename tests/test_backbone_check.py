@@ -16,7 +16,7 @@ import pgnas_cli
 from pgnas_cli.backbone_check import checks
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import admit, backbone_names, lookup
-from pgnas_cli.registry.build import build_backbone
+from pgnas_cli.registry.build import build_backbone, create_supernet
 
 from .conftest import refused, run, said
 
@@ -112,15 +112,24 @@ def test_stochastic_depth_a_wrapper_and_a_view_are_ordinary(plugin: Callable[...
     assert [row.found for row in checks(admit(name)) if not row.passed] == []
 
 
-@pytest.mark.parametrize(("channels", "text"), [(1, "1 channel"), (4, "4 channels")])
+@pytest.mark.parametrize(("channels", "images"), [(4, 3), (3, 1)])
 def test_a_network_for_other_channels_than_the_images_have_is_refused_at_once(
-    plugin: Callable[..., str], channels: int, text: str
+    plugin: Callable[..., str], channels: int, images: int
 ) -> None:
     change = "(channels, size or 8", f"({channels}, size or 8"
     name = admit(plugin(*change))
     assert build_backbone(name, classes=3).input_shape == (channels, 8, 8)
-    with pytest.raises(PgnasError, match=f"takes images of {text}, here are 3 channels; let it"):
-        build_backbone(name, classes=3, channels=3)
+    with pytest.raises(PgnasError, match=f"takes images of {channels} channels, here are {images}"):
+        build_backbone(name, classes=3, channels=images)
+
+
+def test_a_network_of_one_channel_is_built_for_colours_unless_these_were_asked_for(
+    plugin: Callable[..., str],
+) -> None:
+    name = admit(plugin("(channels, size or 8", "(1, size or 8"))
+    assert build_backbone(name, classes=3, channels=3).input_shape == (1, 8, 8)
+    with pytest.raises(PgnasError, match=r"takes images of \(1, 8, 8\) only"):
+        create_supernet(name, 3, input_shape=(3, 8, 8))
 
 
 def test_a_weight_that_never_gets_a_gradient_is_named(plugin: Callable[..., str]) -> None:

@@ -1,5 +1,6 @@
 """The backbones of this package: published sizes, noise of their own, recipes; timm's own keys."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from pgnas_backbones.multibranch import Block, shaken
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
+from torchvision.models import WeightsEnum
 
 from pgnas_cli.data import load_data
+from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import drop_probabilities, gates, kl, make_concrete_
 from pgnas_cli.graph import OperationGate
 from pgnas_cli.registry import Recipe, Start, preset
@@ -222,4 +225,47 @@ def test_a_network_of_torchvision_has_its_weights_a_new_head_and_its_own_images(
     assert grey.network(x[:, :1]).shape == (2, 5)
     assert grey.images is not None
     assert (grey.images.input_shape, grey.images.crop) == ((1, 64, 64), 224 / 256)
-    assert grey.images.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
+    mean = 0.5 if name == "googlenet" else (0.485 + 0.456 + 0.406) / 3
+    assert grey.images.mean == pytest.approx([mean])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "densenet121"])
+def test_the_default_weights_of_torchvision_are_loaded_for_any_classes_and_channels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their way: `googlenet` maps its images to mean and deviation 0.5 by itself."""
+    options = {"aux_logits": True, "init_weights": True} if name == "googlenet" else {}
+    torch.manual_seed(0)
+    state = models.get_model(name, weights=None, **options).state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *a, **k: dict(state))
+    theirs = models.get_model(name, weights="DEFAULT").eval()
+    start = Start(pretrained=True)
+    ours = build_backbone(f"torchvision/{name}", classes=1000, size=64, start=start)
+    assert ours.images is not None and ours.new_heads == ()
+    bytes_ = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=seeded())
+    usual = models.get_model_weights(name).DEFAULT.transforms()
+    imagenet = dataclasses.replace(ours.images, mean=tuple(usual.mean), std=tuple(usual.std))
+    with torch.no_grad():
+        wanted = theirs(imagenet.normalised(bytes_))
+        found = ours.network.eval()(ours.images.normalised(bytes_))
+    assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
+    few = build_backbone(f"torchvision/{name}", classes=5, size=64, start=start)
+    assert few.new_heads == few.heads
+    assert few.recipe == few.pretrained_recipe
+    grey = build_backbone(f"torchvision/{name}", classes=5, channels=1, size=64, start=start)
+    first = next(key for key, value in grey.network.state_dict().items() if value.dim() == 4)
+    summed = state[first].sum(1, keepdim=True)
+    assert torch.allclose(grey.network.state_dict()[first], summed, atol=1e-6)
+
+
+def test_torchvisions_weights_without_a_network_name_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("name or service\nnot known")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
+    with pytest.raises(
+        PgnasError, match=r"'resnet18' \(name or service not known\); download them"
+    ):
+        build_backbone("torchvision/resnet18", classes=3, start=Start(pretrained=True))

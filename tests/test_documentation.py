@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -110,7 +111,7 @@ def rows(page: Path, heading: str) -> list[list[str]]:
 def test_the_table_of_super_networks_has_the_recipes_of_the_code() -> None:
     told = ""
     for name, _, _, published, default in rows(ROOT / "docs" / "backbones.md", "| name | what"):
-        if "timm" in name:
+        if "/NAME" in name:
             continue
         backbone = build_backbone(name.strip("`"), classes=10, size=32)
         told = told if published == "the same" else published
@@ -200,6 +201,41 @@ def small_images(words: list[str]) -> list[str]:
 def unfinished(words: list[str]) -> None:
     """Take the posterior away, so that there is something to go on with."""
     (Path(words[words.index("--run") + 1]) / "posterior.safetensors").unlink()
+
+
+def tables(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench.tables", *options], cwd=ROOT, text=True, capture_output=True,
+    )  # fmt: skip
+
+
+def test_figures_are_those_that_the_data_give() -> None:
+    done = tables("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_figure_that_the_data_do_not_give_is_named_and_computed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    page, data = tmp_path / "docs" / "results.md", tmp_path / "docs" / "data" / "latency.jsonl"
+    before = page.read_text(encoding="utf-8")
+    row = json.loads(data.read_text(encoding="utf-8").splitlines()[0])
+    newer = json.dumps({**row, "small": 0.125, "fast": 0.25, "macs": 0.09})
+    data.write_text(data.read_text(encoding="utf-8") + newer + "\n", encoding="utf-8")
+    done = tables("--check", "--root", str(tmp_path))
+    assert (done.returncode, done.stdout.strip()) == (1, f"{Path('docs/results.md')}: latency")
+    assert page.read_text(encoding="utf-8") == before
+    assert tables("--root", str(tmp_path)).returncode == 0
+    (line,) = set(page.read_text(encoding="utf-8").splitlines()) - set(before.splitlines())
+    assert line.split(" | ")[2:] == ["0.09", "0.12", "0.25", "0.72 |"]  # 0.09 / 0.125
+
+
+@pytest.mark.parametrize("name", ["README.md", "results.md", "questions.md", "choosing.md"])
+def test_measured_shares_stand_in_blocks_that_are_computed(name: str) -> None:
+    page = ROOT / name if (ROOT / name).exists() else ROOT / "docs" / name
+    marked = re.compile(r"<!-- figures: .*?<!-- end -->", re.DOTALL)
+    by_hand = marked.sub("", page.read_text(encoding="utf-8"))
+    assert not re.findall(r".*\d\.\d+ ?%.*|.*\+-.*", by_hand)
 
 
 def imported(source: str) -> set[str]:

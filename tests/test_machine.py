@@ -55,6 +55,29 @@ def test_comparisons_are_made_in_full_float32_and_the_settings_come_back(
     assert after == (True, True)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    ["set_float32_matmul_precision('high')", "backends.cuda.matmul.fp32_precision = 'tf32'",
+     "backends.fp32_precision = 'tf32'"],
+)  # fmt: skip
+def test_whichever_names_the_user_sets_they_come_back_and_networks_are_exported(
+    chosen: str,
+) -> None:
+    """PyTorch has two kinds of names, and its exporter fails where they contradict each other."""
+    work = (
+        f"import torch\nfrom pgnas_cli.machine import full_float32\ntorch.{chosen}\n"
+        "b = torch.backends\n"
+        "def now(): return [p.fp32_precision for p in (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn)]\n"
+        "before = now()\n"
+        "with full_float32():\n"
+        "    assert now() == ['ieee'] * 3\n"
+        "    torch.export.export(torch.nn.Conv2d(1, 1, 1), (torch.zeros(1, 1, 2, 2),))\n"
+        "assert now() == before, (before, now())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands blocks back")
 def test_a_process_on_the_cpu_keeps_its_large_blocks_and_flushes_denormal_numbers() -> None:
     """Page faults of ten products of 38 MB, before and after the device was named."""

@@ -56,14 +56,14 @@ def test_who_listens_from_now_on_hears_to_the_end_of_the_context() -> None:
 def test_the_commands_as_functions_are_silent_where_nobody_listens(
     fitted: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def work() -> None:
+    def work(candidates: int = 5) -> None:
         some_work()
-        pgnas_cli.sample(fitted, 5)
+        pgnas_cli.sample(fitted, candidates, force=True)
         pgnas_cli.export(fitted.folder / "five.safetensors", fitted, force=True)
 
     capfd.readouterr()
     Context().run(work)
     assert capfd.readouterr() == ("", "")
     with listening(heard := Heard()):
-        work()
+        work(6)
     assert any("ranking the candidates first" in line for line in heard.notes)

@@ -1,15 +1,20 @@
 """The command line: its commands, and errors as one line."""
 
+import contextlib
 import contextvars
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from ..errors import Interrupted, PgnasError
+from ..errors import Interrupted, PgnasError, command
+from ..run import last_written
+from ..signals import Stopped, received, stoppable
 from .backbones import backbones
 from .evaluate import evaluate
 from .export import export
@@ -37,8 +42,8 @@ def _paragraphs(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for command in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
-    app.command(help=_paragraphs(command))(command)
+for one in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
+    app.command(help=_paragraphs(one))(one)
 
 
 def _version(wanted: bool) -> None:
@@ -69,26 +74,73 @@ app.callback(help=_paragraphs(_main))(_main)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a PgnasError becomes one line on stderr and exit status 1."""
+    """Run the command line; a PgnasError becomes one line on stderr and exit status 1.
+
+    SIGINT and SIGTERM become one line and 128 + their number, wherever they arrive.
+    """
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # in which torch does not even load
+        _fail("the working directory is no longer there; change to another one", 1)
     context = contextvars.copy_context()  # a listening terminal ends with the command
     context.run(typed.set, tuple(sys.argv[1:] if arguments is None else arguments))
     try:
-        context.run(app, arguments)
+        with stoppable():
+            _carried_out(context, arguments)
+    except Stopped as stop:
+        _fail(f"interrupted; {standing(context.get(typed, ())[:1])}", 128 + stop.number)
+
+
+def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> None:
+    try:
+        try:
+            context.run(app, arguments)
+        finally:
+            sys.stdout.flush()  # where a full disk shows
     except Interrupted as error:
-        _fail(str(error), 130)
+        _fail(str(error), 128 + error.number)
     except PgnasError as error:
         _fail(str(error), 1)
-    except SystemExit as end:
-        if end.code == 130:  # typer's own status for an interrupt
-            _fail("interrupted; nothing was written", 130)
+    except Exception as error:
+        if received():  # what became of it on its way
+            raise Stopped(received()) from None
+        if isinstance(error, OSError):  # of the surroundings, where no room has words for it
+            _fail(_unusable(error), 1)
         raise
+    except SystemExit:
+        if received():  # it was lost on its way
+            raise Stopped(received()) from None
+        raise
+
+
+def standing(words: tuple[str, ...]) -> str:
+    """What an interrupted command left, and which line goes on."""
+    run = last_written()
+    if run is None or words != ("fit",):
+        return "every file is whole, the same command goes on"
+    if run.posterior.exists():
+        return f"the fit is finished, next: {command('sample', '--run', run.folder)}"
+    if run.checkpoint.exists():
+        return f"the fit is saved, resume with {command('fit', '--resume', '--run', run.folder)}"
+    return "nothing was trained yet, start with the same command"
+
+
+def _unusable(error: OSError) -> str:
+    """What the system refuses, in one line; a stdout that takes no more is left."""
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        return f"'{error.filename}' cannot be used: {why}"
+    with contextlib.suppress(OSError):  # a stdout of Python's own has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"the output cannot be written: {why}; files that were written are there"
 
 
 def _fail(text: str, status: int) -> NoReturn:
     from .terminal import failure  # slow to import
 
-    failure(flagged(text))
+    with contextlib.suppress(OSError):  # nobody listens
+        failure(flagged(text))
     sys.exit(status)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import command
 from ..units import large
 from . import options
 from .options import terminal_of, typed_line
@@ -62,7 +63,7 @@ def evaluate(
     if home is not None:
         write_evaluations(home, found)
         remember(home, typed_line())
-        terminal.note(f"next: pgnas report --run {home.folder}")
+        terminal.note(f"next: {command('report', '--run', home.folder)}")
 
 
 def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import command
 from ..units import large, percent
 from . import options
 from .options import run_of, terminal_of, typed_line
@@ -31,6 +32,7 @@ def export(
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="ONNX file for images of any height and width.")
     ] = False,
+    data: options.Moved = None,
     run: options.RunFolder = None,
     backbone: options.Function = None,
     device: options.Device = "auto",
@@ -51,8 +53,8 @@ def export(
 
     about = exported(
         path, where, candidate=candidate, max_params=max_params, max_macs=max_macs,
-        round_to=round_to, opset=opset, dynamic_size=dynamic_size, force=force,
-        machine=find_machine(device, workers),
+        round_to=round_to, opset=opset, dynamic_size=dynamic_size, data=data,
+        force=force, machine=find_machine(device, workers),
     )  # fmt: skip
     remember(where, typed_line())
     if as_json:
@@ -62,7 +64,7 @@ def export(
     else:
         for line in export_lines(path, about):
             terminal.result(line)
-    terminal.note(f"next: pgnas evaluate {path}")
+    terminal.note(f"next: {command('evaluate', path)}")
 
 
 def export_lines(path: Path, about: "NetworkInfo") -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import command
 from ..run import Run, remember
 from ..units import clock, percent
 from . import options
@@ -31,10 +32,11 @@ def finetune(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate; default: a tenth of the fit's.")
     ] = None,
+    data: options.Moved = None,
     backbone: options.Function = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
-    save_minutes: options.SaveMinutes = 5.0,
+    save_minutes: options.SaveMinutes = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -53,8 +55,8 @@ def finetune(
     about = show_finetuning(
         terminal,
         finetune_events(
-            file, path, named, epochs=epochs, lr=lr, force=force, save_minutes=save_minutes,
-            machine=find_machine(device, workers),
+            file, path, named, epochs=epochs, lr=lr, data=data, force=force,
+            save_minutes=save_minutes, machine=find_machine(device, workers),
         ),
     )  # fmt: skip
     home = origin([path, file], {about.made_from}, named)
@@ -67,7 +69,7 @@ def finetune(
     else:
         for line in export_lines(path, about):
             terminal.result(line)
-    terminal.note(f"next: pgnas evaluate {path}")
+    terminal.note(f"next: {command('evaluate', path)}")
 
 
 def show_finetuning(

@@ -6,6 +6,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from ..errors import command
 from ..registry import Recipe
 from ..run import FitSettings, Run, remember, run_to_fit
 from ..units import clock, large, percent
@@ -26,7 +27,7 @@ def fit(
     run: options.NewRun = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
-    save_minutes: options.SaveMinutes = 5.0,
+    save_minutes: options.SaveMinutes = None,
     tensorboard: options.TensorBoard = None,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -53,7 +54,7 @@ def fit(
     else:
         for line in fit_summary_lines(summary):
             terminal.result(line)
-    terminal.note(f"next: pgnas sample --run {where.folder}")
+    terminal.note(f"next: {command('sample', '--run', where.folder)}")
 
 
 def show_fit(
@@ -82,8 +83,7 @@ def show_fit(
                 for name in plan.not_prunable if verbose else ():
                     terminal.note(f"not prunable: {name}")
             elif isinstance(event, FitSummary):
-                assert plan is not None
-                for text in closing_notes(last, plan):
+                for text in [] if plan is None else closing_notes(last, plan):
                     terminal.note(text)
                 return event
             else:
@@ -92,7 +92,7 @@ def show_fit(
                 each = (time.monotonic() - began) / (event.epoch - first.epoch + 1)
                 left = each * (event.epochs - event.epoch)
                 terminal.note(epoch_line(event, left, plan.target))
-                if event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
+                if first.epoch < event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
                     for text in early_notes(first, event, plan):
                         terminal.note(text)
     raise AssertionError("a fit ends with its summary")
@@ -171,7 +171,14 @@ def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | Non
 
 def early_notes(first: "EpochRecord", now: "EpochRecord", plan: "FitPlan") -> list[str]:
     """What a tenth of the fit tells of its end, in time to start again."""
-    if plan.target is not None or now.mean_drop < 1e-6:
+    chance = math.log(plan.classes)
+    if now.loss >= chance:
+        return [
+            f"warning: a bad start: after {now.epoch} epochs the loss is {now.loss:.2f}, chance"
+            f" level {chance:.2f}; try another --lr, or start from --weights"
+        ]
+    resumed = now.epoch == first.epoch  # no pace is known yet
+    if resumed or plan.target is not None or now.mean_drop < 1e-6:
         return []
     # The rate of p falls: about half of the way is still to come at each epoch's pace.
     pace = (now.expected_share - first.expected_share) / (now.epoch - first.epoch)

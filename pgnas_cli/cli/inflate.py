@@ -1,12 +1,12 @@
 """`pgnas inflate`: put parallel convolutions into a network."""
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import command
 from ..registry import Inflation, Start
 from . import options
 from .options import terminal_of
@@ -26,7 +26,10 @@ def inflate(
         typer.Option("--keep-original", help="Keep it beside the branches; the function stays."),
     ] = False,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Start from timm's weights, downloaded by timm.")
+        bool,
+        typer.Option(
+            "--pretrained", help="Start from the weights of timm or torchvision, downloaded."
+        ),
     ] = False,
     weights: Annotated[
         Path | None, typer.Option(help="Start from a plain state dict, FILE.safetensors.")
@@ -56,11 +59,11 @@ def inflate(
         layers = [dataclasses.asdict(row) for row in rows]
         terminal.json({"file": str(output), "params": params, "layers": layers})
     else:
-        shown = []
+        shown: list[list[str | tuple[str, ...]]] = []
         for row in rows:
-            becomes = "\n".join(row.branches) or f"as it is: {row.reason}"
+            becomes = row.branches or (f"as it is: {row.reason}",)
             shown.append([row.layer, f"{row.kernel}x{row.kernel}", becomes])
         title = "convolutions of 3x3 and more, in order of execution"
         terminal.table(title, ("<layer", "kernel", "<becomes"), shown)
         terminal.result(f"wrote {output} ({params} parameters)")
-    terminal.note(f"next: pgnas fit --backbone {shlex.quote(str(output))} --data DIR")
+    terminal.note(f"next: {command('fit', '--backbone', output, '--data', 'DIR')}")

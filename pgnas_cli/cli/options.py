@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import shlex
 import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from ..errors import command
 from ..registry import admit
 from ..run import Run, newest_run
 
@@ -47,8 +47,14 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Name the layers that are not prunable.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+Moved = Annotated[
+    str | None, typer.Option("--data", help="Where the images of the fit lie now, if moved.")
+]
 DataRoot = Annotated[Path, typer.Option(help="Where named data sets live.")]
-SaveMinutes = Annotated[float, typer.Option(help="Checkpoint interval, minutes.")]
+SaveMinutes = Annotated[
+    float | None,
+    typer.Option(help="Checkpoint interval; default: up to one, less than 2 % of the time."),
+]
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")
 ]
@@ -59,7 +65,7 @@ typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())  # after th
 
 def typed_line() -> str:
     """The command line as it can be typed again."""
-    return shlex.join(["pgnas", *typed.get()])
+    return command(*typed.get())
 
 
 def run_of(folder: Path | None, terminal: "Terminal") -> Run:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import command
 from ..units import clock
 from . import options
 from .options import run_of, terminal_of, typed_line
@@ -22,6 +23,7 @@ def rank(
     time_limit: Annotated[
         float | None, typer.Option(help="Minutes; then show the best so far.")
     ] = None,
+    data: options.Moved = None,
     run: options.RunFolder = None,
     backbone: options.Function = None,
     device: options.Device = "auto",
@@ -43,7 +45,7 @@ def rank(
 
     began = time.perf_counter()
     boards = ranked(
-        where, top=top, exhaustive=exhaustive, time_limit=time_limit,
+        where, top=top, exhaustive=exhaustive, time_limit=time_limit, data=data,
         machine=find_machine(device, workers),
     )  # fmt: skip
     seconds = time.perf_counter() - began
@@ -53,11 +55,12 @@ def rank(
         terminal.json(ranking_json(boards, top, waiting=waiting, seconds=seconds))
     show_ranking(terminal, boards, top, waiting, seconds, result=not as_json, tables=not as_json)
     if waiting or any(board.undecided for board in boards):
-        terminal.note(f"next: {rank_again(where, top, exhaustive)}   to resume")
+        terminal.note(f"next: {rank_again(where, top, exhaustive, data)}   to resume")
         return
     budget = boards[0].candidates.budget
-    more = "" if budget is None or len(boards) == 1 else f" {budget.option}"
-    terminal.note(f"next: pgnas export best.safetensors{more} --run {where.folder}")
+    more = [] if budget is None or len(boards) == 1 else budget.option.split()
+    line = command("export", "best.safetensors", *more, "--run", where.folder)
+    terminal.note(f"next: {line}")
 
 
 def show_ranking(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import command
 from ..units import large
 from . import options
 from .options import run_of, terminal_of, typed_line
@@ -27,6 +28,9 @@ def sample(
     run: options.RunFolder = None,
     backbone: options.Function = None,
     seed: Annotated[int | None, typer.Option(help="Default: the seed of the fit.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete a ranking of other candidates.")
+    ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -36,7 +40,10 @@ def sample(
     from ..run import remember
     from ..sampling import sample as draw
 
-    drawn = draw(where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs)
+    drawn = draw(
+        where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs,
+        force=force,
+    )  # fmt: skip
     remember(where, typed_line())
     if as_json:
         terminal.json({"run": str(where.folder), "candidates": n, **candidates_json(drawn)})
@@ -45,7 +52,7 @@ def sample(
             within = "" if one.budget is None else f" within {one.budget}"
             headings = ("<", "smallest", "mean", "largest", "whole")
             terminal.table(f"candidates{within}", headings, size_rows(one))
-    terminal.note(f"next: pgnas rank --run {where.folder}")
+    terminal.note(f"next: {command('rank', '--run', where.folder)}")
 
 
 def candidates_json(drawn: "list[Candidates]") -> dict[str, Any]:

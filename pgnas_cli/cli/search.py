@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError
+from ..fields import check_range
 from ..registry import Recipe
 from ..run import (
     RUNS,
@@ -25,6 +26,7 @@ from ..run import (
     remember,
     run_name,
     settings_of,
+    writing,
 )
 from ..storage import differences, to_json
 from . import options
@@ -69,23 +71,26 @@ def search(
     Fits, samples, ranks, exports, evaluates and reports. Repeating the command resumes it.
     """
     terminal = terminal_of(quiet)
+    check_range("n", n, 1)
     if max_params and max_macs:
         raise PgnasError("`max_params` and `max_macs` are mutually exclusive; give one")
     kind, size = ("macs", max_macs) if max_macs else ("params", max_params or "60%")
     settings = settings_of(given)
     folder = run or _folder(settings, kind, size, n)
     from ..machine import find_machine
-    from ..report import ROLES, write_report
+    from ..report import role_words, write_report
 
     steps = _Steps(terminal, settings, find_machine(device, workers), tensorboard)
     home = Run(folder)
-    files = steps.candidates(home, kind, size, n)
-    if compare:
-        files["whole"] = steps.whole(home)
-    remember(home, typed_line())
-    found = steps.evaluated(home, files)
-    terminal.note("writing the report")
-    write_report([home], home.report)
+    with writing(home, new=True):
+        made = steps.candidates(home, kind, size, n)
+        if compare:
+            made["whole"] = steps.whole(home)
+        files = {name: path for name, (path, _) in made.items()}
+        remember(home, typed_line())
+        found = steps.evaluated(home, files)
+        terminal.note("writing the report")
+        write_report([home], home.report)
     if as_json:
         paths = {name: str(path) for name, path in files.items()}
         rows = evaluation_json(list(files.values()), found) if found else {}
@@ -95,8 +100,8 @@ def search(
         return
     if found:
         show_evaluations(terminal, found)
-    for name, path in files.items():
-        terminal.result(f"{name:9} {ROLES[name]}: {path}")
+    for name, (path, params) in made.items():
+        terminal.result(f"{name:9} {role_words(name, params, made['best'][1])}: {path}")
     terminal.result(f"report    all of this as a page: {home.report}")
 
 
@@ -109,8 +114,8 @@ class _Steps:
     machine: "Machine"
     tensorboard: Path | None
 
-    def candidates(self, run: Run, kind: str, size: str, n: int) -> dict[str, Path]:
-        """Fit, sample, rank and export; the files, the best one first."""
+    def candidates(self, run: Run, kind: str, size: str, n: int) -> dict[str, tuple[Path, int]]:
+        """Fit, sample, rank and export; the files and parameters, the best one first."""
         from ..ranking import rank
         from ..run.posterior import posterior_of
         from ..sampling import read_candidates, sample
@@ -118,24 +123,24 @@ class _Steps:
 
         target: dict[str, Any] = {f"target_{kind}": _nearly(size, f"`max_{kind}`")}
         self.fitted(run, dataclasses.replace(self.settings, **target), self.tensorboard)
-        network, _ = posterior_of(run)
+        network, posterior = posterior_of(run)
         budget: dict[str, Any] = {f"max_{kind}": size}
         (wanted,) = budgets_of(network, **{kind: size})
         try:
             drawn = run.budgets() == [wanted.label]
-            drawn = drawn and len(read_candidates(run, network, wanted.label).keep) == n
+            drawn = drawn and len(read_candidates(run, network, posterior, wanted.label).keep) == n
         except PgnasError:
             drawn = False
         if not drawn:
             self.terminal.note(f"drawing {n} candidates")
-            sample(run, n, **budget)
+            sample(run, n, **budget, force=True)
         began = time.perf_counter()
         boards = rank(run, top=TOP, machine=self.machine)
         seconds = time.perf_counter() - began
         show_ranking(self.terminal, boards, TOP, 0, seconds, result=False)
         return {name: self.exported(run, name, what) for name, what in _EXPORTED.items()}
 
-    def whole(self, home: Run) -> Path:
+    def whole(self, home: Run) -> tuple[Path, int]:
         """The network without gates, trained as long."""
         run = Run(home.folder / "whole")
         board = None if self.tensorboard is None else self.tensorboard / home.folder.name
@@ -167,13 +172,15 @@ class _Steps:
         for line in fit_summary_lines(summary):
             self.terminal.note(line)
 
-    def exported(self, run: Run, name: str, candidate: str, into: Path | None = None) -> Path:
-        """Write one network."""
+    def exported(
+        self, run: Run, name: str, candidate: str, into: Path | None = None
+    ) -> tuple[Path, int]:
+        """Write one network; its file and parameters."""
         from ..exporting import export
 
         path = (into or run.folder) / f"{name}.safetensors"
-        export(path, run, candidate=candidate, force=True, machine=self.machine)
-        return path
+        about = export(path, run, candidate=candidate, force=True, machine=self.machine)
+        return path, about.params
 
     def evaluated(self, home: Run, files: dict[str, Path]) -> "list[Evaluation]":
         """Test errors of the networks, kept in the run; none where there are no test images."""

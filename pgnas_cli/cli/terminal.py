@@ -1,6 +1,7 @@
 """What people see: progress and notes on stderr, results on stdout, the error line.
 
 The only user of rich. Text of ours is never parsed as markup: names and paths may hold brackets.
+What leaves here is `visible`: names and files may hold what would act on a terminal.
 """
 
 import json
@@ -22,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import brief, visible
 from ..progress import Task
 from ..units import clock
 from .words import flagged
@@ -29,6 +31,7 @@ from .words import flagged
 AT_ONCE = 1.0  # seconds after which a task says that it will take longer than SILENCE
 SILENCE = 10.0  # seconds without a line, where there is no bar
 PATIENCE = 60.0  # the same, once a task has taken as long
+CELL = 200  # characters of a cell of a table
 
 
 class Terminal:
@@ -45,11 +48,11 @@ class Terminal:
         """A remark on stderr."""
         self.told = time.monotonic()
         if not self.quiet:
-            (self.bar.console if self.bar else self.err).print(Text(flagged(text)))
+            (self.bar.console if self.bar else self.err).print(Text(brief(flagged(text))))
 
     def result(self, text: str) -> None:
         """A line on stdout."""
-        self.out.print(Text(text))
+        self.out.print(Text(visible(text)))
 
     def json(self, value: dict[str, Any]) -> None:
         """The one JSON object of a `--json` command."""
@@ -59,21 +62,23 @@ class Terminal:
         self,
         title: str,
         headings: Sequence[str],  # "<name": a column of text, left-aligned; others are numbers
-        rows: Sequence[Sequence[str]],
+        rows: Sequence[Sequence[str | tuple[str, ...]]],  # a tuple: lines of one cell
         *,
         result: bool = True,  # on stdout; else part of the conversation
     ) -> None:
         """A table."""
         if self.quiet and not result:
             return
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(title=Text(brief(title)), title_justify="left")
         for heading in headings:
             if heading.startswith("<"):
                 table.add_column(heading[1:], overflow="fold")
             else:
                 table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(*map(Text, row))
+            lines = [(cell,) if isinstance(cell, str) else cell for cell in row]
+            cells = ("\n".join(brief(line, CELL) for line in cell) for cell in lines)
+            table.add_row(*map(Text, cells))
         (self.out if result else self.err).print(table)
 
     @contextmanager
@@ -99,7 +104,7 @@ class Terminal:
                 self.bar = None
 
     def _added(self, bar: Progress, what: str, total: int | None) -> Iterator[Task]:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(brief(what, CELL), total=total)
         try:
             yield _Bar(bar, task)
         finally:
@@ -113,7 +118,8 @@ class _Bar:
         self.bar, self.task = bar, task
 
     def update(self, done: int, *, total: int | None = None, what: str | None = None) -> None:
-        self.bar.update(self.task, completed=done, total=total, description=what)
+        shown = None if what is None else brief(what, CELL)
+        self.bar.update(self.task, completed=done, total=total, description=shown)
 
 
 class _Line:
@@ -144,5 +150,5 @@ class _Line:
 def failure(text: str) -> None:
     """The error line."""
     Console(stderr=True).print(
-        f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True
+        f"error: {brief(text)}", style="red", markup=False, highlight=False, soft_wrap=True
     )

@@ -13,7 +13,6 @@ from .dataset import (
     Part,
     Preprocessing,
     Source,
-    check_input,
     cut_data,
     digest,
     remarks_on,

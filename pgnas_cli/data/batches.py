@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import PgnasError
 from ..progress import track
 from ..seeds import derived_seed, generator, seeded_globals
+from ..signals import StopRequest
 from .dataset import ImageData, Part, Preprocessing
 
 
@@ -215,7 +216,8 @@ def _loaded(
         pin_memory=torch.cuda.is_available(),
         generator=generator(0, "loader"),
     )
-    batches = iter(loader)
+    with StopRequest():  # a half-started loader cannot be ended
+        batches = iter(loader)
     try:
         for item in batches:
             if isinstance(item, PgnasError):

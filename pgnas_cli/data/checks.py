@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,7 +44,8 @@ def checked(folder: Path, paths: Sequence[Path]) -> list[Facts | str]:
         return [found[index] for index in range(len(paths))]
     began, new = time.monotonic(), {}
     try:
-        for index, facts in _decoded(left, paths):
+        decoded = in_threads(lambda index: facts_of(paths[index]), left)
+        for index, facts in zip(left, decoded, strict=True):
             found[index] = facts
             stamp = stamps[index]
             if stamp and isinstance(facts, Facts):
@@ -58,14 +59,20 @@ def checked(folder: Path, paths: Sequence[Path]) -> list[Facts | str]:
     return [found[index] for index in range(len(paths))]
 
 
-def _decoded(left: Sequence[int], paths: Sequence[Path]) -> Iterator[tuple[int, Facts | str]]:
-    """Pillow leaves Python's lock while it decodes, so threads will do."""
+def in_threads(
+    decode: Callable[[int], Facts | str], images: Sequence[int]
+) -> Iterator[Facts | str]:
+    """`decode` of each; Pillow leaves Python's lock while it decodes, so threads will do."""
     endings()  # registers plug-ins
     workers = min(8, os.cpu_count() or 1)
-    with silenced(), ThreadPoolExecutor(workers) as pool, task("checking images", len(left)) as bar:
-        for first in range(0, len(left), _AT_ONCE):
-            some = left[first : first + _AT_ONCE]
-            yield from zip(some, pool.map(facts_of, (paths[i] for i in some)), strict=True)
+    with (
+        silenced(),
+        ThreadPoolExecutor(workers) as pool,
+        task("checking images", len(images)) as bar,
+    ):
+        for first in range(0, len(images), _AT_ONCE):
+            some = images[first : first + _AT_ONCE]
+            yield from pool.map(decode, some)
             bar.update(first + len(some))
 
 

@@ -107,6 +107,7 @@ class ImageData:
     test: Part | None
     preprocessing: Preprocessing
     mirror: bool = True  # whether a mirrored image is of the same class
+    remarks: tuple[str, ...] = ()  # what the user should know of the images
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Source:
     small: int | None  # pixels, where the images are small and of one size
     mirror: bool = True
     copy_of: tuple[int, ...] = ()  # for each of `train` the first of its bytes; (): all differ
-    remarks: tuple[str, ...] = ()  # what the user should know of the images
+    remarks: tuple[str, ...] = ()  # as of ImageData
 
     @property
     def channels(self) -> int:
@@ -166,18 +167,9 @@ def cut_data(
             " choose another `backbone`"
         )
     return ImageData(
-        source.name, source.classes, fit, rest, source.test, preprocessing, source.mirror
-    )
-
-
-def check_input(input_shape: tuple[int, int, int], backbone: str) -> None:
-    """Raise PgnasError where images are not read in that shape (channels, height, width)."""
-    channels, height, width = input_shape
-    if height != width or channels not in (1, 3):
-        raise PgnasError(
-            f"backbone '{backbone}' takes {channels} channel(s) of {height}x{width} pixels; images"
-            " are read as squares of 1 or 3 channels"
-        )
+        source.name, source.classes, fit, rest, source.test, preprocessing, source.mirror,
+        source.remarks,
+    )  # fmt: skip
 
 
 def remarks_on(data: ImageData) -> list[str]:

@@ -41,7 +41,7 @@ def open_picture(path: Path) -> Image.Image:
             return as_rgb(image)
     except Exception as error:  # Pillow raises many kinds
         raise PgnasError(
-            f"'{path}' does not decode ({_reason(error)}); remove it or add `skip_corrupt`"
+            f"'{path}' does not decode ({reason_of(error)}); remove it or add `skip_corrupt`"
         ) from None
 
 
@@ -88,7 +88,7 @@ def silenced() -> Iterator[None]:
         yield
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a file does not decode, without its path."""
     if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow knows"
@@ -124,6 +124,6 @@ def facts_of(path: Path) -> Facts | str:
             white = white_of(image)
             brightest = -1.0 if white is None else float(np.asarray(image).max()) / white
     except Exception as error:  # Pillow raises many kinds
-        return _reason(error)
+        return reason_of(error)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return Facts(digest, width if width == height <= SMALL else 0, turned, brightest)

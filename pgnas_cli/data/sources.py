@@ -1,5 +1,6 @@
 """Where data sets come from: the embedded digits, class folders, and the names that timm knows."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
@@ -10,16 +11,24 @@ import torch
 from PIL import Image
 from timm.data import create_dataset
 
-from ..errors import PgnasError
-from ..progress import track
-from .checks import checked
+from ..errors import PgnasError, one_line
+from .checks import checked, in_threads
 from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
 from .faults import Findings, copies, damaged, oddities, small_size, without_copies
-from .listing import Listing, class_folders, left_out, listing_of, test_folder_of, text_of
-from .pictures import SMALL, Facts, as_rgb, open_picture
+from .listing import (
+    TEST_FOLDERS,
+    Listing,
+    class_folders,
+    left_out,
+    listing_of,
+    test_folder_of,
+    text_of,
+)
+from .pictures import SMALL, Facts, as_rgb, open_picture, reason_of
 
 LOOKED_AT = 64  # images of a named data set whose size is taken for that of all
 READ = ("train", "test")
+TESTED = ("test",)
 
 
 def find_data(
@@ -30,6 +39,9 @@ def find_data(
     reads: Sequence[str] = READ,  # the splits that will be read: their images must decode
 ) -> Source:
     """Look a data set up: its classes, its images, and whether they are small.
+
+    Whoever reads the test images alone may name a folder without train/: with a test folder, or
+    with nothing but class folders.
 
     Every image file is decoded once, and what was found is remembered (checks.py). Raises
     PgnasError where the folder is not as it should be, with what was looked for.
@@ -42,15 +54,15 @@ def find_data(
     elif name in _PLAIN_NAMES and (root / name / "train").is_dir():
         source = folder(root / name, DataName(name))
     elif name in _PLAIN_NAMES:
-        source = _plainly_named(name, root, skip_corrupt)
+        source = _plainly_named(name, root, skip_corrupt, reads)
     elif name.split("/")[0] in _TIMM_SOURCES and "/" in name:
-        source = _timm_named(name, root, skip_corrupt)
+        source = _timm_named(name, root, skip_corrupt, reads)
     else:
         raise PgnasError(
             f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
             f", {', '.join(_PLAIN_NAMES)}, or a timm name such as torch/mnist"
         )
-    if len(source.classes) < 2:
+    if len(source.classes) < 2 and reads != TESTED:
         raise PgnasError(f"'{name}' has one class ('{source.classes[0]}'); at least two are needed")
     return source
 
@@ -90,12 +102,16 @@ def _digits() -> Source:
 
 def _folder(folder: Path, name: DataName, *, skip_corrupt: bool, reads: Sequence[str]) -> Source:
     """The images of train/<class>/ and of the first test folder that has the same classes."""
+    tested = reads == TESTED
     try:
-        classes, splits, remarks = _listed(folder)
+        if tested and not (folder / "train").is_dir():
+            classes, splits, remarks = _labelled(folder)
+        else:
+            classes, splits, remarks = _listed(folder)
     except OSError as error:
         raise PgnasError(f"'{error.filename}' cannot be read: {error.strerror}") from None
     found: dict[Path, Facts | str] = {p: "not read" for s in splits.values() for p in s.paths}
-    paths = splits["test"].paths if reads == ("test",) and "test" in splits else tuple(found)
+    paths = splits["test"].paths if tested and "test" in splits else tuple(found)
     found.update(zip(paths, checked(folder, paths), strict=True))
     if "test" in splits:
         splits["train"], copied = without_copies(splits["train"], splits["test"], classes, found)
@@ -130,11 +146,22 @@ def _listed(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing], list[str
     return tuple(places), splits, remarks + left_out(splits)
 
 
+def _labelled(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing], list[str]]:
+    """The same of a folder without train/: labelled images to test on."""
+    there = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
+    place = next((path for path in there if class_folders(path)), folder)
+    classes = class_folders(place)
+    if not classes:
+        raise PgnasError(f"'{place}' has no class folders; expected {place}/<class>/*.jpg")
+    splits = {"train": Listing(folder, (), (), (), {}), "test": listing_of(place, classes)}
+    return tuple(classes), splits, left_out(splits)
+
+
 def _part(listing: Listing, found: Findings, skip_corrupt: bool) -> Part:
     bad = {i for i, path in enumerate(listing.paths) if isinstance(found[path], str)}
     return Part(
-        torch.tensor(listing.labels), listing.keys, open=partial(_open_file, listing.paths),
-        damaged=frozenset(bad if skip_corrupt else ()),
+        torch.tensor(listing.labels, dtype=torch.int64), listing.keys,
+        open=partial(_open_file, listing.paths), damaged=frozenset(bad if skip_corrupt else ()),
     )  # fmt: skip
 
 
@@ -146,7 +173,7 @@ def _open_file(paths: Sequence[Path], index: int) -> Image.Image:
 _PLAIN_NAMES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "imagenet": ""}
 
 
-def _plainly_named(name: str, root: Path, skip_corrupt: bool) -> Source:
+def _plainly_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[str]) -> Source:
     """What torchvision has or downloads in `root`."""
     own, folder = root / name, _PLAIN_NAMES[name]
     if not folder:
@@ -155,7 +182,7 @@ def _plainly_named(name: str, root: Path, skip_corrupt: bool) -> Source:
             f" its folder as `data`, or the folder that '{name}' lies in as `data_root`"
         )
     try:
-        found = _timm_named(f"torch/{name}", root, skip_corrupt)
+        found = _timm_named(f"torch/{name}", root, skip_corrupt, reads)
         return dataclasses.replace(found, name=DataName(name))
     except PgnasError as error:
         raise PgnasError(
@@ -166,8 +193,11 @@ def _plainly_named(name: str, root: Path, skip_corrupt: bool) -> Source:
 _TIMM_SOURCES = ("torch", "hfds", "tfds", "wds", "hfids")
 
 
-def _timm_named(name: str, root: Path, skip_corrupt: bool) -> Source:
-    """A data set that timm knows by name; its own splits are train and validation or test."""
+def _timm_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[str]) -> Source:
+    """A data set that timm knows by name; its own splits are train and validation or test.
+
+    Its images are decoded once here, and nothing is remembered: some lie in no files.
+    """
     parts = []
     for split, training in (("train", True), ("validation", False)):
         try:
@@ -182,14 +212,27 @@ def _timm_named(name: str, root: Path, skip_corrupt: bool) -> Source:
                 " `data_root` says where data sets live"
             ) from None
         keys = tuple(f"{split}-{i:07d}" for i in range(len(labels)))
-        parts.append(Part(torch.tensor(labels), keys, open=partial(_open_item, source)))
-    if skip_corrupt:
-        parts = [_readable(part) for part in parts]
-    train, test = parts
-    found = sorted({*train.labels.tolist()})
+        parts.append(
+            Part(
+                torch.tensor(labels), keys, open=partial(_open_item, source, f"'{name}' ({split})")
+            )
+        )
     names = getattr(create_dataset(name, str(root), split="train"), "classes", None)
-    classes = tuple(str(names[i]) if names else str(i) for i in range(found[-1] + 1))
-    return Source(DataName(name), classes, train, test, _small_size(train))
+    last = int(parts[0].labels.max())
+    classes = tuple(str(names[i]) if names else str(i) for i in range(last + 1))
+    whole = dict(zip(READ, parts, strict=True))
+    read = {split: part for split, part in whole.items() if split in reads or skip_corrupt}
+    facts = {split: _facts_of(part) for split, part in read.items()}
+    listings = {split: _as_listing(name, part) for split, part in read.items()}
+    findings = {
+        p: f for s, one in listings.items() for p, f in zip(one.paths, facts[s], strict=True)
+    }
+    remarks = damaged(Path(name), listings, classes, findings, skip_corrupt)
+    for split, about in facts.items():
+        bad = frozenset(i for i, fact in enumerate(about) if isinstance(fact, str))
+        whole[split] = dataclasses.replace(whole[split], damaged=bad)
+    train, test = whole["train"], whole["test"].readable()
+    return Source(DataName(name), classes, train, test, _small_size(train), remarks=tuple(remarks))
 
 
 def _labels(source: Any) -> list[int]:
@@ -203,17 +246,28 @@ def _labels(source: Any) -> list[int]:
     return [int(source[i][1]) for i in range(len(source))]
 
 
-def _open_item(source: Any, index: int) -> Image.Image:
-    image = source[index][0]
-    assert isinstance(image, Image.Image)
-    return as_rgb(image)
+def _open_item(source: Any, called: str, index: int) -> Image.Image:
+    """timm's own data set gives the next image in place of one that does not decode."""
+    try:
+        image = getattr(source, "reader", source)[index][0]
+        if isinstance(image, Image.Image):
+            return as_rgb(image)
+        with image, Image.open(image) as opened:  # a file, or bytes
+            return as_rgb(opened)
+    except Exception as error:  # Pillow and the sources raise many kinds
+        raise PgnasError(
+            f"image {index} of {called} does not decode ({reason_of(error)})"
+        ) from None
 
 
 def _small_size(part: Part) -> int | None:
     """Height = width of the images where they are small and alike; None for photos."""
     assert part.open is not None
     step = max(1, len(part) // LOOKED_AT)
-    sizes = {part.open(i).size for i in range(0, len(part), step)}
+    sizes = set()
+    for index in range(0, len(part), step):
+        with contextlib.suppress(PgnasError):  # told where it is read
+            sizes.add(part.open(index).size)
     if len(sizes) == 1:
         (width, height) = sizes.pop()
         if width == height <= SMALL:
@@ -221,13 +275,21 @@ def _small_size(part: Part) -> int | None:
     return None
 
 
-def _readable(part: Part) -> Part:
-    assert part.open is not None
-    good = []
-    for index in track(range(len(part)), "checking images"):
+def _facts_of(part: Part) -> list[Facts | str]:
+    """Of each image that it decodes, or why not."""
+
+    def fact(index: int) -> Facts | str:
+        assert part.open is not None
         try:
             part.open(index)
-            good.append(index)
-        except PgnasError:
-            continue
-    return part.subset(good)
+        except PgnasError as error:
+            return one_line(error)
+        return Facts("", 0, turned=False, brightest=-1)
+
+    return list(in_threads(fact, range(len(part))))
+
+
+def _as_listing(name: str, part: Part) -> Listing:
+    """The images of a named data set as if they were files of a folder called so."""
+    paths = tuple(Path(name, key) for key in part.keys)
+    return Listing(Path(name), paths, tuple(part.labels.tolist()), part.keys, {})

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
+from ..machine import full_float32
 from ..run import Run, newest_run
-from ..run.posterior import SupernetSpec
+from ..run.posterior import SupernetSpec, check_supernet
 from ..seeds import generator
 from ..sizes import count, parameter_count, whole_macs
 from ..slimming import (
     Cut,
     Layout,
+    agree,
     arranged,
     difference,
     largest_difference,
@@ -32,10 +34,11 @@ from ..slimming import (
     wire,
 )
 from ..storage import file_digest, from_json, to_json
-from ..tensors import checked, read_tensors, restore_, versioned, write_tensors
+from ..tensors import checked, read_header, read_values, restore_, versioned, write_tensors
 
 NETWORK = "pgnas.network/1"
 TOLERANCE = 1e-4  # of the largest logit: masked and slim network must agree to this
+WIDEST = 2  # times the whole network; rounding and planes of ones add channels
 FINGERPRINT_TOLERANCE = 1e-3  # of the largest logit: other machines round otherwise
 
 
@@ -81,7 +84,7 @@ def checked_slim(
     """
     smaller = slim(network, keep, layout, round_to=round_to)
     differs = largest_difference(network, keep, smaller, batches)
-    if not differs <= TOLERANCE:
+    if not agree(differs, TOLERANCE, network, batches, keep):
         raise PgnasError(
             f"the slim network differs from the masked one by {differs:.1e} of the largest logit"
             f" (allowed {TOLERANCE:.0e}); '{path}' was not written, please report this"
@@ -92,7 +95,7 @@ def checked_slim(
 def write_network(path: Path, smaller: nn.Module, about: NetworkInfo) -> None:
     """Store a slim network in layout "small"."""
     smaller = smaller.cpu()
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         fingerprint = smaller(fixed_input(about.supernet.preprocessing.input_shape))
     tensors = {f"network.{k}": v for k, v in smaller.state_dict().items()}
     write_tensors(path, NETWORK, {**tensors, "fingerprint": fingerprint}, to_json(about))
@@ -103,27 +106,36 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
 
     Raises PgnasError where the file is damaged or computes something else than when written.
     """
-    tensors, content = read_tensors(path, NETWORK)
-    fields = {k: v for k, v in content.items() if k not in versioned(NETWORK)}
-    about = from_json(NetworkInfo, fields, path)
-    fingerprint = tensors.pop("fingerprint", None)
+    header, content = read_header(path, NETWORK)
+    about = about_of(content, path)
+    shape = (1, len(about.supernet.classes))
+    named = {k.removeprefix("network."): v for k, v in header.items() if k != "fingerprint"}
+    if "fingerprint" not in header or tuple(header["fingerprint"].shape) != shape:
+        raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
+    whole = ungated_copy(about.supernet.network())
+    _check_cuts(about.cuts, named, whole, path)
+    network = reshape_(whole, about.cuts)
+    checked(named, network.state_dict(), path)
+    if sum(p.numel() for p in network.parameters()) != about.params:
+        raise PgnasError(f"'{path}' is damaged: it has not the {about.params} parameters it names")
+    tensors = read_values(path, header)
+    fingerprint = tensors.pop("fingerprint")
     state = {k.removeprefix("network."): v for k, v in tensors.items()}
-    network = reshape_(ungated_copy(about.supernet.network()), _sane(about.cuts, state, path))
-    checked(state, network.state_dict(), path)
     _check_positions(network, state, path)
     restore_(network, state)
     network.eval()
     try:
-        with torch.no_grad():
-            logits = network(fixed_input(about.supernet.preprocessing.input_shape))
-    except RuntimeError as error:
+        given = fixed_input(about.supernet.preprocessing.input_shape)
+        with torch.no_grad(), full_float32():
+            logits = network(given)
+    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         raise PgnasError(
             f"'{path}' is damaged: its layers do not fit together ({one_line(error)})"
         ) from None
-    if fingerprint is None or fingerprint.shape != logits.shape:
+    if fingerprint.shape != logits.shape:
         raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
     differs = difference(logits, fingerprint)
-    if not differs <= FINGERPRINT_TOLERANCE:
+    if not agree(differs, FINGERPRINT_TOLERANCE, network, [given]):
         raise PgnasError(
             f"'{path}' computes other logits than when it was written (by {differs:.1e} of the"
             " largest): a package of its backbone has changed, install the version of then"
@@ -131,16 +143,60 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
     return arranged(network, layout), about
 
 
-def _sane(cuts: dict[str, Cut], state: dict[str, Tensor], path: Path) -> dict[str, Cut]:
+def about_of(content: dict[str, Any], path: Path) -> NetworkInfo:
+    """What a file says of its network, from its metadata; nothing is built.
+
+    Raises PgnasError where a field is missing or out of bounds, and where the network that the file
+    names has another size than it says.
+    """
+    fields = {k: v for k, v in content.items() if k not in versioned(NETWORK)}
+    about = from_json(NetworkInfo, fields, path)
+    sane = (
+        0 <= about.params <= WIDEST * about.whole_params < 2**53
+        and 0 <= about.paper_params < 2**53
+        and 0 <= about.macs < 2**53
+        and 0 < about.whole_macs < 2**53
+        and 0 <= about.held_out_errors <= about.held_out_images < 2**53
+        and about.held_out_images > 0
+        and 0 <= about.finetuned_epochs < 2**53
+    )
+    if not sane:
+        raise PgnasError(f"'{path}' is damaged: its sizes cannot be")
+    found, options = check_supernet(about.supernet, path), about.supernet.options
+    if found is not None and not found.inflates_within(options, about.whole_params, path):
+        whole = parameter_count(found.network)
+        if whole != about.whole_params:
+            raise PgnasError(
+                f"'{path}' says {about.whole_params} parameters of {about.supernet.backbone}, which"
+                f" has {whole}; it was written by another version of the backbone"
+            )
+    return about
+
+
+def _check_cuts(
+    cuts: dict[str, Cut], described: dict[str, Tensor], whole: nn.Module, path: Path
+) -> None:
     """Refuse sizes that no tensor of the file bears out, before memory is set aside for them."""
-    largest = max((max(t.shape, default=0) for t in state.values()), default=0)
+    known = {**dict(whole.named_modules()), **dict(whole.named_parameters())}
+    shapes = [tensor.shape for tensor in (*whole.parameters(), *described.values())]
+    widest = WIDEST * max(max(shape, default=0) for shape in shapes)
     for layer, cut in cuts.items():
-        least = min(cut.inputs, cut.picks, cut.first)
-        if not (least >= 0 and 0 < cut.outputs <= largest and cut.inputs <= largest):
-            if cut.kind == "idle" and 0 < cut.outputs <= 1_000_000:
-                continue
+        counts = (cut.outputs, cut.inputs, cut.picks, cut.first)
+        if min(counts) < 0 or min(cut.outputs, cut.groups) < 1 or max(counts[:3]) > widest:
             raise PgnasError(f"'{path}' is damaged: layer {layer} has impossible sizes")
-    return cuts
+        wanted: dict[str, tuple[int, ...]] = {}  # the first axes of its tensors
+        if cut.kind in ("mix", "grouped"):
+            wanted[f"{layer}.weight"] = (cut.outputs, cut.inputs)[: 1 + (cut.kind == "mix")]
+        elif cut.kind == "constant":
+            wanted[f"{layer}.value"] = (cut.outputs,)
+        if cut.picks:
+            wanted[f"{layer}.read"] = (cut.inputs - cut.plane,)
+        for name, sizes in wanted.items() if layer in known else ():  # else `reshape_` says so
+            found = described[name].shape[: len(sizes)] if name in described else None
+            if found != sizes:
+                raise PgnasError(
+                    f"'{path}' does not fit: layer {layer} has {sizes}, its tensor {found}"
+                )
 
 
 def _check_positions(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -187,8 +243,9 @@ def origin(files: Sequence[Path], made_from: set[str], named: Run | None) -> Run
         with contextlib.suppress(PgnasError):
             runs.append(newest_run(fitted=True))
     for run in dict.fromkeys(runs):
-        if run.posterior.exists() and file_digest(run.posterior) in made_from:
-            return run
+        with contextlib.suppress(PgnasError):  # none there
+            if file_digest(run.posterior) in made_from:
+                return run
     if named is not None:
         raise PgnasError(
             f"'{named.folder}' is not the run that these networks came from; leave `run` out, or"

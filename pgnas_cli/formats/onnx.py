@@ -12,6 +12,7 @@ crop keeps. `interpolation` is its name, bilinear for one.
 
 import io
 import json
+import math
 import tempfile
 import warnings
 from contextlib import redirect_stdout
@@ -23,14 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
-from ..slimming import difference
-from ..storage import from_json, to_json
+from ..slimming import agree, difference
+from ..storage import read_bytes, to_json
 from ..tensors import parsed, versioned
-from .network import NETWORK, NetworkInfo
+from .network import NETWORK, NetworkInfo, about_of
 
 TOLERANCE = 1e-4  # of the largest logit
 BATCHES = (1, 8)
 OPSETS = (18, 23)  # that torch's exporter can write
+MOST_CONTENT = 2**31  # bytes of a file, a limit of the format
+MOST_VALUES = 2**28  # of one tensor for one image, in a file that is read
 LARGER = 32  # pixels, by which another size is larger
 
 
@@ -59,7 +62,7 @@ def onnx_content(
     except Exception as error:  # exporter and runtime raise many kinds
         advice = "; leave out `dynamic_size`" if dynamic_size else ""
         raise PgnasError(f"'{path}' was not written: {one_line(error)}{advice}") from None
-    if not differs <= TOLERANCE:
+    if not agree(differs, TOLERANCE, network, samples):
         raise PgnasError(
             f"'{path}' was not written: its logits differ by {differs:.1e} of the largest"
             f" (allowed {TOLERANCE:.0e}), please report this"
@@ -161,6 +164,8 @@ class OnnxNetwork(nn.Module):
         runtime = _packages()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # What fails is raised; names in a file stay off the terminal.
+        options.log_severity_level = 4
         self.session = runtime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )
@@ -174,17 +179,54 @@ class OnnxNetwork(nn.Module):
 def read_onnx(path: Path) -> tuple[nn.Module, NetworkInfo]:
     """An ONNX file that `export` wrote, ready to run, and what it is about."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, MOST_CONTENT)
     except OSError as error:
         raise PgnasError(f"'{path}' cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise _not_taken(path, error) from None
+    _packages()
+    import onnx
+
+    try:
+        model = onnx.load_from_string(content)
+        _check_graph(model)
+    except Exception as error:  # protobuf and onnx raise kinds of their own
+        raise _not_taken(path, error) from None
+    text = {prop.key: prop.value for prop in model.metadata_props}.get("pgnas")
+    about = about_of(parsed(path, text, NETWORK), path)
     try:
         network = OnnxNetwork(content)
+        shape = about.supernet.preprocessing.input_shape
+        logits = network(torch.zeros(1, *shape))
+        if tuple(logits.shape) != (1, len(about.supernet.classes)):
+            raise ValueError(f"it gives {tuple(logits.shape)} logits for one image")
     except PgnasError:
         raise
     except Exception as error:  # ONNX Runtime raises kinds of its own
-        raise PgnasError(
-            f"'{path}' is not an ONNX file that ONNX Runtime takes ({one_line(error)})"
-        ) from None
-    text = network.session.get_modelmeta().custom_metadata_map.get("pgnas")
-    fields = {k: v for k, v in parsed(path, text, NETWORK).items() if k not in versioned(NETWORK)}
-    return network.eval(), from_json(NetworkInfo, fields, path)
+        raise _not_taken(path, error) from None
+    return network.eval(), about
+
+
+def _not_taken(path: Path, error: Exception) -> PgnasError:
+    return PgnasError(f"'{path}' is not an ONNX file that ONNX Runtime takes ({one_line(error)})")
+
+
+def _check_graph(model: Any) -> None:
+    """ValueError for what `export` never writes: tensors in other files, steps of other packages,
+    loops, and tensors above `MOST_VALUES`, as far as their shapes are known."""
+    import onnx
+
+    if model.functions or any(node.domain for node in model.graph.node):
+        raise ValueError("it has steps of another package")
+    attributes = [a for node in model.graph.node for a in node.attribute]
+    tensors = [*model.graph.initializer, *(t for a in attributes for t in (a.t, *a.tensors))]
+    if any(t.data_location == onnx.TensorProto.EXTERNAL or t.external_data for t in tensors):
+        raise ValueError("its tensors lie in other files")
+    if any(a.g.node or a.graphs for a in attributes):
+        raise ValueError("it has loops or branches")
+    onnx.checker.check_model(model)  # looks for such files, so that it comes behind
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if math.prod(max(1, dim.dim_value) for dim in dims) > MOST_VALUES:
+            raise ValueError(f"tensor {value.name} has too many values")

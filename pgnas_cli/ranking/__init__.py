@@ -3,7 +3,7 @@
 from .evaluator import Evaluator, finished, held_out_evaluator, races
 from .leaderboard import SHOWN, Leaderboard, leaderboard_of, rank, rank_again, read_ranking
 from .race import Race
-from .statistics import error_cells, interval, paired_p
+from .statistics import error_cells, interval, like_guessing, paired_p
 from .summary import (
     RANKING_HEADINGS,
     certainty_lines,

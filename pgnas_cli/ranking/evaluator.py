@@ -1,7 +1,7 @@
 """Evaluate candidates on the held-out images and rank them.
 
 One canonical evaluation decides whether a candidate is right on an image: the super-network, cut
-down to what candidates can keep, in evaluation mode under the candidate's mask, float32,
+down to what candidates can keep, in evaluation mode under the candidate's mask, full float32,
 channels-last, in forwards of one fixed number of pairs (the last one padded), whose images and
 candidates may all differ. Logits change in their last bits with the size of a batch though not with
 what else is in it, so the outcome of a (candidate, image) pair does not depend on when it is
@@ -59,7 +59,7 @@ class Evaluator:
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
         cut = ", cut" if self.cut else ""
-        return f"{self.batch} pairs, float32, {self.labels.device.type}{cut}"
+        return f"{self.batch} pairs, full float32, {self.labels.device.type}{cut}"
 
     @torch.inference_mode()
     def __call__(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +111,8 @@ def races(
     candidates, images = len(evaluator.keep), len(evaluator.labels)
     wanted = candidates if top is None else max(1, min(top, candidates))
     same_as = same_masks(evaluator.keep) if race is None else race.same_as
-    if race is not None:
-        race.top = wanted
+    if race is not None and race.top != wanted:
+        race.top, race.turn, race.goal = wanted, 0, race.seen
     networks = len(distinct(same_as))
     with task("ranking", networks * images) as shown:
         pilots = min(PILOTS, networks)

@@ -8,29 +8,30 @@ there, as does one that is asked for more of the best.
 import dataclasses
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import Interrupted, PgnasError
+from ..errors import Interrupted, PgnasError, command
 from ..fields import check_range
-from ..machine import Machine
+from ..machine import Machine, full_float32
 from ..progress import note
-from ..run import Run, run_at
+from ..run import Run, run_at, writing
 from ..run.posterior import held_out_of, posterior_of
 from ..sampling import Candidates, read_candidates
 from ..seeds import numpy_generator
-from ..storage import file_digest, write_text
-from ..tensors import checked, read_tensors, write_tensors
-from ..training import StopRequest
+from ..signals import StopRequest
+from ..storage import write_text
+from ..tensors import checked, read_header, read_values, write_tensors
+from ..training import Saving
 from .evaluator import Evaluator, held_out_evaluator, races
 from .race import PILOTS, Race, distinct, places, same_masks
-from .statistics import Confidence, confidence, expected_error
+from .statistics import Confidence, confidence, expected_error, like_guessing
 
 RANKING = "pgnas.ranking/1"
-SAVE_SECONDS = 30.0
 SHOWN = 10  # rows whose order is tested
 
 
@@ -100,6 +101,7 @@ class Leaderboard:
         return bool(self.race.finished.all())
 
 
+@full_float32()
 def rank(
     run: Run | str | Path | None = None,  # None: the newest in runs/
     *,
@@ -107,6 +109,7 @@ def rank(
     exhaustive: bool = False,  # evaluate every pair
     time_limit: float | None = None,  # minutes
     budget: str | None = None,  # label of the one to rank within; None: all
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> list[Leaderboard]:
     """Find the best candidates of a run on its held-out images, and how certain that is.
@@ -118,50 +121,67 @@ def rank(
     check_range("top", top, 1)
     if time_limit is not None:
         check_range("time_limit", time_limit, 0, open=True)
+    with writing(run):
+        return _ranked(run, top, exhaustive, time_limit, budget, data, machine)
+
+
+def _ranked(
+    run: Run,
+    top: int,
+    exhaustive: bool,
+    time_limit: float | None,
+    budget: str | None,
+    data: str | None,
+    machine: Machine,
+) -> list[Leaderboard]:
     network, posterior = posterior_of(run)
     labels = (run.budgets() or [""]) if budget is None else [budget]
-    drawn = [read_candidates(run, network, label) for label in labels]
-    data = held_out_of(run, posterior, machine.workers)
-    evaluator = held_out_evaluator(network, drawn[0].keep, data, machine.device)
+    drawn = [read_candidates(run, network, posterior, label) for label in labels]
+    images = held_out_of(run, posterior, machine.workers, moved=data)
+    evaluator = held_out_evaluator(network, drawn[0].keep, images, machine.device)
     begun: list[tuple[Candidates, Race]] = []
     start = time.perf_counter()
     with StopRequest() as request:
 
         def stopping() -> bool:
             spent = time.perf_counter() - start
-            return request.asked or (time_limit is not None and spent > 60 * time_limit)
+            return bool(request.asked) or (time_limit is not None and spent > 60 * time_limit)
 
         for candidates in drawn:
-            last = time.perf_counter()
+            saving = Saving()
             wanted = len(candidates.keep) if exhaustive else min(top, len(candidates.keep))
             own = evaluator.of(candidates.keep)
             earlier = _race_to_resume(run, candidates, own)
             if begun and earlier is None and stopping():
                 continue  # no time left to begin it; others are shown as far as they came
             for race in races(own, candidates.sizes.params, top=wanted, race=earlier):
-                if time.perf_counter() - last > SAVE_SECONDS:
-                    _write(run, candidates, race, own)
-                    last = time.perf_counter()
+                if saving.due():
+                    saving(partial(_write, run, candidates, race, own))
                 if stopping():
                     break
             _write(run, candidates, race, own)
             begun.append((candidates, race))
-    undecided = sum(len(race.walking()) for _, race in begun)
-    if request.asked and undecided:
-        raise Interrupted(
-            f"interrupted; {undecided} candidates are undecided, resume with"
-            f" {rank_again(run, top, exhaustive)}"
-        )
-    boards = [leaderboard_of(candidates, race, posterior.seed) for candidates, race in begun]
-    for board in boards:
-        _write_table(run, board)
+        undecided = sum(len(race.walking()) for _, race in begun)
+        if request.asked and undecided:
+            raise Interrupted(
+                f"interrupted; {undecided} candidates are undecided, resume with"
+                f" {rank_again(run, top, exhaustive, data)}",
+                request.asked,
+            )
+        boards = [leaderboard_of(candidates, race, posterior.seed) for candidates, race in begun]
+        for board in boards:
+            _write_table(run, board)
+            if guessing := like_guessing(int(board.errors[board.best]), evaluator.labels.cpu()):
+                note(f"warning: the winner{board.within}: {guessing}")
     return boards
 
 
-def rank_again(run: Run, top: int = SHOWN, exhaustive: bool = False) -> str:
+def rank_again(
+    run: Run, top: int = SHOWN, exhaustive: bool = False, data: str | None = None
+) -> str:
     """The command that resumes such a ranking."""
-    more = " --exhaustive" if exhaustive else f" --top {top}" if top != SHOWN else ""
-    return f"pgnas rank --run {run.folder}{more}"
+    more = ["--exhaustive"] if exhaustive else ["--top", top] if top != SHOWN else []
+    return command("rank", "--run", run.folder, *more, *(["--data", data] if data else []))
 
 
 def leaderboard_of(candidates: Candidates, race: Race, seed: int) -> Leaderboard:
@@ -192,37 +212,53 @@ def _read(run: Run, candidates: Candidates) -> tuple[Race, str] | None:
     path = run.ranking(candidates.label)
     if not path.exists():
         return None
-    tensors, content = read_tensors(path, RANKING)
-    if content.get("made_from") != file_digest(run.candidates(candidates.label)):
+    header, content = read_header(path, RANKING)
+    if content.get("made_from") != candidates.digest:
         return None
     images, evaluated = content.get("images"), content.get("evaluated")
     race = None
-    if isinstance(images, int) and images >= 1 and isinstance(evaluated, str):
-        race = _race(tensors, images, content.get("top"), candidates, run)
+    if type(images) is int and images >= 1 and isinstance(evaluated, str):
+        _check_header(header, images, candidates, path)
+        tensors = read_values(path, header)
+        tensors.setdefault("goal", tensors["seen"])  # in older files
+        walked = content.get("top"), content.get("turn", 0)
+        race = _race(tensors, images, walked, candidates)
     if race is None:
-        raise PgnasError(f"'{path}' is damaged; rank again: pgnas rank --run {run.folder}")
+        raise PgnasError(f"'{path}' is damaged; rank again: {rank_again(run)}")
     assert isinstance(evaluated, str)
     return race, evaluated
 
 
-def _race(
-    tensors: dict[str, Tensor], images: int, top: Any, candidates: Candidates, run: Run
-) -> Race | None:
-    """The race in a file; None where its numbers contradict each other."""
-    params, same_as = candidates.sizes.params, same_masks(candidates.keep)
-    networks = distinct(same_as)
-    found, margins = (tensors.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
+def _check_header(
+    header: dict[str, Tensor], images: int, candidates: Candidates, path: Path
+) -> None:
+    found, margins = (header.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
+    row = ((len(candidates.keep),), torch.int64)
     wanted = {
-        "seen": ((len(params),), torch.int64),
+        "seen": row,
+        **({"goal": row} if "goal" in header else {}),  # not in older files
         "walk": ((images,), torch.int64),
         "hardness": ((images + 1,), torch.float64),
         "mistakes": ((found.numel(),), torch.int64),
         "margins": ((margins.numel() // images, images), torch.float32),
     }
-    checked(tensors, wanted, run.ranking(candidates.label))
+    checked(header, wanted, path)
+
+
+def _race(
+    tensors: dict[str, Tensor],
+    images: int,
+    walked: tuple[Any, Any],  # top, turn
+    candidates: Candidates,
+) -> Race | None:
+    """The race in a file; None where its numbers contradict each other."""
+    top, turn = walked
+    params, same_as = candidates.sizes.params, same_masks(candidates.keep)
+    networks = distinct(same_as)
+    found, margins = tensors["mistakes"], tensors["margins"]
     order, seen = tensors["walk"], tensors["seen"]
     sound = (
-        type(top) is int
+        type(top) is type(turn) is int
         and 1 <= top <= len(params)
         and 1 <= len(margins) <= min(PILOTS, len(networks))
         and bool((seen[networks[: len(margins)]] == images).all())
@@ -230,7 +266,9 @@ def _race(
         and bool(torch.isfinite(margins).all())
         and torch.equal(order.sort().values, torch.arange(images))
         and bool((seen >= 0).all() and (seen <= images).all() and (seen == images).any())
+        and bool((tensors["goal"] >= seen).all() and (tensors["goal"] <= images).all())
         and bool((tensors["hardness"].diff() >= 0).all())
+        and bool(torch.isfinite(tensors["hardness"]).all())
         and _among(found, order, torch.zeros_like(seen).index_copy_(0, networks, seen[networks]))
     )
     if not sound:
@@ -238,7 +276,7 @@ def _race(
     errors = torch.bincount(found.div(images, rounding_mode="floor"), minlength=len(params))
     return Race(
         order, places(params), top, same_as, seen, errors[same_as], tensors["hardness"], margins,
-        [found],
+        [found], turn, tensors["goal"],
     )  # fmt: skip
 
 
@@ -277,6 +315,7 @@ def _race_to_resume(run: Run, candidates: Candidates, evaluator: Evaluator) -> R
 def _write(run: Run, candidates: Candidates, race: Race, evaluator: Evaluator) -> None:
     tensors = {
         "seen": race.seen,
+        "goal": torch.maximum(race.goal, race.seen),
         "walk": race.order,
         "hardness": race.hardness,
         "margins": race.margins.float(),
@@ -285,8 +324,9 @@ def _write(run: Run, candidates: Candidates, race: Race, evaluator: Evaluator) -
     content = {
         "images": len(evaluator.labels),
         "top": race.top,
+        "turn": race.turn,
         "evaluated": evaluator.name,
-        "made_from": file_digest(run.candidates(candidates.label)),
+        "made_from": candidates.digest,
     }
     write_tensors(run.ranking(candidates.label), RANKING, tensors, content)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 PILOTS = 16  # networks that see every image first: they say which images are hard
 SURVEYED = 256  # walkers, of which the pairs to come are estimated
 ROUNDS_AHEAD = 4  # rounds in which the likeliest candidates are finished early
+_NONE = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass
@@ -39,6 +40,13 @@ class Race:
     hardness: Tensor  # float64 (images + 1,): the pilots' share of errors in each prefix
     margins: Tensor  # float (pilots, images): score of the label less the best other one
     mistakes: list[Tensor]  # parts of one (errors,): network x images + image of every error
+    turn: int = 0  # rounds begun; with `goal` it makes a race that is resumed the same race
+    goal: Tensor = _NONE  # (candidates,): images that each has walked when the round ends
+
+    def __post_init__(self) -> None:
+        """Without a goal no round has begun."""
+        if self.goal is _NONE:
+            self.goal = self.seen.clone()
 
     @property
     def networks(self) -> Tensor:
@@ -230,13 +238,15 @@ def run(
     chunk: int = 4096,
 ) -> Iterator[int]:
     """Walk until the first K are known; yields the number of pairs after each chunk."""
-    turn = 0
     while True:
-        ids, steps = next_walks(race, turn, fill)
+        ids = (race.goal > race.seen).nonzero().flatten()  # of a round that was stopped
+        steps = race.goal[ids] - race.seen[ids]
         if not len(ids):
-            return
+            ids, steps = next_walks(race, race.turn, fill)
+            if not len(ids):
+                return
+            race.turn, race.goal = race.turn + 1, race.seen.index_add(0, ids, steps)
         candidates, images = pairs_of(race, ids, steps)
         for some, shown in zip(candidates.split(chunk), images.split(chunk), strict=True):
             advance(race, some, shown, evaluate(some, shown))
             yield len(some)
-        turn += 1

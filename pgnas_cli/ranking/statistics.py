@@ -38,6 +38,21 @@ def error_cells(errors: int, images: int) -> tuple[str, str]:
     return percent(errors / images), f"{100 * low:.1f}-{100 * high:.1f}"
 
 
+def like_guessing(errors: int, labels: Tensor) -> str:
+    """A warning where the interval of an error contains what naming the largest class costs; or "".
+
+    `labels`: int64 (images,), of the images that the errors are counted on.
+    """
+    low, high = interval(errors, len(labels))
+    chance = 1 - int(labels.bincount().max()) / len(labels)
+    if high < chance or chance == 0:
+        return ""
+    return (
+        f"its 95 % interval, {100 * low:.1f} to {percent(high)}, contains chance level,"
+        f" {percent(chance)}: more epochs, a larger size or more images may help"
+    )
+
+
 def paired_p(first: Tensor, second: Tensor) -> float:
     """McNemar's exact two-sided test that two candidates err equally often.
 

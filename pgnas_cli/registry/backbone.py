@@ -160,7 +160,7 @@ class Inflation:
 class Start:
     """Where the initial weights of a network come from."""
 
-    pretrained: bool = False  # timm's, downloaded
+    pretrained: bool = False  # timm's or torchvision's, downloaded
     weights: Path | None = None  # a plain state dict in a safetensors file
     seed: int = 0  # of random ones
     keep_original: bool = False  # beside the branches of a network that is inflated

@@ -15,10 +15,11 @@ from ..graph import evaluating
 from ..progress import note
 from ..seeds import derived_seed, generator, seeded_globals
 from ..storage import from_json, new_file, to_json
-from ..tensors import read_tensors, write_tensors
+from ..tensors import read_header, read_values, write_tensors
 from .backbone import Backbone, Inflation, Start
 from .inflate import Inflated, check, inflate_
 from .lookup import load_backbone, with_replaced
+from .measure import measured
 from .weights import fit_weights_
 
 SUPERNET = "pgnas.supernet/1"
@@ -43,11 +44,16 @@ def build_backbone(
             raise PgnasError(
                 f"'{file}' has weights of its own; leave out `pretrained` and `weights`"
             )
-        stored, content = read_tensors(file, SUPERNET)
+        header, content = read_header(file, SUPERNET)
         parts = from_json(Parts, content.get("parts"), file)
         survives = parts.survives
         name, own = parts.backbone, {**own, **parts.options}
-        tensors = {key.removeprefix("network."): value for key, value in stored.items()}
+        found = measured(parts.backbone, classes=2, input_shape=None, options=parts.options)
+        stored = sum(tensor.numel() for tensor in header.values())
+        if found is not None:
+            found.inflates_within(parts.options, stored, file)
+        values = read_values(file, header)
+        tensors = {key.removeprefix("network."): value for key, value in values.items()}
     given = own.pop("inflation", None)
     backbone = load_backbone(
         name, classes=classes, channels=channels, size=size, options=own, start=start
@@ -191,6 +197,8 @@ def create_supernet(  # noqa: PLR0913 - public; each is an option of its own
         name, classes=num_classes, channels=channels, size=size, options=options,
         start=Start(pretrained, None if weights is None else Path(weights), seed),
     )  # fmt: skip
+    if input_shape not in (None, tuple(backbone.input_shape)):
+        raise PgnasError(f"backbone '{name}' takes images of {backbone.input_shape} only")
     return make_concrete_(
         backbone.network,
         backbone.input_shape,

@@ -52,7 +52,8 @@ def load_backbone(
     name: str,
     *,
     classes: int,
-    channels: int | None = None,  # of the images; None: three, or what the backbone insists on
+    channels: int | None = None,  # of the images; None: three, or what the backbone insists on;
+    # a backbone may take one channel whatever they have, they are read as grey then
     size: int | None = None,  # pixels; None: the backbone's own
     options: dict[str, Any] | None = None,
     start: Start = Start(),  # noqa: B008 - frozen
@@ -62,7 +63,7 @@ def load_backbone(
     The initial weights are those that `start` names. Inflation, where the backbone asks for it, is
     still to be done (inflate.py). Raises PgnasError for an unknown name (with the nearest known
     one), for a backbone whose package does not import, for one that takes other images than
-    square ones of `channels`, and for weights that do not fit.
+    square ones of `channels` or grey, and for weights that do not fit.
     """
     if size is not None and size < 1:
         raise PgnasError(f"`img_size` {size} is out of range; possible: 1 or more")
@@ -105,7 +106,7 @@ def load_backbone(
 
 
 def _check(backbone: Any, called: str, channels: int | None) -> None:
-    """Refuse what is no backbone, or takes images that no data set here gives."""
+    """Refuse what is no backbone, or takes images that are not read so: one channel always is."""
     if not isinstance(backbone, Backbone):
         raise PgnasError(
             f"{called} gives a {type(backbone).__name__}; a pgnas_cli.registry.Backbone is wanted"
@@ -116,10 +117,10 @@ def _check(backbone: Any, called: str, channels: int | None) -> None:
             f"{called} takes images of {'x'.join(map(str, shape))}; possible: (channels, size,"
             " size), square images only"
         )
-    if channels not in (None, shape[0]):
+    if channels is not None and shape[0] not in (channels, 1):
         raise PgnasError(
             f"{called} takes images of {_channels(shape[0])}, here are {_channels(channels)}; let"
-            " it build its first layer for the argument `channels`"
+            " it build its first layer for its argument 'channels'"
         )
 
 

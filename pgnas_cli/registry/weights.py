@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..tensors import restore_
+from ..storage import check_regular
+from ..tensors import read_plain_header, read_values, restore_
 
 LISTED = 5  # names in a message
 _WRAPPERS = {"_orig_mod", "module"}  # parts of names, of torch.compile and DataParallel
@@ -31,28 +30,26 @@ def _plain_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a plain state dict."""
     if path.is_dir():
         raise PgnasError(f"'{path}' is a folder; `weights` is a safetensors file")
-    try:
-        found = load_file(path)
-    except FileNotFoundError:
-        raise PgnasError(f"no file '{path}' with weights") from None
-    except (SafetensorError, OSError) as error:
-        if _can_run_code(path):
-            raise PgnasError(
-                f"'{path}' is a .pth file of PyTorch's, which can run code and is not opened;"
-                f" convert it to a safetensors file: {_conversion(path)}"
-            ) from None
-        raise PgnasError(f"'{path}' is not a whole safetensors file ({error})") from None
+    if not path.exists():
+        raise PgnasError(f"no file '{path}' with weights")
+    if _can_run_code(path):
+        raise PgnasError(
+            f"'{path}' is a .pth file of PyTorch's, which can run code and is not opened; convert"
+            f" it to a safetensors file: {_conversion(path)}"
+        )
+    found, _ = read_plain_header(path)
     if any(key.startswith("network.") for key in found) and "fingerprint" in found:
         raise PgnasError(
             f"'{path}' is an exported network, not a plain state dict; open it with pgnas evaluate"
             " or pgnas_cli.load"
         )
-    return found
+    return read_values(path, found)
 
 
 def _can_run_code(path: Path) -> bool:
     """Whether it is PyTorch's own kind of file: a zip archive, or that of former versions."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
     except OSError:

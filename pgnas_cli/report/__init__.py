@@ -1,4 +1,4 @@
 """A run as one self-contained HTML page."""
 
 from .page import write_report
-from .text import ROLES
+from .text import role_words

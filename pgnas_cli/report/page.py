@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from ..errors import PgnasError
+from ..errors import PgnasError, visible
 from ..run import Run
 from ..storage import write_text
 from . import plots, text
@@ -43,7 +44,7 @@ def page_of(runs: Sequence[RunSummary]) -> str:
     """Return the page as HTML."""
     environment = Environment(
         loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=_shown, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["unbroken"] = lambda words: words.replace(" %", "\u00a0%")
     several = len(runs) > 1
@@ -53,6 +54,11 @@ def page_of(runs: Sequence[RunSummary]) -> str:
         candidates=plots.runs_compared(runs) if several and any(r.boards for r in runs) else None,
         fits=plots.fits_compared(runs) if several and any(r.epochs for r in runs) else None,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What an expression of the page gives: names and files may hold what would act on a reader."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _contents(run: RunSummary) -> dict[str, Any]:

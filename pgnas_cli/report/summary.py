@@ -1,6 +1,6 @@
 """What the files of a run say, gathered for its report. Only small sums are computed here."""
 
-import json
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from ..run import Command, FitSettings, Run, commands_of, read_settings
 from ..run.posterior import Posterior, posterior_of
 from ..sampling import Candidates, read_candidates
 from ..sizes import parameter_count, whole_macs
-from ..storage import file_digest, from_json
-from ..training import EpochRecord
+from ..storage import with_digest
+from ..training import EpochRecord, epochs_of
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,18 @@ def run_summary(run: Run) -> RunSummary:
     """Read the files of a run. What is missing stays empty; without a posterior, PgnasError."""
     settings = read_settings(run)
     network, posterior = posterior_of(run)
-    drawn = [read_candidates(run, network, label) for label in run.budgets()]
-    races = [(one, read_ranking(run, one)) for one in drawn]
-    boards = [leaderboard_of(one, race, posterior.seed) for one, race in races if race is not None]
+    drawn = [read_candidates(run, network, posterior, label) for label in run.budgets()]
+    boards = []
+    digests = [(run.posterior.name, posterior.digest)]  # of the very bytes that were read
+    for one in drawn:
+        digests.append((run.candidates(one.label).name, one.digest))
+        if run.ranking(one.label).exists():
+            path = run.ranking(one.label)
+            race, digest = with_digest(path, lambda _, one=one: read_ranking(run, one))  # type: ignore[misc]
+            digests.append((path.name, digest))
+            if race is not None:
+                boards.append(leaderboard_of(one, race, posterior.seed))
     keep = boards[0].candidates.keep[boards[0].best] if boards else None
-    files = [run.posterior, *(p for p in run.drawn_files() if p.suffix == ".safetensors")]
     return RunSummary(
         folder=run.folder,
         settings=settings,
@@ -160,18 +167,14 @@ def run_summary(run: Run) -> RunSummary:
         boards=tuple(boards),
         evaluated=tuple(evaluations_of(run)),
         commands=tuple(commands_of(run)),
-        digests=tuple((path.name, file_digest(path)) for path in files),
+        digests=tuple(digests),
     )
 
 
 def _epochs(run: Run) -> list[EpochRecord]:
-    if not run.metrics.exists():
-        return []
-    try:
-        lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-        found = [from_json(EpochRecord, line, run.metrics) for line in lines]
-    except (ValueError, RecursionError, OSError, PgnasError):
-        found = None
+    found: list[EpochRecord] | None = None
+    with contextlib.suppress(PgnasError):
+        found = epochs_of(run)
     if found is None or any(len(e.drop_histogram) != 10 or not _finite(e) for e in found):
         raise PgnasError(
             f"'{run.metrics}' is damaged; move it away to have a report without the fit's curves"

@@ -12,6 +12,9 @@ from typing import Any
 
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ..errors import visible
 
 # Stand-ins for the variables of colours.css: matplotlib writes them, `themed` replaces them.
 INK, MUTED = "#010203", "#040506"
@@ -85,6 +88,8 @@ def picture_of(figure: Figure, title: str, text: str) -> Picture:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.6)
+    for label in figure.findobj(Text):
+        label.set_text(visible(label.get_text()))
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", metadata=nothing)

@@ -17,6 +17,7 @@ from ..ranking import (
     ranking_rows,
     ranking_title,
 )
+from ..sampling import other_size
 from ..storage import to_json
 from ..units import clock, large, percent
 from .summary import GatedLayer, RunSummary, front
@@ -32,6 +33,13 @@ ROLES = {  # in the order of the table
     "other": "of another run",
     "candidate": "",
 }
+
+
+def role_words(role: str, params: int = 0, best: int = 0) -> str:
+    """Return what a role means; of "twin" also how it differs from the parameters of the best."""
+    size = other_size(params, best) if role == "twin" and best else ""
+    return ROLES[role].replace("of the same size as", f"with {size} than") if size else ROLES[role]
+
 
 Cell = str | tuple[str, str]  # with a small second line
 
@@ -85,7 +93,8 @@ def evaluated(run: RunSummary) -> Table | None:
     for row in found:
         role = run.role(row)
         far = row.top5_errors
-        words = [ROLES[role]]
+        best = run.evaluated_as("best", like=row)
+        words = [role_words(role, row.params, best.params if best else 0)]
         if row.candidate.isdecimal():
             words.append(f"candidate {row.candidate}")
         if row.finetuned_epochs:

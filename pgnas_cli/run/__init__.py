@@ -5,6 +5,7 @@ This face imports no torch; the fitted super-network is imported from `run.poste
 
 from .directory import RUNS, Run, newest_run, run_at
 from .history import Command, commands_of, now, remember
+from .lock import last_written, writing
 from .settings import (
     FitSettings,
     check_recipe,

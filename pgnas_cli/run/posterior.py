@@ -1,23 +1,29 @@
-"""The fitted super-network of a run on disk, and the data it was trained on."""
+"""The fitted super-network of a run on disk, and the data it was trained on.
+
+A file may come from a stranger. What it says of its network is bounded, and the network measured on
+the meta device, before anything is built: `check_supernet`.
+"""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
-from ..errors import PgnasError
+from ..errors import PgnasError, command
+from ..fields import check_fields
 from ..gates import Prior, gates
 from ..registry import Recipe
 from ..registry.build import create_supernet
+from ..registry.measure import Measure, measured
 from ..sizes import Target
-from ..slimming import stored
-from ..storage import from_json, to_json
-from ..tensors import checked, read_tensors, restore_, write_tensors
+from ..slimming import everything, remainder
+from ..storage import from_json, to_json, with_digest
+from ..tensors import checked, read_header, read_values, restore_, shapes, write_tensors
 from .directory import Run
 from .settings import read_settings
 
@@ -80,6 +86,61 @@ class Posterior:
     objective: Objective
     recipe: Recipe
     seed: int
+    digest: str = dataclasses.field(default="", compare=False)  # sha256 of the file it is read from
+
+
+# --- bounds on what a file may ask for -------------------------------------------------------
+
+MOST_CLASSES = 100_000
+MOST_NAMED = 1_000  # characters of a name
+MOST_CHANNELS, MOST_PIXELS = 256, 8192  # of an image
+MOST_ACTIVATIONS = 2**33  # bytes of all steps on one image
+SPARE, PER_WEIGHT = 2**29, 400  # bytes; and within that many, and so many times the weights
+MOST_MACS = 4 * 10**12  # on one image
+MOST_CUT = 100  # times the weights that are left: a fit that keeps fewer has collapsed
+INTERPOLATIONS = (
+    "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos",
+)  # fmt: skip
+
+
+def check_supernet(spec: SupernetSpec, path: Path) -> Measure | None:
+    """Raise PgnasError where the file at `path` names a network that is out of bounds.
+
+    Returns the network on the meta device, and what it takes; None where it cannot be measured.
+    """
+    images, names = spec.preprocessing, (spec.backbone, spec.data.name, *spec.classes)
+    numbers = (*images.mean, *images.std)
+    wrong = {
+        "classes": not 2 <= len(spec.classes) <= MOST_CLASSES,
+        "names": max(map(len, names)) > MOST_NAMED,
+        "channels": not 1 <= images.channels <= MOST_CHANNELS,
+        "size": not 1 <= images.size <= MOST_PIXELS,
+        "mean and std": not len(images.mean) == len(images.std) == images.channels
+        or not all(map(math.isfinite, numbers))
+        or min(images.std) <= 0
+        or max(map(abs, numbers)) > 1e6,
+        "crop": not 0 < images.crop <= 1,
+        "interpolation": images.interpolation not in INTERPOLATIONS,
+    }
+    impossible = [name for name, is_wrong in wrong.items() if is_wrong]
+    if impossible:
+        raise PgnasError(f"'{path}' is damaged: its {impossible[0]} cannot be")
+    if ":" in spec.backbone or spec.backbone.endswith(".safetensors"):
+        return None  # the user's own function, or refused
+    found = measured(
+        spec.backbone, classes=len(spec.classes), input_shape=images.input_shape,
+        options=spec.options,
+    )  # fmt: skip
+    if found is not None:
+        weights = sum(t.nbytes for t in found.network.state_dict().values())
+        most = min(MOST_ACTIVATIONS, SPARE + PER_WEIGHT * weights)
+        if found.activations > most or found.macs > MOST_MACS:
+            raise PgnasError(
+                f"'{path}' names images of {images.size} pixels, on which {spec.backbone} would"
+                f" take {found.activations / 2**30:.3g} GiB and {found.macs:.2g} MACs; possible:"
+                f" {most / 2**30:.3g} GiB and {MOST_MACS:.2g} MACs"
+            )
+    return found
 
 
 POSTERIOR = "pgnas.posterior/2"  # since 2 what is cut while training is not stored
@@ -91,7 +152,8 @@ def write_posterior(path: Path, network: nn.Module, posterior: Posterior) -> Non
     tensors = {f"network.{k}": v for k, v in state.items() if not k.startswith("gates.")}
     tensors["drop_logit"] = gates(network).drop_logit
     groups = [to_json(group) for group in gates(network).groups]
-    write_tensors(path, POSTERIOR, tensors, {**to_json(posterior), "groups": groups})
+    content = {k: v for k, v in to_json(posterior).items() if k != "digest"}
+    write_tensors(path, POSTERIOR, tensors, {**content, "groups": groups})
 
 
 def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
@@ -99,22 +161,44 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
 
     What no candidate can keep, and was cut while training, is zero.
     """
-    tensors, content = read_tensors(path, POSTERIOR)
-    fields = {f.name for f in dataclasses.fields(Posterior)}
+    (network, posterior), digest = with_digest(path, _posterior_in)
+    return network, dataclasses.replace(posterior, digest=digest)
+
+
+def _posterior_in(path: Path) -> tuple[nn.Module, Posterior]:
+    header, content = read_header(path, POSTERIOR)
+    fields = {f.name for f in dataclasses.fields(Posterior)} - {"digest"}
     posterior = from_json(Posterior, {k: v for k, v in content.items() if k in fields}, path)
-    network = posterior.supernet.network()
+    _check_numbers(posterior, path)
+    spec = posterior.supernet
+    found = check_supernet(spec, path)
+    logits = read_values(path, {k: v for k, v in header.items() if k == "drop_logit"})
+    cut = any(bool((p == math.inf).any()) for p in logits.values())
+    weights = {k.removeprefix("network."): v for k, v in header.items() if k != "drop_logit"}
+    stored = sum(tensor.numel() for tensor in weights.values()) * (MOST_CUT if cut else 1)
+    if found is not None and not found.inflates_within(spec.options, stored, path):
+        if cut:
+            found.is_within(stored, path)
+        else:
+            checked(weights, found.network.state_dict(), path)
+    network = spec.network()
     if content.get("groups") != [to_json(group) for group in gates(network).groups]:
         raise PgnasError(
             f"'{path}' has other gate groups than the backbone gives now; it was written by another"
             " version of the backbone"
         )
-    state = {
-        ("gates.drop_logit" if k == "drop_logit" else k.removeprefix("network.")): v
-        for k, v in tensors.items()
-    }
-    left = stored(network, state)
-    checked(state, left.network.state_dict(), path)
-    if not all(bool(_is_sound(name, value)) for name, value in state.items()):
+    names = {("gates.drop_logit" if k == "drop_logit" else k.removeprefix("network.")): k
+             for k in header}  # fmt: skip
+    described = {k: header[name] for k, name in names.items()}
+    left = everything(network)
+    if shapes(described) != shapes(network.state_dict()) and cut:
+        checked(logits, {"drop_logit": gates(network).drop_logit}, path)
+        gates(network).drop_logit.data.copy_(logits["drop_logit"])
+        left = remainder(network) or left
+    checked(described, left.network.state_dict(), path)
+    tensors = read_values(path, header)
+    state = {k: tensors[name] for k, name in names.items()}
+    if not all(is_sound(name, value) for name, value in state.items()):
         raise PgnasError(
             f"'{path}' holds numbers that are not finite; fit again with a lower learning rate"
         )
@@ -123,9 +207,30 @@ def read_posterior(path: Path) -> tuple[nn.Module, Posterior]:
     return network.eval(), posterior
 
 
-def _is_sound(name: str, value: Tensor) -> Tensor:
-    """Whether a tensor is finite; a drop logit is infinite where p is exactly 0 or 1."""
-    return ~value.isnan().any() if name == "gates.drop_logit" else torch.isfinite(value).all()
+def is_sound(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor that is stored is finite; a drop logit is infinite where p is 0 or 1."""
+    endless = name.endswith("gates.drop_logit")
+    return not bool(tensor.isnan().any() if endless else (~tensor.isfinite()).any())
+
+
+def _check_numbers(posterior: Posterior, path: Path) -> None:
+    """Raise PgnasError for numbers that no fit writes."""
+    split, prior = posterior.split, posterior.objective.prior
+    drop = posterior.objective.fixed_drop
+    sane = (
+        0 < split.held_out < 1
+        and 0 <= split.fit_images < 2**53
+        and 0 <= split.held_out_images < 2**53
+        and 0 <= prior.l2 <= 1e18
+        and 0 < prior.images <= 1e15
+        and (drop is None or 0 <= drop < 1)
+    )
+    if not sane:
+        raise PgnasError(f"'{path}' is damaged: its numbers cannot be")
+    try:
+        check_fields(posterior.recipe)
+    except PgnasError as error:
+        raise PgnasError(f"'{path}' is damaged, in its recipe: {error}") from None
 
 
 def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
@@ -133,8 +238,8 @@ def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
     if not run.posterior.exists():
         if run.checkpoint.exists():
             raise PgnasError(
-                f"the fit in '{run.folder}' is not finished; resume it with pgnas fit --resume"
-                f" --run {run.folder}"
+                f"the fit in '{run.folder}' is not finished; resume it with"
+                f" {command('fit', '--resume', '--run', run.folder)}"
             )
         raise PgnasError(f"no posterior in '{run.folder}'; fit one with pgnas fit")
     return read_posterior(run.posterior)
@@ -146,11 +251,18 @@ def held_out_of(
     workers: int,
     *,
     fitting: bool = False,  # the training images are wanted as well
+    moved: str | None = None,  # where they lie now; None: where the fit found them
 ) -> ImageData:
-    """The data of a run with its held-out part decoded, split as for the fit."""
+    """The data of a run with its held-out part decoded, split as for the fit.
+
+    Raises PgnasError where they are not there, or not the same by their digest.
+    """
     settings = read_settings(run)
+    name = moved or settings.data
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise PgnasError(f"no folder '{name}' with the images of the fit; name it with `data`")
     data = load_data(
-        settings.data,
+        name,
         seed=posterior.split.seed,
         held_out=posterior.split.held_out,
         root=Path(settings.data_root),
@@ -160,11 +272,12 @@ def held_out_of(
     )
     if data_digest(data.held_out) != posterior.split.digest:
         raise PgnasError(
-            f"the images of '{settings.data}' are not those of the fit: the held-out part has"
-            f" changed; bring back the data or fit again"
+            f"the images of '{name}' are not those of the fit: the held-out part has changed; bring"
+            " back the data, name it with `data`, or fit again"
         )
     if fitting and data_digest(data.fit) != posterior.split.fit_digest:
         raise PgnasError(
-            f"the images of '{settings.data}' are not those of the fit: bring back the data"
+            f"the images of '{name}' are not those of the fit: bring back the data, or name it with"
+            " `data`"
         )
     return held_out_decoded(data, workers)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset, shortened
-from ..storage import from_json, to_json, write_text
+from ..storage import from_json, read_json, to_json, write_text
 from .directory import RUNS, Run, newest_run
 
 # Second-order, or only with packages for CUDA.
@@ -36,7 +36,7 @@ class FitSettings:
     data_root: str = option("data", "Where named data sets live.", advanced=True)
     img_size: int | None = option(None, "Image size in pixels; default: as is, photos 224.")
     pretrained: bool = option(
-        False, "Start from timm's weights, downloaded by timm.", flags=("--pretrained",)
+        False, "Start from the weights of timm or torchvision, downloaded.", flags=("--pretrained",)
     )
     weights: str | None = option(None, "Start from a plain state dict, FILE.safetensors.")
     keep_original: bool = option(
@@ -181,6 +181,11 @@ def run_to_fit(
     else:
         run = Run(folder)
     if not (resume and run.settings.exists()):
+        if resume and not {"data", "backbone"} & set(given):
+            raise PgnasError(
+                f"no run in '{run.folder}' to resume{_like(run.folder)}; to start one, name `data`"
+                " or `backbone`"
+            )
         return run, asked
     stored = read_settings(run)
     for key in (key for key in given if key != "skip_corrupt"):
@@ -200,6 +205,14 @@ def run_to_fit(
         stored, recipe={**asked.recipe, **stored.recipe},
         skip_corrupt=asked.skip_corrupt or stored.skip_corrupt,
     )  # fmt: skip
+
+
+def _like(folder: Path) -> str:
+    """The runs whose names are most like that of a folder."""
+    there = [path.parent for root in (RUNS, folder.parent) for path in root.glob("*/run.json")]
+    by_name = {path.name: path for path in there}
+    near = difflib.get_close_matches(folder.name, by_name, n=3, cutoff=0.5)
+    return f"; similar: {', '.join(str(by_name[name]) for name in near)}" if near else ""
 
 
 def _unused(folder: Path) -> Path:
@@ -224,7 +237,7 @@ def keep_skipping(run: Run, settings: FitSettings) -> None:
 def read_settings(run: Run) -> FitSettings:
     """The options that a run was started with."""
     try:
-        stored = json.loads(run.settings.read_text(encoding="utf-8"))
+        stored = read_json(run.settings)
         from_json(Recipe, stored["recipe"], run.settings)
         return from_json(FitSettings, stored, run.settings)
     except FileNotFoundError:

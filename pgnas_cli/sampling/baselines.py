@@ -7,12 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..gates import drop_probabilities, gates, per_gate
+from ..gates import drop_probabilities, gates, per_gate, remaining
+from ..progress import note
 from ..run import Run
 from ..run.posterior import posterior_of
 from ..seeds import generator
 from ..sizes import count
+from ..units import percent
 from .budget import bisected, movable_logits
+
+TWINS = 100  # draws among which the random baseline is looked for
+NEAR = 0.02  # of its size, within which it counts as that large
 
 
 def baseline_probabilities(
@@ -81,12 +86,37 @@ def mean_params(network: nn.Module, drop_probability: Tensor, noise: Tensor) -> 
 def random_baseline(network: nn.Module, params: int, seed: int) -> Tensor:
     """A random candidate of `params` parameters: the learned probabilities, randomly permuted.
 
-    Of 100 draws the one nearest in size; errors are not looked at.
+    Of each of `TWINS` draws the drop logits are shifted until it is as large, as far as its gates
+    allow. The first within `NEAR` of the size is taken, else the nearest, which is said; errors are
+    not looked at.
     """
     randomness = generator(seed, "twin")
     learned = drop_probabilities(network).cpu()
-    noise = torch.rand(100, gates(network).count, generator=randomness)
-    dealt = permuted(learned, generator=randomness)
-    probability = shifted_to_size(network, dealt, params, noise)
-    keep = noise >= per_gate(network, probability)
-    return keep[(count(network, keep).params - params).abs().argmin()]
+    noise = torch.rand(TWINS, gates(network).count, generator=randomness)
+    logits = movable_logits(permuted(learned, generator=randomness))
+    # A gate is dropped from its own shift on: the logit of its noise less that of its p.
+    thresholds = noise.double().clamp(1e-15, 1 - 1e-15).logit() - per_gate(network, logits)
+    order = thresholds.argsort(1)  # the first are dropped first
+    low = (~remaining(network)).sum().cpu().expand(TWINS).clone()  # what stays closed
+    high = torch.full((TWINS,), order.shape[1])
+    rank = order.argsort(1)
+    while bool((high - low > 1).any()):
+        middle = (low + high) // 2
+        larger = count(network, rank >= middle[:, None]).params > params
+        low, high = torch.where(larger, middle, low), torch.where(larger, high, middle)
+    keep = torch.cat([rank >= dropped[:, None] for dropped in (low, high)])
+    sizes = count(network, keep).params
+    off = (sizes - params).abs()
+    near = (off <= NEAR * params).nonzero().flatten()
+    found = int(near[0]) if len(near) else int(off.argmin())
+    if size := other_size(int(sizes[found]), params):
+        note(f"note: the random baseline has {size} than the best; no draw comes nearer")
+    return keep[found]
+
+
+def other_size(params: int, best: int) -> str:
+    """By how much a random baseline is not as large as the best candidate; "" within `NEAR`."""
+    off = abs(params - best)
+    if off <= NEAR * best:
+        return ""
+    return f"{percent(off / best)} {'more' if params > best else 'fewer'} parameters"

@@ -17,12 +17,12 @@ from ..errors import PgnasError
 from ..fields import check_range
 from ..gates import drop_probabilities, gates, hard_keep, per_gate
 from ..progress import track
-from ..run import Run, run_at
-from ..run.posterior import posterior_of
+from ..run import Run, run_at, writing
+from ..run.posterior import Posterior, posterior_of
 from ..seeds import generator
 from ..sizes import Sizes, Target, budgets_of, count, whole_sizes
-from ..storage import file_digest, from_json, to_json
-from ..tensors import checked, read_tensors, write_tensors
+from ..storage import from_json, remove, to_json, with_digest, write_bytes
+from ..tensors import checked, read_header, read_values, tensor_bytes
 from .baselines import baseline_probabilities
 from .budget import check_reach, draw_within
 
@@ -38,6 +38,7 @@ class Candidates:
     whole: dict[str, int]  # the whole network's size, in each kind of `Target`
     baseline: str = ""  # "" for the posterior's own, else "permuted" or "fixed"
     budget: Target | None = None  # that all of them keep within
+    digest: str = ""  # sha256 of the file that they were read from
 
     @property
     def label(self) -> str:
@@ -53,14 +54,24 @@ def sample(
     seed: int | None = None,  # None: that of the fit
     max_params: str | None = None,  # "60%", "10M", or several: "80%,60%,40%"
     max_macs: str | None = None,
+    force: bool = False,  # delete a ranking of other candidates
 ) -> list[Candidates]:
     """Draw candidates from the posterior of a run, or from a baseline, and count them.
 
-    Returns one record per budget, or one in all. Raises PgnasError for a budget that draws cannot
-    keep within.
+    Returns one record per budget, or one in all. The same ones again change nothing. Raises
+    PgnasError for a budget that draws cannot keep within, and where other candidates are ranked.
     """
     run = run_at(run)
     check_range("n", n, 1)
+    with writing(run):
+        drawn, posterior = _drawn(run, n, baseline, seed, max_params, max_macs)
+        _write(run, drawn, posterior, posterior.seed if seed is None else seed, force)
+    return drawn
+
+
+def _drawn(
+    run: Run, n: int, baseline: str, seed: int | None, max_params: str | None, max_macs: str | None
+) -> tuple[list[Candidates], Posterior]:
     network, posterior = posterior_of(run)
     chosen = posterior.seed if seed is None else seed
     learned = drop_probabilities(network)
@@ -84,13 +95,14 @@ def sample(
             probability = baseline_probabilities(network, learned, baseline, generator=randomness)
         keep = draw_candidates(probability, network, n, chosen)
         drawn = [Candidates(keep, count(network, keep), whole, baseline)]
-    _write(run, drawn, chosen)
-    return drawn
+    return drawn, posterior
 
 
-def _write(run: Run, drawn: Sequence[Candidates], seed: int) -> None:
-    """Replace the candidates of a run, and remove what was derived from the former ones."""
-    outdated = [*run.drawn_files(), run.evaluation, run.report]
+def _write(
+    run: Run, drawn: Sequence[Candidates], posterior: Posterior, seed: int, force: bool
+) -> None:
+    """Replace the candidates of a run, and remove what was derived from other ones."""
+    contents = {}
     for one in drawn:
         content = {
             "candidates": len(one.keep),
@@ -98,40 +110,72 @@ def _write(run: Run, drawn: Sequence[Candidates], seed: int) -> None:
             "gates": one.keep.shape[1],
             "baseline": one.baseline,
             "seed": seed,
-            "made_from": file_digest(run.posterior),
+            "made_from": posterior.digest,
         }
         tensors = {"keep": pack(one.keep), **to_json(one.sizes)}
-        write_tensors(run.candidates(one.label), CANDIDATES, tensors, content)
-    written = {run.candidates(one.label) for one in drawn}
-    for path in outdated:
-        if path not in written:
-            path.unlink(missing_ok=True)
+        contents[one.label] = tensor_bytes(CANDIDATES, tensors, content)
+    labels = set(run.budgets())
+    same = {
+        label for label in labels & contents.keys()
+        if run.candidates(label).read_bytes() == contents[label]
+    }  # fmt: skip
+    if same == labels == contents.keys():
+        return
+    others = labels - same
+    ranked = [run.ranking(label) for label in others if run.ranking(label).exists()]
+    if ranked and not force:
+        raise PgnasError(
+            f"'{ranked[0]}' is a ranking of other candidates, which would be lost; add `force` to"
+            " delete it"
+        )
+    for path in (run.evaluation, run.report, *map(run.ranking, others),
+                 *map(run.ranking_table, others)):  # fmt: skip
+        remove(path)
+    for label in contents.keys() - same:
+        write_bytes(run.candidates(label), contents[label])
+    for label in labels - contents.keys():
+        remove(run.candidates(label))
 
 
-def read_candidates(run: Run, network: nn.Module, budget: str = "") -> Candidates:
+def read_candidates(
+    run: Run, network: nn.Module, posterior: Posterior, budget: str = ""
+) -> Candidates:
     """The candidates of a run, of the budget of that label; they must come from its posterior."""
     path = run.candidates(budget)
     if not path.exists():
         raise PgnasError(f"no candidates in '{run.folder}'; draw some with pgnas sample")
-    tensors, content = read_tensors(path, CANDIDATES)
+    found, digest = with_digest(path, lambda path: _candidates_in(path, network, posterior))
+    if found.label != budget:
+        raise PgnasError(f"'{path}' holds candidates of another budget; draw again: pgnas sample")
+    return dataclasses.replace(found, digest=digest)
+
+
+def _candidates_in(path: Path, network: nn.Module, posterior: Posterior) -> Candidates:
+    header, content = read_header(path, CANDIDATES)
     rows, width = content.get("candidates"), gates(network).count
-    if not isinstance(rows, int) or rows < 1 or content.get("gates") != width:
+    if type(rows) is not int or rows < 1 or content.get("gates") != width:
         raise PgnasError(f"'{path}' does not fit the posterior; draw again: pgnas sample")
-    if content.get("made_from") != file_digest(run.posterior):
+    if content.get("made_from") != posterior.digest:
         raise PgnasError(f"'{path}' is older than the posterior; draw again: pgnas sample")
     sizes = {field.name: ((rows,), torch.int64) for field in dataclasses.fields(Sizes)}
-    checked(tensors, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, path)
+    checked(header, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, path)
+    tensors = read_values(path, header)
+    whole = whole_sizes(network)
+    if not all(_possible(tensors[kind], most) for kind, most in whole.items()):
+        raise PgnasError(f"'{path}' is damaged: sizes beyond the whole network's; draw again")
     stored, keep = content.get("budget"), unpack(tensors.pop("keep"), width)
-    found = Candidates(
+    return Candidates(
         keep,
         Sizes(**tensors),
-        whole_sizes(network),
+        whole,
         str(content.get("baseline", "")),
         None if stored is None else from_json(Target, stored, path),
     )
-    if found.label != budget:
-        raise PgnasError(f"'{path}' holds candidates of another budget; draw again: pgnas sample")
-    return found
+
+
+def _possible(sizes: Tensor, whole: int) -> bool:
+    """Whether candidates may have these sizes: planes of ones and folded biases add some."""
+    return int(sizes.min()) >= 0 and int(sizes.max()) <= 2 * whole + 2**16
 
 
 def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, seed: int) -> Tensor:

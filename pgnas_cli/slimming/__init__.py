@@ -1,6 +1,15 @@
 """Cut a candidate out of a super-network: smaller tensors, same outputs."""
 
-from .cut import Layout, arranged, difference, largest_difference, plan, slim, ungated_copy
+from .cut import (
+    Layout,
+    agree,
+    arranged,
+    difference,
+    largest_difference,
+    plan,
+    slim,
+    ungated_copy,
+)
 from .layers import Cut, reshape_
 from .remainder import Place, Remainder, everything, remainder, stored
 from .wiring import ROUND_TO, Wiring, spread, wire

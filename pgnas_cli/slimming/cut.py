@@ -10,8 +10,10 @@ Constants are read off the masked network itself, running its traced program onc
 very rounding that they replace.
 """
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -29,6 +31,8 @@ from .wiring import Wiring, wire
 Layout = Literal["small", "fast"]
 
 PICK_COST = 30  # time to pick a channel, in MACs; measured on a CPU at 7 to 56 pixels
+ROUNDING = 10  # times a network's own rounding that one of other order of sums may differ by
+ROUNDING_MOST = 1e-2  # of the largest logit, whatever the rounding
 
 
 def slim(
@@ -284,3 +288,33 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference as a share of the largest expected number; infinite for NaN."""
     largest = float((found - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
     return largest if math.isfinite(largest) else math.inf
+
+
+@full_float32()
+@torch.no_grad()
+def agree(
+    differs: float,  # largest difference of logits on `batches`, as a share of the largest
+    tolerance: float,
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    keep: Tensor | None = None,  # of a super-network, bool (gates,)
+) -> bool:
+    """Whether two networks that should compute the same do, but for rounding.
+
+    Rounding grows with depth, and with sums that cancel: above `tolerance`, `network` is computed
+    in float64 as well, and `ROUNDING` times its own rounding is allowed, up to `ROUNDING_MOST`.
+    """
+    if differs <= tolerance or not differs <= ROUNDING_MOST:
+        return differs <= tolerance
+    exact = copy.deepcopy(network).double()
+    found = []
+    for batch in batches:
+        logits = []
+        for model, images in ((network, batch), (exact, batch.double())):
+            with contextlib.nullcontext() if keep is None else masked(model, keep):
+                try:
+                    logits.append(model(images).double())
+                except RuntimeError:  # a forward with tensors of its own has one dtype
+                    return False
+        found.append(difference(logits[0], logits[1]))
+    return differs <= ROUNDING * max(found)

@@ -1,6 +1,5 @@
 """Train: a super-network with its drop probabilities, or an exported network further."""
 
-from .checkpoint import StopRequest
 from .epoch import EpochRecord
 from .finetuning import FinetunedEpoch, finetune, finetune_events, finetuned_path
 from .fitting import (
@@ -14,4 +13,6 @@ from .fitting import (
     prior_of,
     with_fixed_rate,
 )
+from .history import epochs_of
+from .saving import Saving
 from .scoring import BATCH, RESIDENT, Batches, Score, score

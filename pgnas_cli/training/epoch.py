@@ -108,10 +108,6 @@ class EpochWatch:
         advice = "lower `l2` or `initial_drop`, or lengthen `drop_delay_epochs`"
         if self.drops.control is not None:
             advice = "choose a larger target size, or lengthen the fit with `epochs`"
-        if not math.isfinite(loss):
-            raise PgnasError(
-                f"the loss is {loss} in epoch {epoch}; lower `lr` (now {self.loop.recipe.lr})"
-            )
         back = self.best_loss < 0.7 * chance and loss > 0.98 * chance
         self.lost_epochs = self.lost_epochs + 1 if back else 0
         if self.lost_epochs == 2:  # one alone may be noise where epochs are short

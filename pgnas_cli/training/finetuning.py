@@ -4,8 +4,8 @@ The held-out images of the run stay held out. An unfinished fine-tuning lies bes
 the same call resumes it.
 """
 
+import contextlib
 import dataclasses
-import math
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,13 +17,15 @@ from ..errors import PgnasError
 from ..fields import check_range
 from ..formats import NetworkInfo, origin, read_network, write_network
 from ..machine import Machine
-from ..run import Run, run_at
+from ..progress import note
+from ..run import Run, run_at, writing
 from ..run.posterior import held_out_of, posterior_of
 from ..seeds import derived_seed
-from ..storage import differences, file_digest, new_file
+from ..signals import StopRequest
+from ..storage import differences, new_file, remove_leftovers, with_digest
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
-from .fitting import SAVE_MINUTES
 from .loop import Loop, train
+from .saving import seconds_of
 from .scoring import score
 
 RATE = 0.1  # of the fit's learning rate, by default
@@ -59,8 +61,9 @@ def finetune_events(
     *,
     epochs: int = EPOCHS,
     lr: float | None = None,  # None: a tenth of the fit's
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     force: bool = False,
-    save_minutes: float = SAVE_MINUTES,
+    save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> Generator[FinetunedEpoch, None, NetworkInfo]:
     """Train the network in `source` on the fit's images and write it to `output`.
@@ -69,44 +72,52 @@ def finetune_events(
     says. Raises Interrupted, with everything saved, on SIGINT and SIGTERM.
     """
     _check(source, output, epochs, lr, force)
-    network, about = read_network(source)
+    (network, about), digest = with_digest(source, read_network)
     home = origin([source], {about.made_from}, run)
     if home is None:
         raise PgnasError(f"'{source}' came from none of the runs here; name it with `run`")
     home.check_foreign(output)
-    _, posterior = posterior_of(home)
-    data = held_out_of(home, posterior, machine.workers, fitting=True)
-    rate = RATE * posterior.recipe.lr if lr is None else lr
-    plan = FinetunePlan(file_digest(source), epochs, rate, posterior.seed)
-    unfinished = unfinished_path(output)
-    state = _unfinished(unfinished, plan, network, force)
-    recipe = dataclasses.replace(
-        posterior.recipe, epochs=epochs, lr=rate, sched="cosine", decay_milestones=(),
-        cycle_epochs=0, min_lr=0.0,
-    )  # fmt: skip
-    loop = Loop(
-        network, data, recipe, seed=derived_seed(plan.seed, "finetuning"), device=machine.device,
-        weight_decay=posterior.objective.prior.weight_decay(),
-    )  # fmt: skip
-    if state is None:
-        yield _record(loop, 0, 0.0, machine)
-    else:
-        loop.restore(state)
-    passes = train(
-        loop, workers=machine.workers, save=lambda state: write_checkpoint(unfinished, state, plan),
-        save_seconds=60 * save_minutes, resume_with="the same command", what="fine-tuning",
-    )  # fmt: skip
-    with closing(passes):
-        for done in passes:
-            yield _record(loop, done.epoch, done.seconds, machine)
-    held_out = score(network, data.held_out, data.preprocessing, machine=machine)
-    about = dataclasses.replace(
-        about, held_out_errors=held_out.errors, held_out_images=held_out.images,
-        finetuned_epochs=about.finetuned_epochs + epochs,
-    )  # fmt: skip
-    write_network(output, network.eval(), about)
-    unfinished.unlink(missing_ok=True)
-    return about
+    with writing(home):
+        remove_leftovers(output.parent)
+        _, posterior = posterior_of(home)
+        images = held_out_of(home, posterior, machine.workers, fitting=True, moved=data)
+        for remark in images.remarks:
+            note(f"note: {remark}")
+        rate = RATE * posterior.recipe.lr if lr is None else lr
+        plan = FinetunePlan(digest, epochs, rate, posterior.seed)
+        unfinished = unfinished_path(output)
+        state = _unfinished(unfinished, plan, network, force)
+        recipe = dataclasses.replace(
+            posterior.recipe, epochs=epochs, lr=rate, sched="cosine", decay_milestones=(),
+            cycle_epochs=0, min_lr=0.0,
+        )  # fmt: skip
+        loop = Loop(
+            network, images, recipe, seed=derived_seed(plan.seed, "finetuning"),
+            device=machine.device, weight_decay=posterior.objective.prior.weight_decay(),
+        )  # fmt: skip
+        if state is None:
+            yield _record(loop, 0, 0.0, machine)
+        else:
+            loop.restore(state)
+        with StopRequest():
+            passes = train(
+                loop, workers=machine.workers, save_seconds=seconds_of(save_minutes),
+                save=lambda state: write_checkpoint(unfinished, state, plan),
+                resume_with="the same command", what="fine-tuning",
+            )  # fmt: skip
+            with closing(passes):
+                for done in passes:
+                    yield _record(loop, done.epoch, done.seconds, machine)
+            loop.refuse_what_is_not_finite()
+            held_out = score(network, images.held_out, images.preprocessing, machine=machine)
+            about = dataclasses.replace(
+                about, held_out_errors=held_out.errors, held_out_images=held_out.images,
+                finetuned_epochs=about.finetuned_epochs + epochs,
+            )  # fmt: skip
+            write_network(output, network.eval(), about)
+            with contextlib.suppress(OSError):  # it is done
+                unfinished.unlink(missing_ok=True)
+        return about
 
 
 def finetune(
@@ -116,15 +127,16 @@ def finetune(
     *,
     epochs: int = EPOCHS,
     lr: float | None = None,  # None: a tenth of the fit's
+    data: str | None = None,  # where the images of the fit lie now; None: as for the fit
     force: bool = False,
-    save_minutes: float = SAVE_MINUTES,
+    save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> NetworkInfo:
     """Train the network in `source` on the training images of its fit and write it to `output`."""
     source = Path(source)
     events = finetune_events(
         source, finetuned_path(source) if output is None else Path(output),
-        None if run is None else run_at(run), epochs=epochs, lr=lr, force=force,
+        None if run is None else run_at(run), epochs=epochs, lr=lr, data=data, force=force,
         save_minutes=save_minutes, machine=machine,
     )  # fmt: skip
     while True:
@@ -158,11 +170,6 @@ def _check(source: Path, output: Path, epochs: int, lr: float | None, force: boo
 
 
 def _record(loop: Loop, epoch: int, seconds: float, machine: Machine) -> FinetunedEpoch:
-    if not math.isfinite(loop.loss):
-        raise PgnasError(
-            f"the loss is {loop.loss} in epoch {epoch}; lower `lr` (now {loop.recipe.lr:g});"
-            " nothing was written"
-        )
     data = loop.data
     held_out = score(loop.network, data.held_out, data.preprocessing, machine=machine)
     return FinetunedEpoch(

@@ -4,8 +4,8 @@ A fitted posterior is never overwritten unless `force` says so; what was derived
 it.
 """
 
+import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -17,27 +17,43 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import ImageData, check_input, cut_data, find_data, held_out_decoded, remarks_on
+from ..data import ImageData, cut_data, find_data, held_out_decoded, remarks_on
 from ..data import digest as data_digest
-from ..errors import PgnasError
+from ..errors import PgnasError, command
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine
+from ..progress import note
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
-from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, write_settings
-from ..run.posterior import DataSplit, Objective, Posterior, SupernetSpec, write_posterior
+from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, write_settings, writing
+from ..run.posterior import (
+    DataSplit,
+    Objective,
+    Posterior,
+    SupernetSpec,
+    posterior_of,
+    write_posterior,
+)
 from ..sampling import fixed_rate
+from ..signals import StopRequest
 from ..sizes import Target, parameter_count, target_of
-from ..storage import differences, to_json, write_text
+from ..storage import differences, remove
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .cutting import ELEMENTWISE
 from .drop_learning import DropLearning
-from .epoch import EpochRecord, EpochWatch
+from .epoch import EpochRecord, EpochWatch, held_out_errors
+from .history import History, Row, epochs_of, rows_of
 from .loop import Loop, train
 from .probe import probe_
+from .saving import seconds_of
 
 SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
-SAVE_MINUTES = 5.0  # between two checkpoints
+
+
+# What a fit keeps beside tensors, all of which resuming reads.
+NUMBERS = {
+    "seen", "steps", "rate_steps", "newer_rate_steps", "price", "best_loss", "lost_epochs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,15 +100,31 @@ def fit_events(
     *,
     resume: bool = False,
     force: bool = False,
-    save_minutes: float = SAVE_MINUTES,
+    save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
     resume_with: str = "",  # the command that resumes it; "": pgnas fit --resume
 ) -> FitEvents:
     """Fit a super-network; yields what was set up, a record per epoch, and a summary.
 
-    An unfinished fit is saved every `save_minutes`, and on SIGINT or SIGTERM at the next step,
-    which ends it with `Interrupted`.
+    An unfinished fit is saved on the way, and on SIGINT or SIGTERM at the next step, which ends it
+    with `Interrupted`. One that is finished and resumed yields its summary.
     """
+    with writing(run, new=True):
+        if resume and not force and run.posterior.exists():
+            yield _finished(run)
+        else:
+            yield from _fitted(run, settings, resume, force, save_minutes, machine, resume_with)
+
+
+def _fitted(
+    run: Run,
+    settings: FitSettings,
+    resume: bool,
+    force: bool,
+    save_minutes: float | None,
+    machine: Machine,
+    resume_with: str,
+) -> FitEvents:
     unfinished = _claim(run, resume, force)
     began = time.perf_counter()
     prepared = _prepared(settings, None if unfinished is None else unfinished[1], machine)
@@ -107,36 +139,59 @@ def fit_events(
     if unfinished is None:
         remarks += _probed(prepared, settings.seed, machine)
         _begin(run, settings)
-        saved: list[str] = []
+        history = History(run)
     else:
         state = _same_fit(run, loop, posterior, *unfinished)
         keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
-        saved = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
-        saved = saved[: loop.step // loop.per_epoch]
+        history = History(run, _saved_epochs(run)[: loop.step // loop.per_epoch])
     yield _plan(loop, posterior, prepared.recipe_of, remarks)
 
     def save(state: State) -> None:
+        history.write()  # a checkpoint is never ahead of it
         whole = dataclasses.replace(state, numbers={**state.numbers, **watch.numbers()})
         write_checkpoint(run.checkpoint, whole, posterior)
 
-    passes = train(
-        loop, workers=machine.workers, save=save, save_seconds=60 * save_minutes, what="fitting",
-        resume_with=resume_with or f"pgnas fit --resume --run {run.folder}",
-    )  # fmt: skip
-    with closing(passes):
-        for done in passes:
-            record = watch.record(done)
-            saved.append(json.dumps(to_json(record)))
-            write_text(run.metrics, "".join(f"{line}\n" for line in saved))
-            yield record
-    write_posterior(run.posterior, loop.network, posterior)
-    run.checkpoint.unlink(missing_ok=True)
+    with StopRequest():
+        passes = train(
+            loop, workers=machine.workers, save=save, save_seconds=seconds_of(save_minutes),
+            what="fitting",
+            resume_with=resume_with or command("fit", "--resume", "--run", run.folder),
+        )  # fmt: skip
+        with closing(passes):
+            for done in passes:
+                record = watch.record(done)
+                history.add(record)
+                yield record
+        loop.refuse_what_is_not_finite()
+        history.write()
+        write_posterior(run.posterior, loop.network, posterior)
+        with contextlib.suppress(OSError):  # else the next command does
+            run.checkpoint.unlink(missing_ok=True)
     bank = gates(network)
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
-        json.loads(saved[-1])["hard_error"], parameter_count(network), len(bank.groups), bank.count,
+        _hard_error(loop, history), parameter_count(network), len(bank.groups), bank.count,
+    )  # fmt: skip
+
+
+def _finished(run: Run) -> FitSummary:
+    """What a fit that is finished says again."""
+    network, _ = posterior_of(run)
+    try:
+        records = epochs_of(run)
+        last = records[-1]
+    except (IndexError, PgnasError):
+        raise PgnasError(
+            f"'{run.folder}' holds a fitted posterior, and no readable '{run.metrics.name}' of its"
+            " fit; go on with pgnas sample, or add `force` to fit again"
+        ) from None
+    note(f"fitted already: {run.posterior}")
+    seconds = sum(record.seconds for record in records)
+    return FitSummary(
+        run.folder, last.epoch, seconds, last.hard_error, parameter_count(network),
+        len(gates(network).groups), gates(network).count,
     )  # fmt: skip
 
 
@@ -145,7 +200,7 @@ def fit(
     *,
     resume: bool = False,
     force: bool = False,
-    save_minutes: float = SAVE_MINUTES,
+    save_minutes: float | None = None,  # between two; None: as often as they are cheap
     machine: Machine = Machine(),  # noqa: B008 - frozen
     **options: Any,  # fields of FitSettings and Recipe
 ) -> FitSummary:
@@ -269,8 +324,12 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
             settings.seed, settings.keep_original,
         ),
     )  # fmt: skip
-    check_input(backbone.input_shape, backbone.name)
     channels, size, _ = backbone.input_shape
+    if settings.img_size not in (None, size):
+        raise PgnasError(
+            f"backbone '{backbone.name}' takes images of {size}x{size} pixels only; leave out"
+            " `img_size`"
+        )
     data = cut_data(
         source, seed=settings.seed, held_out=settings.held_out,
         preprocessing=backbone.images, size=size, channels=channels,
@@ -303,7 +362,7 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         recipe,
         settings.seed,
     )  # fmt: skip
-    remarks = (*backbone.remarks, *source.remarks, *remarks_on(data))
+    remarks = (*backbone.remarks, *data.remarks, *remarks_on(data))
     return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
 
 
@@ -361,13 +420,25 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
     return found
 
 
+def _hard_error(loop: Loop, history: History) -> float:
+    """Held-out error of the mean candidate; measured where the last epoch's line is lost."""
+    if history.rows:
+        return history.rows[-1][1].hard_error
+    return held_out_errors(loop, loop.steps // loop.per_epoch)[1]
+
+
+def _saved_epochs(run: Run) -> list[Row]:
+    try:
+        return rows_of(run)
+    except PgnasError:
+        raise PgnasError(f"'{run.metrics}' is damaged; move it away to resume without") from None
+
+
 # --- the run directory -----------------------------------------------------------------------
 
 
 def _claim(run: Run, resume: bool, force: bool) -> tuple[State, Posterior] | None:
     """The unfinished fit to resume, if any; raises PgnasError where the run is not free."""
-    if run.folder.exists() and not run.folder.is_dir():
-        raise PgnasError(f"'{run.folder}' is a file; `run` is a folder, there or to be made")
     if run.posterior.exists() and not force:
         raise PgnasError(
             f"'{run.folder}' holds a fitted posterior; choose another `run`, or add `force` to fit"
@@ -402,8 +473,7 @@ def _same_fit(
             f"'{run.folder}' was started with {'; '.join(changed)}; leave the option out to resume,"
             " or choose another `run`"
         )
-    numbers = {"seen", "steps", "rate_steps", "newer_rate_steps", "best_loss", "lost_epochs"}
-    if not fits(state, loop.network_of(state), numbers, run.checkpoint):
+    if not fits(state, loop.network_of(state), NUMBERS, run.checkpoint):
         raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state
 
@@ -412,5 +482,5 @@ def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
     for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(), run.evaluation,
                  run.report, run.commands):  # fmt: skip
-        path.unlink(missing_ok=True)
+        remove(path)
     write_settings(run, settings)

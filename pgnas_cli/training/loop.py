@@ -4,29 +4,38 @@ Per step (Eq. 14-15): mean cross-entropy, under one relaxed draw per image and g
 gates, plus the divergence from the prior. Randomness is a function of seed and step.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from ..data import ImageData, placed, steps_per_epoch, training_batches
 from ..errors import Interrupted, PgnasError
 from ..gates import gates
 from ..progress import note, task
 from ..registry import Recipe
+from ..run.posterior import is_sound
 from ..seeds import derived_seed, seeded_globals
+from ..signals import StopRequest
 from ..slimming import Remainder, everything, remainder, stored
 from ..tensors import restore_, shapes
-from .checkpoint import NETWORK, State, StopRequest, restore_optimizer, save_optimizer
+from .checkpoint import NETWORK, State, restore_optimizer, save_optimizer
 from .cutting import ELEMENTWISE, TOLERANCE, carry_over_, differs_in_training
 from .drop_learning import DropLearning
+from .saving import Saving
 from .schedule import schedule_of
+
+WATCHED = 20  # steps between two looks at a GPU's numbers
+LARGEST = 1e4  # a normalised image of sense is far below
 
 
 class Loop:
@@ -57,6 +66,8 @@ class Loop:
         self.most_steps = most * self.per_epoch
         self.drops = None if drops is None else drops(self)
         self._start_optimizer()
+        self.watched = torch.zeros(4, device=self.device)  # of the first step that is not finite
+        self.inputs = torch.empty(0)  # of the last step, to look at when it failed
         self.start_epoch()
         self._set_rates()
 
@@ -167,14 +178,16 @@ class Loop:
         )
         with self.autocast, acting, own_draws:
             logits = self.network(inputs)
-            extra = torch.zeros((), device=self.device)
+            extra = divergence = torch.zeros((), device=self.device)
             if isinstance(logits, tuple):  # in training only, beside the logits
                 logits, other = logits
                 extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels)
             loss = self._cross_entropy(logits, labels)
             if self.drops is not None:
-                extra = extra + self.drops.divergence()
-            (loss + extra).backward()
+                divergence = self.drops.divergence()
+            (loss + extra + divergence).backward()
+        self.inputs = inputs
+        self._watch(loss + extra, divergence)
         self.weights.step()
         self.weights.zero_grad()
         if self.drops is not None:
@@ -188,11 +201,48 @@ class Loop:
             self.cut()
         self._set_rates()
 
+    def _watch(self, loss: Tensor, divergence: Tensor) -> None:
+        """Keep the numbers of the first step whose loss or gradient is not finite.
+
+        Reading them waits for a GPU's queue: there it is done now and then, and before each save.
+        """
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        step = torch.full_like(norm, self.step)
+        now = torch.stack([loss.detach(), divergence.detach(), norm, step])
+        self.watched = torch.where(self.watched.isfinite().all(), now, self.watched)
+        look = self.device.type == "cpu" or self.step % WATCHED == 0
+        if look and not bool(self.watched.isfinite().all()):
+            self.refuse_what_is_not_finite()
+
+    def refuse_what_is_not_finite(self) -> None:
+        """Raise PgnasError that names the likely cause: what was not finite first."""
+        loss, divergence, norm, step = self.watched.tolist()
+        numbers = {"loss": loss, "divergence": divergence, "gradient": norm}
+        found = [f"the {name} is {x}" for name, x in numbers.items() if not math.isfinite(x)]
+        if not found and all(is_sound(*named) for named in self.network.state_dict().items()):
+            return
+        at = f"in epoch {int(step) // self.per_epoch + 1}, step {int(step) + 1}"
+        largest = float(self.inputs.abs().max())
+        if not largest < LARGEST:
+            cause = f"normalised images reach {largest:.2g}: look at the data"
+        elif not math.isfinite(divergence):
+            cause = f"lower `l2` (now {self.recipe.l2}), or leave it out"
+        elif self.step == 0 and not math.isfinite(float(get_total_norm(self.network.parameters()))):
+            cause = "the starting weights are not finite; name others with `weights`"
+        else:
+            cause = f"lower `lr` (now {self.recipe.lr:g})"
+        raise PgnasError(
+            f"{found[0] if found else 'a weight is not finite'} {at}; {cause}; what was saved"
+            " before is kept"
+        )
+
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
 
     def state(self) -> State:
-        """A copy of everything that the next step depends on."""
+        """A copy of everything that the next step depends on; raises PgnasError for NaN."""
+        self.refuse_what_is_not_finite()
         tensors = {f"{NETWORK}{key}": value for key, value in self.network.state_dict().items()}
         numbers: dict[str, float] = {"seen": self.seen, "steps": self.steps}
         save_optimizer(self.weights, "weights", tensors, numbers)
@@ -208,7 +258,8 @@ class Loop:
         self.step = state.step
         self.loss_sum = state.tensors["epoch.loss_sum"].to(self.device)
         self.wrong = state.tensors["epoch.wrong"].to(self.device)
-        self.seen, self.steps = int(state.numbers["seen"]), int(state.numbers["steps"])
+        self.seen = int(state.numbers["seen"])
+        self.steps = min(int(state.numbers["steps"]), self.most_steps)
         if self.drops is not None:
             self.drops.restore(state)
         self._set_rates()
@@ -228,13 +279,13 @@ def train(
     *,
     workers: int,
     save: Callable[[State], None],
-    save_seconds: float,
+    save_seconds: float | None = None,  # between two saves; None: as often as they are cheap
     resume_with: str = "",  # what resumes it, where `save` keeps the state
     what: str = "training",
 ) -> Generator[Pass, None, None]:
     """Train to the end; yields after each epoch, whose sums `loop` still holds.
 
-    Saves every `save_seconds`. On SIGINT or SIGTERM saves after the step and raises Interrupted.
+    On SIGINT or SIGTERM saves after the step and raises Interrupted.
     """
     batches = training_batches(
         loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.most_steps,
@@ -250,7 +301,7 @@ def train(
 
     loop.network.train()
     with StopRequest() as request, closing(batches), task(what, loop.steps) as shown:
-        last = time.monotonic()
+        saving = Saving(save_seconds)
         began, seen = time.perf_counter(), 0
         for images, labels in readable():
             loop.advance(images, labels)
@@ -266,11 +317,13 @@ def train(
                 loop.network.train()
                 began, seen = time.perf_counter(), 0
             stopping = request.asked and loop.step < loop.steps
-            if stopping or time.monotonic() - last > save_seconds:
-                save(loop.state())
-                last = time.monotonic()
+            if stopping or saving.due():
+                write = partial(save, loop.state())
+                write() if stopping else saving(write)
             if stopping:
                 at = f"after step {loop.step} of {loop.steps}"
                 if not resume_with:
-                    raise Interrupted(f"interrupted {at}")
-                raise Interrupted(f"interrupted; saved {at}, resume with {resume_with}")
+                    raise Interrupted(f"interrupted {at}", request.asked)
+                raise Interrupted(
+                    f"interrupted; saved {at}, resume with {resume_with}", request.asked
+                )

@@ -1,6 +1,7 @@
 """A run whose network is cut while training, from fit to export, stopped and resumed behind it."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,9 @@ class Request:
         pass
 
     @property
-    def asked(self) -> bool:
+    def asked(self) -> int:
         Request.taken += 1
-        return Request.taken == 30
+        return signal.SIGINT if Request.taken == 30 else 0
 
 
 @pytest.fixture
@@ -49,9 +50,9 @@ def test_a_run_that_was_cut_serves_every_later_command(
     shares = [json.loads(line)["trained_share"] for line in one.metrics.read_text().splitlines()]
     assert shares[-1] < 0.8
     assert run("sample", "-n", "30", "--run", "r", "-q") == 0
-    network, _ = posterior_of(one)
+    network, posterior = posterior_of(one)
     left = remaining(network)
-    drawn = read_candidates(one, network)
+    drawn = read_candidates(one, network, posterior)
     assert not (drawn.keep & ~left).any()
     best = object_of("export", "best.safetensors", "--run", "r")
     whole = object_of("export", "whole.safetensors", "--candidate", "whole", "--run", "r")

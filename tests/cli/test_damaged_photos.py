@@ -139,18 +139,35 @@ def test_a_network_of_one_channel_reads_photos_as_grey(
     assert posterior.supernet.preprocessing.input_shape == (1, 24, 24)
 
 
-@pytest.mark.parametrize("shape", [(4, 24, 24), (3, 24, 48), (2, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((4, 24, 24), "takes images of 4 channels, here are 3 channels; let it"),
+        ((2, 8, 8), "takes images of 2 channels, here are 3 channels; let it"),
+        ((3, 24, 48), "takes images of 3x24x48; possible: (channels, size, size), square images"),
+    ],
+)  # fmt: skip
 def test_a_shape_that_images_do_not_have_is_refused_before_the_run(
-    photo_folder: Folder, module_of: Callable[..., str], shape: tuple[int, int, int]
+    photo_folder: Folder,
+    module_of: Callable[..., str],
+    shape: tuple[int, int, int],
+    message: str,
 ) -> None:
     fit = ["fit", "--data", str(photo_folder()), "--backbone", module_of(shape), "--run", "r"]
-    channels, height, width = shape
-    message = f"takes {channels} channel(s) of {height}x{width} pixels; images are read as squares"
     assert message in refused(*fit)
+    assert not Path("r").exists()
+
+
+def test_an_image_size_that_the_network_does_not_take_is_refused(
+    photo_folder: Folder, module_of: Callable[..., str]
+) -> None:
+    fit = ["fit", "--data", str(photo_folder()), "--backbone", module_of((3, 24, 24))]
+    line = refused(*fit, "--img-size", "32", "--run", "r")
+    assert line.endswith("takes images of 24x24 pixels only; leave out --img-size")
     assert not Path("r").exists()
 
 
 def test_digits_are_not_given_to_a_network_of_colours(module_of: Callable[..., str]) -> None:
     line = refused("fit", "--backbone", module_of((3, 8, 8)), "--run", "r")
-    assert "'digits' has images of 8x8 pixels and 1 channel(s); they are not changed to" in line
+    assert "takes images of 3 channels, here are 1 channel; let it" in line
     assert not Path("r").exists()

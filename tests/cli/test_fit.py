@@ -41,7 +41,9 @@ def test_json_has_its_fixed_keys_and_a_named_option_is_recorded_with_run_and_pos
 
 def test_a_fixed_rate_can_be_that_of_equal_size(fitted: Run) -> None:
     assert run("fit", *QUICK, "--run", "fixed", "--fixed-drop", "run", "-q") == 0
-    plain, fixed = (object_of("sample", "--run", r, "-n", "200") for r in ("run", "fixed"))
+    plain, fixed = (
+        object_of("sample", "--run", r, "-n", "200", "--force") for r in ("run", "fixed")
+    )
     assert abs(fixed["mean"]["params"] / plain["mean"]["params"] - 1) < 0.05
     rates = load_file("fixed/posterior.safetensors")["drop_logit"]
     assert rates.unique().numel() == 1
@@ -89,6 +91,17 @@ def test_a_prior_that_outweighs_the_data_comes_with_a_strength_that_does_not() -
     assert found[-5.0][-1].endswith("the entropy of p outweighs the data; raise --kl-images")
 
 
+@pytest.mark.parametrize("target", [None, Target("params", 0.6)])
+def test_a_loss_that_does_not_come_below_chance_level_is_a_bad_start(target: Target | None) -> None:
+    third = dataclasses.replace(RECORD, epoch=3, epochs=30, loss=2.31, expected_share=0.7)
+    (line,) = early_notes(RECORD, third, plan(target))
+    assert line.startswith(
+        "warning: a bad start: after 3 epochs the loss is 2.31, chance level 2.30;"
+    )
+    better = dataclasses.replace(third, loss=2.29)
+    assert early_notes(RECORD, better, plan(target)) == []
+
+
 def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert closing_notes(RECORD, plan(Target("macs", 0.6))) == []
     (line,) = closing_notes(RECORD, plan(Target("params", 0.6)))
@@ -109,6 +122,8 @@ def test_a_missed_target_is_said_and_that_more_could_be_dropped() -> None:
     assert line.startswith("note: 98.2 % of the size may stay at the end; name a size")
     assert early_notes(first, dataclasses.replace(third, expected_share=0.84), plan(None)) == []
     assert early_notes(first, third, plan(Target("params", 0.6))) == []
+    resumed = dataclasses.replace(third, mean_drop=0.5)  # by one that saw no earlier epoch
+    assert early_notes(resumed, resumed, plan(None)) == []
     fixed = dataclasses.replace(whole, mean_drop=0.0)
     assert closing_notes(fixed, plan(None)) == []
 

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 from pgnas_backbones import multibranch
 
-from pgnas_cli.run import Run
-from pgnas_cli.run.posterior import read_posterior
+from pgnas_cli.run import Run, writing
+from pgnas_cli.run.posterior import read_posterior, write_posterior
 
-from ..conftest import run
+from ..conftest import object_of, run, said
 from .conftest import QUICK
 
 KILLED = ["fit", "--epochs", "6", "--batch-size", "128", "--seed", "3"]
@@ -54,7 +54,7 @@ def test_a_killed_fit_goes_on_to_the_same_posterior() -> None:
 def test_an_unfinished_fit_goes_on_by_its_own_recipe_when_the_backbone_has_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = contextlib.nullcontext(SimpleNamespace(asked=True))  # to stop, from the start
+    asked = contextlib.nullcontext(SimpleNamespace(asked=signal.SIGINT))  # to stop, from the start
     with monkeypatch.context() as stopped:
         stopped.setattr("pgnas_cli.training.loop.StopRequest", lambda: asked)
         assert run("fit", *QUICK, "--run", "r", "-q") == 130
@@ -76,7 +76,7 @@ def test_a_signal_to_the_whole_group_leaves_loader_workers_alive(
     process = started(*fit, until="1/500")
     os.killpg(process.pid, number)
     _, rest = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "resume with pgnas fit --resume --run r" in rest
     assert "Traceback" not in rest
     assert Path("r/checkpoint.safetensors").exists()
@@ -106,3 +106,66 @@ def test_a_crash_ends_the_process_though_workers_live(
     )
     assert done.returncode == 1
     assert "MemoryError: out" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_is_one_line(number: signal.Signals) -> None:
+    process = started("fit", *QUICK, "--run", "r", until="run: r")
+    process.send_signal(number)
+    _, rest = process.communicate()
+    assert process.returncode == 128 + number
+    assert rest.splitlines()[-1].startswith("error: interrupted; ")
+    assert "Traceback" not in rest
+    assert run("fit", *QUICK, "--run", "r", "-q") == 0
+
+
+def test_a_signal_in_the_last_step_ends_a_search_behind_the_fit() -> None:
+    asked: list[int] = []
+
+    def last(path: Path, *rest: object) -> None:
+        write_posterior(path, *rest)  # type: ignore[arg-type]
+        asked.append(os.kill(os.getpid(), signal.SIGTERM) or 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgnas_cli.training.fitting.write_posterior", last)
+        status, _, err = said("search", "--epochs", "1", "-n", "5", "--run", "r", "-q")
+    assert (status, asked) == (143, [1])
+    assert err.strip() == "error: interrupted; every file is whole, the same command goes on"
+    assert [path.name for path in Run(Path("r")).drawn_files()] == []
+    assert not Run(Path("r")).checkpoint.exists()
+
+
+def test_a_finished_fit_that_is_resumed_says_its_summary_again() -> None:
+    first = object_of("fit", *QUICK, "--run", "r")
+    before = Path("r/posterior.safetensors").read_bytes()
+    Path("r/checkpoint.safetensors").touch()  # killed behind its last write
+    again = object_of("fit", "--resume", "--run", "r")
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+    assert sorted(path.name for path in Path("r").iterdir()) == [
+        "commands.jsonl", "metrics.jsonl", "posterior.safetensors", "run.json",
+    ]  # fmt: skip
+    assert Path("r/posterior.safetensors").read_bytes() == before
+
+
+def test_a_second_command_on_a_run_is_one_line_and_readers_need_no_lock(fitted: Run) -> None:
+    with writing(fitted):
+        lines = subprocess.run(
+            [sys.executable, "-c", "from tests.conftest import refused, run\n"
+             "for line in (['fit', '--resume'], ['sample', '--force'], ['rank'], ['search'],\n"
+             "             ['finetune', 'run/best.safetensors', '-o', 'x.safetensors']):\n"
+             "    print(refused(*line, '--run', 'run'))\n"
+             "print(run('export', 'x.safetensors', '--run', 'run', '-q'))"],
+            capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        ).stdout.splitlines()  # fmt: skip
+    told = f"error: 'run' is being written by process {os.getpid()} ("
+    assert [line.startswith(told) for line in lines[:5]] == 5 * [True]
+    assert lines[-1] == "0"
+
+
+def test_a_command_line_that_cannot_be_kept_is_a_remark(fitted: Run) -> None:
+    fitted.commands.unlink()
+    fitted.commands.mkdir()
+    status, _, err = said("sample", "-n", "5", "--force", "--run", str(fitted.folder))
+    assert status == 0
+    assert "note: the command line was not added to" in err

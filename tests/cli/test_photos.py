@@ -1,13 +1,15 @@
-"""Folders of photos: from a fit to an exported network; changed; of several image sizes."""
+"""Folders of photos: from a fit to an exported network; changed; moved; to test on alone."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from pgnas_cli.formats import load
 
-from ..conftest import object_of, refused, run
+from ..conftest import object_of, refused, run, said
 from ..networks import seeded
 
 
@@ -59,3 +61,74 @@ def test_changed_data_are_noticed_and_networks_of_two_sizes_are_each_timed_at_th
     for command in (["rank"], ["export", "b.safetensors"]):
         assert "are not those of the fit" in refused(*command, "--run", "16")
     assert not Path("b.safetensors").exists()
+
+
+TINY = ["--backbone", "multibranch-tiny", "--img-size", "24", "-b", "8", "-j", "0", "--epochs", "1"]
+
+
+def test_photos_that_were_moved_are_named_to_every_later_stage_and_known_by_their_digest(
+    photo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = photo_folder()
+    assert run("fit", "--data", str(folder), *TINY, "--run", "r", "-q") == 0
+    assert run("sample", "-n", "3", "--run", "r", "-q") == 0
+    home = tmp_path / "my photos"
+    home.mkdir()
+    moved = str(folder.rename(home / "moved"))
+    stages = {"rank": [], "export": ["a.safetensors"],
+              "finetune": ["a.safetensors", "--epochs", "1"]}  # fmt: skip
+    for stage, given in stages.items():
+        line = refused(stage, *given, "--run", "r")
+        assert f"no folder '{folder}' with the images of the fit; name it with --data" in line
+        status, _, err = said(stage, *given, "--run", "r", "--data", moved, "-j", "0")
+        assert status == 0, err
+    assert object_of("evaluate", "a.safetensors", "--data", moved, "-j", "0")["images"] == 12
+    other = Path(shutil.copytree(moved, home / "other"))
+    for path in sorted((other / "train" / "red").iterdir())[2:]:
+        path.rename(path.with_name(f"new-{path.name}"))
+    for stage, given in stages.items():
+        force = ["--force"] if given else []
+        line = refused(stage, *given, *force, "--run", "r", "--data", str(other))
+        assert f"the images of '{other}' are not those of the fit" in line
+
+
+@pytest.mark.parametrize("place", ["new/val", "new/test", "new"])
+def test_a_network_is_tested_on_labelled_photos_alone(
+    photo_folder: Callable[..., Path], tmp_path: Path, place: str
+) -> None:
+    """All classes, or some of them by their names; no others."""
+    folder = photo_folder()
+    assert run("fit", "--data", str(folder), *TINY, "--run", "r", "-q") == 0
+    assert run("export", "a.safetensors", "--candidate", "whole", "--run", "r", "-q") == 0
+    evaluate = ["evaluate", "a.safetensors", "-j", "0", "--data"]
+    whole = object_of(*evaluate, str(folder))
+    shutil.copytree(folder / "val", place)
+    alone = object_of(*evaluate, "new")
+    assert [alone[key] for key in ("images", "errors")] == [12, whole["errors"]]
+    by_class = {}
+    for name in ("blue", "green", "red"):
+        shutil.copytree(folder / "val" / name, Path("only", name, name))
+        by_class[name] = object_of(*evaluate, f"only/{name}")
+    assert [row["images"] for row in by_class.values()] == [4, 4, 4]
+    assert sum(row["errors"] for row in by_class.values()) == whole["errors"]
+    shutil.move("only/red/red", "only/red/rot")
+    assert "'only/red' has the classes rot..., 'a.safetensors' was trained on blue, green, red" in (
+        refused(*evaluate, "only/red")
+    )
+    Path("empty").mkdir()
+    assert "'empty' has no class folders; expected empty/<class>/*.jpg" in (
+        refused(*evaluate, "empty")
+    )
+
+
+def test_a_fine_tuning_says_of_its_photos_what_the_fit_said(
+    photo_folder: Callable[..., Path],
+) -> None:
+    folder = photo_folder()
+    (folder / "train" / "red" / "notes.txt").write_text("none")
+    status, _, fitted = said("fit", "--data", str(folder), *TINY, "--run", "r")
+    assert run("export", "a.safetensors", "--candidate", "whole", "--run", "r", "-q") == 0
+    status, _, tuned = said("finetune", "a.safetensors", "--epochs", "1", "--run", "r")
+    assert status == 0
+    remark = "note: 1 files left out, no images: 1 .txt"
+    assert remark in fitted.splitlines() and remark in tuned.splitlines()

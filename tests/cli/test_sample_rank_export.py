@@ -11,7 +11,7 @@ from .conftest import HERE
 
 
 def test_every_json_has_its_fixed_keys(fitted: Run) -> None:
-    drawn = object_of("sample", "-n", "5", *HERE)
+    drawn = object_of("sample", "-n", "5", "--force", *HERE)
     assert set(drawn) == {"run", "candidates", "baseline", "whole", "mean"}
     assert drawn["candidates"] == 5
     ranked = object_of("rank", "--top", "3", *HERE)
@@ -38,7 +38,7 @@ def test_twin_whole_and_any_id_can_be_exported(fitted: Run) -> None:
     assert whole["params"] == whole["whole_params"] == 151_930
     best = pgnas_cli.load(fitted.folder / "best.safetensors").info
     twin = object_of("export", "twin.safetensors", "--candidate", "twin", *HERE)
-    assert abs(twin["params"] / best.params - 1) < 0.05
+    assert abs(twin["params"] / best.params - 1) <= 0.02
     third = object_of("export", "third.safetensors", "--candidate", "3", *HERE)
     assert third["candidate"] == "3"
     unknown = refused("export", "x.safetensors", "--candidate", "60", *HERE)
@@ -66,13 +66,13 @@ def test_rounded_and_onnx_exports_are_the_same_network(
 
 
 def test_each_budget_has_files_of_its_own(fitted: Run) -> None:
-    assert run("sample", "-n", "20", "--max-params", "50%,60%", *HERE, "-q") == 0
+    assert run("sample", "-n", "20", "--max-params", "50%,60%", "--force", *HERE, "-q") == 0
     assert run("rank", "--top", "3", *HERE, "-q") == 0
     assert {path.name for path in fitted.folder.glob("[cr]an*")} == {
         "candidates-params-50.safetensors", "candidates-params-60.safetensors",
         "ranking-params-50.safetensors", "ranking-params-60.safetensors",
         "ranking-params-50.csv", "ranking-params-60.csv",
     }  # fmt: skip
-    (again,) = pgnas_cli.sample(fitted, 4)
+    (again,) = pgnas_cli.sample(fitted, 4, force=True)
     assert again.label == ""
     assert [path.name for path in fitted.drawn_files()] == ["candidates.safetensors"]

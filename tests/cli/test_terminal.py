@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pgnas_cli.cli.terminal import Terminal
+from pgnas_cli.cli.terminal import Terminal, failure
 
 from ..conftest import said
 from .conftest import QUICK
@@ -96,3 +96,20 @@ def test_each_stage_takes_the_newest_run_and_names_the_next_in_plain_lines_of_80
     assert text.count("(the newest; --run names another)") == 4
     assert not {"\x1b", "\r"} & set(text)
     assert max(map(len, text.splitlines())) <= 80, max(text.splitlines(), key=len)
+
+
+def test_no_character_of_a_name_acts_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a note, a result, a table with two lines in a cell, and the error line."""
+    evil = "a\x1b]0;b\x07\r\n\u202ec"
+    terminal = Terminal()
+    terminal.note(evil)
+    terminal.result(evil)
+    terminal.table(evil, ("<class", "n"), [[evil, "1"], [("one", evil), "2"]])
+    failure(evil)
+    out, err = capsys.readouterr()
+    assert not set(out + err) & set("\x1b\x07\r\u202e")
+    shown = r"a\x1b]0;b\x07\r\n\u202ec"
+    assert err == f"{shown}\nerror: {shown}\n"
+    assert out.count(shown) == 4

@@ -47,14 +47,17 @@ def test_evaluation_images_equal_resize_and_centre_crop_by_hand(photo_folder: Fo
     assert np.abs(found[place].numpy().astype(int) - by_hand).max() <= 1
 
 
+def data_and_batch(photo_folder: Folder, source: str) -> tuple[ImageData, int]:
+    if source == "digits":
+        return load_data("digits", seed=0), 100
+    return load_data(str(photo_folder()), seed=0, size=32), 4
+
+
 @pytest.mark.parametrize("source", ["digits", "photos"])
 def test_neither_workers_nor_a_later_start_change_batches(
     photo_folder: Folder, source: str
 ) -> None:
-    if source == "digits":
-        data, batch = load_data("digits", seed=0), 100
-    else:
-        data, batch = load_data(str(photo_folder()), seed=0, size=32), 4
+    data, batch = data_and_batch(photo_folder, source)
     per_epoch = steps_per_epoch(len(data.fit), batch)
     steps = 2 * per_epoch + 1
     whole = batches(data, batch, steps)
@@ -71,10 +74,7 @@ def test_neither_workers_nor_a_later_start_change_batches(
 def test_an_image_that_does_not_decode_is_left_out_of_its_batch_and_changes_no_other(
     photo_folder: Folder, source: str
 ) -> None:
-    if source == "digits":
-        data, batch = load_data("digits", seed=0), 100
-    else:
-        data, batch = load_data(str(photo_folder()), seed=0, size=32), 4
+    data, batch = data_and_batch(photo_folder, source)
     bad = frozenset({3, 5, 11})
     rest = dataclasses.replace(data, fit=dataclasses.replace(data.fit, damaged=bad))
     assert len(rest.fit.readable()) == len(data.fit) - 3

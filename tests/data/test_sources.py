@@ -1,14 +1,16 @@
 """Data sets are found under every name, photos are read right, and mistakes are named."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.data
 import torch
 from PIL import Image
 
-from pgnas_cli.data import DataName, evaluation_images, load_data, training_batches
+from pgnas_cli.data import DataName, evaluation_images, find_data, load_data, training_batches
 from pgnas_cli.errors import PgnasError
 
 Folder = Callable[..., Path]
@@ -167,3 +169,33 @@ def test_a_corrupt_photo_is_named_and_can_be_skipped(photo_folder: Folder, worke
         list(evaluation_images(part, data.preprocessing, workers=workers))
     rest = load_data(str(folder), seed=0, size=32, skip_corrupt=True)
     assert len(rest.fit.readable()) + len(rest.held_out.readable()) == 23
+
+
+def test_the_images_of_a_named_data_set_are_decoded_before_they_are_trained_on(
+    photo_folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """timm's own data set would give the next image in place of one that is empty."""
+    folder = photo_folder(size=(24, 24))
+    opened = partial(timm.data.create_dataset, "", download=False)
+
+    def create(name: str, root: str, split: str, **options: bool) -> object:
+        return opened(root=folder / {"train": "train", "validation": "val"}[split])
+
+    monkeypatch.setattr("pgnas_cli.data.sources.create_dataset", create)
+    assert find_data("hfds/mine").train.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    (folder / "train" / "green" / "05.jpg").write_bytes(b"")
+    (folder / "val" / "red" / "01.jpg").write_bytes(b"no image")
+    with pytest.raises(PgnasError) as refusal:
+        find_data("hfds/mine")
+    text = str(refusal.value)
+    assert text.startswith(
+        "2 of 36 images do not decode (by class: 1 1, 2 1): 'hfds/mine/train-000"
+    )
+    assert text.endswith("remove them or add `skip_corrupt`")
+    assert len(find_data("hfds/mine", reads=()).train) == 24  # nothing is read now
+    left = find_data("hfds/mine", skip_corrupt=True)
+    assert left.train.damaged == {8 + 5} and len(left.test or ()) == 11
+    assert left.remarks == (
+        "2 of 36 images do not decode and are left out (by class: 1 1, 2 1): train-0000013,"
+        " validation-0000009",
+    )

@@ -12,7 +12,7 @@ import pgnas_cli
 from pgnas_cli import exporting
 from pgnas_cli.errors import Interrupted, PgnasError
 from pgnas_cli.progress import listening
-from pgnas_cli.ranking import Leaderboard, Race, rank, read_ranking
+from pgnas_cli.ranking import Evaluator, Leaderboard, Race, rank, read_ranking
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates, sample
@@ -42,7 +42,7 @@ def best(race: Race, top: int = 5) -> list[tuple[int, int]]:
 
 
 def stored(run: Run, label: str = "") -> Race:
-    race = read_ranking(run, read_candidates(run, posterior_of(run)[0], label))
+    race = read_ranking(run, read_candidates(run, *posterior_of(run), label))
     assert race is not None
     return race
 
@@ -179,7 +179,7 @@ def test_a_time_limit_leaves_the_best_so_far_and_the_ranking_resumes_from_its_pi
 def test_a_ranking_that_was_evaluated_otherwise_is_started_again(run: Run) -> None:
     straight = ranked(run)
     now = read_tensors(run.ranking(), RANKING)[1]["evaluated"]
-    then = "512 pairs, float32, cuda"
+    then = "512 pairs, full float32, cuda"
     rewrite(run.ranking(), RANKING, lambda c, t: c.update(evaluated=then))
     with listening(heard := Heard()):
         again = ranked(run)
@@ -247,3 +247,20 @@ def test_a_baseline_is_exported_with_a_word_and_no_file_of_the_run_is_overwritte
     with listening(heard := Heard()):
         pgnas_cli.export(run.folder / "p.safetensors", run)
     assert any("these candidates are a baseline (permuted)" in note for note in heard.notes)
+
+
+def test_candidates_are_ranked_in_full_float32(
+    fitted: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU would multiply in TF32, where a candidate's outcomes are not those of its export."""
+    seen = set()
+    forward = Evaluator._forward
+
+    def watched(self: Evaluator, *pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return forward(self, *pairs)
+
+    monkeypatch.setattr(Evaluator, "_forward", watched)
+    fitted.ranking().unlink()
+    rank(fitted)
+    assert seen == {(False, False)}

@@ -1,5 +1,6 @@
 """The race against full evaluation, on tables of outcomes."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -180,3 +181,32 @@ def test_order_is_by_errors_then_parameters_then_id_for_every_small_table() -> N
                     hardness, torch.zeros(0, 1), [])  # fmt: skip
         expected = sorted(range(3), key=lambda i: (errors[i], params[i], i))
         assert race.best().tolist() == expected
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 5), (3, 4, 5, 6, 7, 30)])
+def test_a_race_that_is_stopped_and_resumed_evaluates_the_same_pairs(
+    stops: tuple[int, ...],
+) -> None:
+    """At any chunk, also within a round; as from its file."""
+    g = seeded(3)
+    wrong = torch.rand(60, 400, generator=g) < torch.rand(60, 1, generator=g)
+    params = torch.arange(60)
+
+    def judge(candidates: Tensor, images: Tensor) -> Tensor:
+        return wrong[candidates, images]
+
+    races = [begun(params, 5, wrong[:PILOTS], -wrong[:PILOTS].double()) for _ in range(2)]
+    straight, stopped = races
+    list(run(straight, judge, fill=7, chunk=5))
+    for stop in stops:
+        for step, _ in enumerate(run(stopped, judge, fill=7, chunk=5), 1):
+            if step == stop:
+                break
+        stopped = dataclasses.replace(
+            stopped, seen=stopped.seen.clone(), errors=stopped.errors.clone()
+        )
+    list(run(stopped, judge, fill=7, chunk=5))
+    assert stopped.turn == straight.turn
+    for name in ("seen", "errors", "goal"):
+        assert torch.equal(getattr(stopped, name), getattr(straight, name)), name
+    assert torch.equal(*(race.all_mistakes().sort().values for race in (straight, stopped)))

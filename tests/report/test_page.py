@@ -300,13 +300,13 @@ def test_the_error_of_each_class_is_that_of_counting_its_images(searched: Run) -
 
 
 def test_dropped_channels_and_operations_are_those_that_the_winner_lacks(searched: Run) -> None:
-    network, _ = posterior_of(searched)
+    network, posterior = posterior_of(searched)
     (budget,) = searched.budgets()
     found = run_summary(searched)
     rows = searched.ranking_table(budget).read_text(encoding="utf-8").splitlines()
     winner = int(rows[1].split(",")[1])
     assert winner_of(searched) == winner
-    keep = read_candidates(searched, network, budget).keep[winner]
+    keep = read_candidates(searched, network, posterior, budget).keep[winner]
     spans = gates(network).spans
     text = text_of(page_of([found]))
     dropped = int((~keep).sum())
@@ -358,7 +358,11 @@ def test_errors_of_those_who_left_early_are_expected_from_the_pilots() -> None:
 
 
 def test_a_fit_alone_has_a_report_that_says_what_is_next(fitted: Run) -> None:
-    for step, line in (("sample", ["sample", "-n", "8"]), ("rank", ["rank"]), ("evaluate", [])):
+    for step, line in (
+        ("sample", ["sample", "-n", "8", "--force"]),
+        ("rank", ["rank"]),
+        ("evaluate", []),
+    ):
         done(fitted, "report")
         text = written(fitted)
         assert not Page(text).open
@@ -432,12 +436,12 @@ def test_a_report_is_not_written_over_anything_else(searched: Run) -> None:
 def test_command_lines_are_kept_in_order_and_can_be_typed_again(fitted: Run) -> None:
     folder = str(fitted.folder)
     for _ in range(2):
-        done(fitted, "sample", "-n", "8")
+        done(fitted, "sample", "-n", "8", "--force")
     done(fitted, "rank")
     lines = [entry.line for entry in commands_of(fitted)]
     made = ["fit", "sample", "rank", "export"]
     assert [line.split()[1] for line in lines] == [*made, "sample", "rank"]
-    assert shlex.split(lines[4]) == ["pgnas", "sample", "-n", "8", "-q", "--run", folder]
+    assert shlex.split(lines[4]) == ["pgnas", "sample", "-n", "8", "--force", "-q", "--run", folder]
     assert command("sample", "-n", "0", "-q", "--run", folder) == 1  # refused: nothing was done
     assert len(commands_of(fitted)) == 6
     fitted.commands.write_text("no json\n" + fitted.commands.read_text(encoding="utf-8"))
@@ -457,6 +461,24 @@ def test_evaluations_go_to_the_run_that_the_networks_came_from(
     assert "is not the run that these networks came from" in other
     assert command(*line, "--run", str(searched.folder)) == 0
     assert "elsewhere" in {row.name for row in evaluations_of(searched)}
+
+
+def test_no_character_of_a_file_acts_on_the_page_or_in_a_picture(searched: Run) -> None:
+    """An escape sequence, a turned direction, half of a character: in every row, line and title."""
+    evil = "\x1b[2J\x00\u202egnp\udc80"
+    change_evaluations(searched, lambda row: row.update(name=row["name"] + evil[:-1], device=evil))
+    entry = json.loads(searched.commands.read_text(encoding="utf-8").splitlines()[-1])
+    line = json.dumps({**entry, "line": f"pgnas rank {evil}"})
+    searched.commands.write_text(f"{line}\n{line}\n", encoding="utf-8")
+    page = page_of([run_summary(searched)])
+    shown = r"\x1b[2J\x00\u202egnp\udc80"
+    assert f"times on {shown}" in page
+    assert f"pgnas rank {shown}&#10;pgnas rank {shown}</pre>" in page
+    figure, axes = figure_of(2, evil, evil)
+    axes.plot([1, 2], label=evil)
+    svg = picture_of(figure, "a", "b").svg
+    ElementTree.fromstring(svg)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", page + svg)
 
 
 def test_words_of_a_run_and_in_a_picture_cannot_become_elements(fitted: Run) -> None:
@@ -537,7 +559,7 @@ def test_rows_of_other_conditions_are_left_out_and_named(searched: Run) -> None:
 
 
 def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(searched: Run) -> None:
-    done(searched, "sample", "-n", "3000")
+    done(searched, "sample", "-n", "3000", "--force")
     done(searched, "rank", "--time-limit", "0.0001")
     words = words_of(searched)
     undecided = len(run_summary(searched).boards[0].race.walking())
@@ -545,13 +567,13 @@ def test_what_is_not_final_or_not_the_posterior_is_said_at_the_top(searched: Run
     assert f"{undecided} candidates might still be better" in words
     assert "so far" in words.split("multibranch-tiny on")[0]
     assert f"{undecided} are not decided, and not shown" in words
-    done(searched, "sample", "-n", "8", "--baseline", "permuted")
+    done(searched, "sample", "-n", "8", "--baseline", "permuted", "--force")
     done(searched, "rank")
     assert "a baseline (permuted), not the posterior" in words_of(searched)
 
 
 def test_the_front_is_that_of_each_budget(searched: Run) -> None:
-    done(searched, "sample", "-n", "12", "--max-params", "57%,50%")
+    done(searched, "sample", "-n", "12", "--max-params", "57%,50%", "--force")
     done(searched, "rank", "--exhaustive")
     text = page_of([run_summary(searched)])
     part = text_of(text[text.index("The front: ") : text.index("Statistical confidence")])

@@ -10,7 +10,14 @@ from safetensors.torch import save_file
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import Recipe, Start
 from pgnas_cli.registry.build import build_backbone
-from pgnas_cli.run import FitSettings, Run, check_recipe, read_settings, run_to_fit
+from pgnas_cli.run import (
+    FitSettings,
+    Run,
+    check_recipe,
+    read_settings,
+    run_to_fit,
+    write_settings,
+)
 from pgnas_cli.storage import from_json, to_json
 
 from ..conftest import run as command
@@ -115,3 +122,14 @@ def test_a_fit_prints_the_recipe_that_it_follows(
     assert "recipe: for digits, its 30 epochs stretched to 1" in text
     assert "note: --decay-milestones [5] lie behind the 1 epochs" in text
     assert "gates all, groups layer" in text
+
+
+def test_a_misspelt_run_is_not_resumed_as_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_settings(Run(Path("runs/flowers")), FitSettings())
+    with pytest.raises(PgnasError, match=r"no run in 'runs/flower' to resume; similar: runs/flow"):
+        run_to_fit(Path("runs/flower"), {"epochs": 3}, resume=True)
+    for named in ({"data": "digits"}, {"backbone": "multibranch-tiny"}):
+        assert run_to_fit(Path("runs/flower"), named, resume=True)[0].folder == Path("runs/flower")

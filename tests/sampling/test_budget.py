@@ -133,7 +133,7 @@ def test_one_fit_gives_a_front_of_several_budgets(
     run = ["--run", str(fitted.folder)]
     file = str(fitted.folder / "middle.safetensors")
     whole = parameter_count(posterior_of(fitted)[0])
-    assert command("sample", "-n", "30", "--max-params", "80%,50%,30%", *run) == 0
+    assert command("sample", "-n", "30", "--max-params", "80%,50%,30%", "--force", *run) == 0
     text = capsys.readouterr()
     assert "candidates within 50 % of the parameters" in text.out
     assert "parameters: the posterior's own mean is" in text.err

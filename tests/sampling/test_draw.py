@@ -39,16 +39,16 @@ def test_the_ith_candidate_does_not_depend_on_how_many_are_drawn() -> None:
 
 
 def test_candidates_come_back_as_they_were_drawn(fitted: Run) -> None:
-    network, _ = posterior_of(fitted)
-    (drawn,) = sample(fitted, 20)
+    network, posterior = posterior_of(fitted)
+    (drawn,) = sample(fitted, 20, force=True)
     assert torch.equal(drawn.keep[7], draw(network, generator=generator(0, "candidate", 7)))
-    again = read_candidates(fitted, network)
+    again = read_candidates(fitted, network, posterior)
     assert torch.equal(again.keep, drawn.keep)
     for name, column in vars(count(network, drawn.keep)).items():
         for found in (drawn, again):
             assert torch.equal(getattr(found.sizes, name), column)
     (baseline,) = sample(fitted, 20, baseline="permuted", seed=5)
-    assert read_candidates(fitted, network).baseline == "permuted"
+    assert read_candidates(fitted, network, posterior).baseline == "permuted"
     assert not torch.equal(baseline.keep, drawn.keep)
 
 
@@ -56,7 +56,7 @@ def test_drawing_again_removes_what_was_derived_from_the_former_candidates(fitte
     fitted.evaluation.touch()
     derived = [*fitted.drawn_files(), fitted.evaluation]
     assert {fitted.candidates(), fitted.ranking(), fitted.ranking_table()} < set(derived)
-    drawn = sample(fitted, 3, max_params="60%,50%")
+    drawn = sample(fitted, 3, max_params="60%,50%", force=True)
     assert [one.label for one in drawn] == ["params-60", "params-50"]
     assert fitted.drawn_files() == [fitted.candidates(one.label) for one in drawn]
     assert not any(path.exists() for path in derived)
@@ -76,7 +76,7 @@ def test_candidates_that_do_not_fit_are_refused(
 ) -> None:
     rewrite(fitted.candidates(), "pgnas.candidates/1", lambda c, t: c.update(change))
     with pytest.raises(PgnasError, match=message):
-        read_candidates(fitted, posterior_of(fitted)[0])
+        read_candidates(fitted, *posterior_of(fitted))
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,18 @@ def test_wrong_options_leave_the_candidates_as_they_were(
     with pytest.raises(PgnasError, match=message):
         sample(run, **options)
     assert run.candidates().read_bytes() == before
+
+
+def test_the_same_draw_again_changes_nothing_and_another_asks_before_a_ranking_goes(
+    fitted: Run,
+) -> None:
+    files = fitted.drawn_files()
+    assert len(files) == 3
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
+    sample(fitted, 60)
+    with pytest.raises(PgnasError, match=r"ranking\.safetensors' is a ranking of other candidates"):
+        sample(fitted, 61)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
+    sample(fitted, 61, force=True)
+    assert fitted.drawn_files() == [fitted.candidates()]
+    sample(fitted, 20)  # nothing is lost that was not drawn in a moment

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import gates, make_concrete_, masked
-from pgnas_cli.slimming import largest_difference, slim
+from pgnas_cli.slimming import agree, difference, largest_difference, slim
 from pgnas_cli.slimming.layers import Constant
 
 from ..graph.test_operations import ODD
@@ -189,3 +189,31 @@ def test_wrong_arguments_are_refused() -> None:
         slim(network, everything(network), round_to=0)
     with pytest.raises(PgnasError, match="`layout` 'quick' is not known; possible: small, fast"):
         slim(network, everything(network), "quick")  # type: ignore[arg-type]
+
+
+class Cancelling(nn.Module):
+    """Adds a large number and takes it away again, so that most digits of a logit are lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+        nn.init.normal_(self.head.weight, generator=seeded())
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.head(x) + 1e5) - 1e5
+
+
+def test_networks_agree_within_their_own_rounding_and_not_beyond() -> None:
+    network, images = Cancelling(), [torch.randn(4, 8, generator=seeded(1))]
+    with torch.no_grad():
+        exact, rounded = network.head(images[0]), network(images[0])
+    differs = difference(rounded, exact)
+    assert 1e-4 < differs < 1e-2
+    assert agree(differs, 1e-4, network, images)
+    assert not agree(differs, 1e-4, network.head, images)  # which does not round so
+    assert agree(1e-5, 1e-4, network.head, images)
+    for wrong in (1.01e-2, float("inf"), float("nan")):
+        assert not agree(wrong, 1e-4, network, images)
+    supernet, pixels = tiny(), [torch.randn(4, 1, 8, 8, generator=seeded(1))]
+    assert not agree(5e-4, 1e-4, supernet, pixels, random_keep(supernet, 0.3))

@@ -1,7 +1,5 @@
-"""Unfinished training on disk, and signals as requests to stop."""
+"""Unfinished training on disk."""
 
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +7,6 @@ import pytest
 import torch
 
 from pgnas_cli.data import ImageData
-from pgnas_cli.training import StopRequest
 from pgnas_cli.training.checkpoint import read_checkpoint, write_checkpoint
 
 from .conftest import loop_of, steps
@@ -37,13 +34,3 @@ def test_every_kind_of_optimizer_state_is_saved(
     list(steps(again))
     for name, value in straight.network.state_dict().items():
         assert torch.equal(value, again.network.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), StopRequest() as request:
-        os.kill(os.getpid(), number)
-        assert request.asked
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before

@@ -67,5 +67,7 @@ def test_collapse_stops_with_a_remedy(digits: ImageData) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_with_a_remedy(digits: ImageData) -> None:
-    with pytest.raises(PgnasError, match=r"the loss is (nan|inf) in epoch \d+; lower `lr`"):
+    with pytest.raises(
+        PgnasError, match=r"the (loss|gradient) is (nan|inf) in epoch \d+, step \d+; lower `lr`"
+    ):
         small_fit(digits, lr=1000.0, l2=1e8)
