@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PgnasError
+from ..machine import cores
 from ..progress import note, task
 from ..tensors import checked as checked_shapes
 from ..tensors import read_header, read_values, write_tensors
@@ -135,7 +136,7 @@ def in_threads(
 ) -> Iterator[Facts | str]:
     """`decode` of each; Pillow leaves Python's lock while it decodes, so threads will do."""
     endings()  # registers plug-ins
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, cores())
     with (
         silenced(),
         ThreadPoolExecutor(workers) as pool,

@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -22,6 +24,7 @@ from ..progress import track
 from ..seeds import derived_seed
 from .names import Names
 
+Found = TypeVar("Found")
 HELD_OUT_MOST = 10_000  # images: errors to half a point, decoded in 1.5 GB at 224 pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -72,6 +75,7 @@ class Part:
     keys: Sequence[str]  # a name for each image, unique within the data set
     pixels: Tensor | None = None  # uint8 (images, channels, height, width)
     open: Callable[[int], Image.Image] | None = None
+    file: Callable[[int], Path] | None = None  # where each image is a file of its own
     # Positions of images that do not decode. They are not read but keep their place, so that the
     # cut, the order of the batches and the digest stay the same when a file goes bad.
     damaged: frozenset[int] = frozenset()
@@ -95,7 +99,8 @@ class Part:
             self.labels[index],
             _keys_at(self.keys, index),
             None if self.pixels is None else self.pixels[index],
-            None if self.open is None else partial(_open_at, self.open, index),
+            None if self.open is None else partial(_at, self.open, index),
+            None if self.file is None else partial(_at, self.file, index),
             frozenset(place for place, i in enumerate(places) if i in self.damaged),
         )
 
@@ -247,7 +252,7 @@ def _keys_at(keys: Sequence[str], places: Tensor) -> Sequence[str]:
     return tuple(keys[i] for i in places.tolist())
 
 
-def _open_at(inner: Callable[[int], Image.Image], chosen: Tensor, index: int) -> Image.Image:
+def _at(inner: Callable[[int], Found], chosen: Tensor, index: int) -> Found:
     return inner(int(chosen[index]))
 
 

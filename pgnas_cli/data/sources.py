@@ -163,13 +163,13 @@ def _labelled(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing], list[s
 
 def _part(listing: Listing, found: Findings, skip_corrupt: bool) -> Part:
     return Part(
-        listing.labels, listing.names, open=partial(_open_file, listing.folder, listing.names),
+        listing.labels, listing.names, open=partial(_open_file, listing), file=listing.path,
         damaged=frozenset(found.reasons if skip_corrupt else ()),
     )  # fmt: skip
 
 
-def _open_file(folder: Path, names: Names, index: int) -> Image.Image:
-    return open_picture(folder / names.file(index))
+def _open_file(listing: Listing, index: int) -> Image.Image:
+    return open_picture(listing.path(index))
 
 
 # Names that need no prefix, and torchvision's folder of each. ImageNet's archives are not unpacked.
