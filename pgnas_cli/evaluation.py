@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from .data import Part, Source, find_data, placed
 from .errors import PgnasError
-from .fields import check_range
+from .fields import check_choice, check_range
 from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
-from .machine import Machine
+from .machine import PRECISIONS, Machine
 from .progress import note
 from .ranking import like_guessing
 from .run import Run, now
@@ -110,6 +110,7 @@ class Evaluation:
     device: str
     top5_errors: int | None = None  # label not among the five likeliest; None: ten classes or fewer
     by_class: tuple[tuple[str, int, int], ...] = ()  # class, errors, images; older files: empty
+    precision: str = "float32"  # that the errors were counted in
 
     @property
     def error(self) -> float:
@@ -130,6 +131,7 @@ def evaluate(
     data_root: Path = Path("data"),  # where timm's named data sets live
     skip_corrupt: bool = False,
     batch_size: int = 64,  # of the second latency
+    precision: str = "float32",  # or bfloat16: of the errors; times are in float32
     machine: Machine = Machine(),  # noqa: B008 - frozen
     names: Sequence[str] | None = None,  # None: those of the files
 ) -> list[Evaluation]:
@@ -139,6 +141,7 @@ def evaluate(
     of the network or some of them.
     """
     check_range("batch_size", batch_size, 1, 4096)
+    check_choice("precision", precision, PRECISIONS)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
     scores, titles, by_class = [], [], []
@@ -148,7 +151,10 @@ def evaluate(
         name = _data_of(about, path, data)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
-        scores.append(score(network, test, about.supernet.preprocessing, machine=machine))
+        if precision != "float32" and isinstance(network, OnnxNetwork):
+            raise PgnasError(f"'{path}' computes in float32; leave out `precision`")
+        how = about.supernet.preprocessing
+        scores.append(score(network, test, how, precision=precision, machine=machine))
         guessing.append(like_guessing(scores[-1].errors, test.labels))
         titles.append(source.name.name)
         remarks += source.remarks
@@ -164,7 +170,7 @@ def evaluate(
         Evaluation(
             name=name, at=now(), data=title, errors=score.errors, images=score.images,
             wrong=score.wrong, top5_errors=score.top5_errors, by_class=rows, one=one, many=many,
-            device=str(machine.device),
+            device=str(machine.device), precision=precision,
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
         for name, title, (_, about), score, rows, one, many in zip(

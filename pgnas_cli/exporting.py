@@ -154,9 +154,9 @@ def _candidates(
     if found.baseline:
         note(f"these candidates are a baseline ({found.baseline}), not the posterior's own")
     known = candidate in ("", "twin")
-    if not known and not (candidate.isdecimal() and int(candidate) < len(found.keep)):
+    if not known and not (candidate.isdecimal() and int(candidate) < len(found)):
         raise PgnasError(
-            f"no candidate '{candidate}'; possible: 0 to {len(found.keep) - 1}, whole, or twin"
+            f"no candidate '{candidate}'; possible: 0 to {len(found) - 1}, whole, or twin"
         )
     return found
 
@@ -178,7 +178,7 @@ def _chosen(
     rivals = len(dataclasses.replace(race, top=1).walking())
     if rivals:
         note(
-            f"the ranking is not finished: {rivals} of {len(drawn.keep)} candidates cannot be told"
+            f"the ranking is not finished: {rivals} of {len(drawn)} candidates cannot be told"
             f" from the leader, {winner}, and might be better;"
             f" {rank_again(run, data=data)} resumes it"
         )

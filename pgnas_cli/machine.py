@@ -1,11 +1,13 @@
 """Where the work is done: the device, and the processes that decode images."""
 
+import contextlib
 import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,12 +38,36 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError):
         raise PgnasError(f"no device '{device}' here; possible: cpu, or auto") from None
+    if found.type == "cuda" and found.index is not None:
+        torch.cuda.set_device(found)  # whose generator dropout draws from, and is seeded
     if workers is not None:
         check_range("workers", workers, 0)
     if found.type == "cpu":
         tune_for_cpu()
     most = 8 if found.type == "cpu" else 16
     return Machine(found, min(most, cores()) if workers is None else workers)
+
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def computing(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Context: layers compute in `precision`, float32 or bfloat16."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; 2^62 where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return 2**62
 
 
 def cores() -> int:

@@ -37,6 +37,17 @@ def test_a_device_that_is_not_here_is_named(name: str) -> None:
         find_machine("cpu", -1)
 
 
+def test_a_gpu_that_is_named_is_the_one_whose_generator_is_seeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert find_machine("cuda:1", 0).device == torch.device("cuda:1")
+    find_machine("cuda", 0)
+    assert chosen == [torch.device("cuda:1")]
+
+
 def test_comparisons_are_made_in_full_float32_and_the_settings_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -31,6 +31,7 @@ def evaluate(
         Path | None, typer.Option(help="The run to keep the figures in; default: found.")
     ] = None,
     skip_corrupt: options.Skip = False,
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -49,7 +50,7 @@ def evaluate(
 
     found = evaluated(
         files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch_size=batch_size,
-        machine=find_machine(device, workers),
+        precision=precision, machine=find_machine(device, workers),
     )  # fmt: skip
     if as_json:
         terminal.json(evaluation_json(files, found))

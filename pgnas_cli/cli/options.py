@@ -58,6 +58,7 @@ SaveMinutes = Annotated[
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")
 ]
+Precision = Annotated[str, typer.Option(help="float32, or bfloat16, of which results differ.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an unfinished fit.")]
 
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())  # after the word pgnas

@@ -26,6 +26,7 @@ def rank(
     data: options.Moved = None,
     run: options.RunFolder = None,
     backbone: options.Function = None,
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -46,7 +47,7 @@ def rank(
     began = time.perf_counter()
     boards = ranked(
         where, top=top, exhaustive=exhaustive, time_limit=time_limit, data=data,
-        machine=find_machine(device, workers),
+        precision=precision, machine=find_machine(device, workers),
     )  # fmt: skip
     seconds = time.perf_counter() - began
     waiting = len(where.budgets()) - len(boards)
@@ -55,7 +56,7 @@ def rank(
         terminal.json(ranking_json(boards, top, waiting=waiting, seconds=seconds))
     show_ranking(terminal, boards, top, waiting, seconds, result=not as_json, tables=not as_json)
     if waiting or any(board.undecided for board in boards):
-        terminal.note(f"next: {rank_again(where, top, exhaustive, data)}   to resume")
+        terminal.note(f"next: {rank_again(where, top, exhaustive, data, precision)}   to resume")
         return
     budget = boards[0].candidates.budget
     more = [] if budget is None or len(boards) == 1 else budget.option.split()

@@ -128,7 +128,7 @@ class _Steps:
         (wanted,) = budgets_of(network, **{kind: size})
         try:
             drawn = run.budgets() == [wanted.label]
-            drawn = drawn and len(read_candidates(run, network, posterior, wanted.label).keep) == n
+            drawn = drawn and len(read_candidates(run, network, posterior, wanted.label)) == n
         except PgnasError:
             drawn = False
         if not drawn:

@@ -1,11 +1,11 @@
 """Evaluate candidates on the held-out images and rank them.
 
 One canonical evaluation decides whether a candidate is right on an image: the super-network, cut
-down to what candidates can keep, in evaluation mode under the candidate's mask, full float32,
-channels-last, in forwards of one fixed number of pairs (the last one padded), whose images and
-candidates may all differ. Logits change in their last bits with the size of a batch though not with
-what else is in it, so the outcome of a (candidate, image) pair does not depend on when it is
-evaluated, nor beside what.
+down to what candidates can keep, in evaluation mode under the candidate's mask, full float32 (or
+bfloat16, by choice), channels-last, in forwards of one fixed number of pairs (the last one padded),
+whose images and candidates may all differ. Logits change in their last bits with the size of a
+batch though not with what else is in it, so the outcome of a (candidate, image) pair does not
+depend on when it is evaluated, nor beside what.
 
 Order: fewer errors, then fewer parameters, then the smaller id. Either every pair is evaluated, or
 only those that the first K depend on (race.py); the first K are the same.
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from ..data import ImageData, Preprocessing, placed
 from ..gates import masked, remaining
+from ..machine import computing, free_memory
 from ..progress import Task, task
 from ..slimming import remainder
 from ..training import BATCH, RESIDENT
 from ..units import percent
 from .race import PILOTS, Race, begun, distinct, run, same_masks
+
+ON_DEVICE = 0.5  # of a device's free memory, up to which the images lie there
 
 
 class Evaluator:
@@ -37,14 +40,17 @@ class Evaluator:
         labels: Tensor,  # int64 (images,)
         preprocessing: Preprocessing,
         device: torch.device,
+        precision: str = "float32",  # or bfloat16; logits are compared in float32
     ) -> None:
+        self.precision = precision
         left = remainder(placed(network, device).eval())
         self.cut = left is not None and not bool((keep & ~remaining(network).to(keep)).any())
         self.network = placed(left.network, device).eval() if left and self.cut else network
         self.keep, self.labels = keep.to(device), labels.to(device)
-        self.pixels, self.preprocessing = pixels.to(device), preprocessing
+        fits = device.type == "cpu" or pixels.numel() <= ON_DEVICE * free_memory(device)
+        self.pixels, self.preprocessing = pixels.to(device if fits else "cpu"), preprocessing
         self.ready: Tensor | None = None
-        if pixels.numel() < RESIDENT:
+        if fits and pixels.numel() < RESIDENT:
             self.ready = torch.cat([preprocessing.normalised(p) for p in self.pixels.split(BATCH)])
         # Pairs in a forward: small images leave a core idle otherwise, a GPU all the more.
         self.batch = 512 if device.type == "cuda" else 256 if pixels[0].numel() <= 1024 else 64
@@ -59,7 +65,8 @@ class Evaluator:
     def name(self) -> str:
         """Of this way of evaluating: pairs evaluated under another name may differ in last bits."""
         cut = ", cut" if self.cut else ""
-        return f"{self.batch} pairs, full float32, {self.labels.device.type}{cut}"
+        numbers = "full float32" if self.precision == "float32" else self.precision
+        return f"{self.batch} pairs, {numbers}, {self.labels.device.type}{cut}"
 
     @torch.inference_mode()
     def __call__(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,10 +83,11 @@ class Evaluator:
         candidates = torch.cat([candidates, candidates[:1].expand(self.batch - pairs)])
         images = torch.cat([images, images[:1].expand(self.batch - pairs)])
         if self.ready is None:
-            inputs = self.preprocessing.normalised(self.pixels[images])
+            shown = self.pixels[images.to(self.pixels.device)].to(self.labels.device)
+            inputs = self.preprocessing.normalised(shown)
         else:
             inputs = self.ready[images]
-        with masked(self.network, self.keep[candidates]):
+        with masked(self.network, self.keep[candidates]), computing(inputs.device, self.precision):
             logits = self.network(inputs.contiguous(memory_format=torch.channels_last)).float()
         labels = self.labels[images][:, None]
         own = logits.gather(1, labels)[:, 0]
@@ -88,12 +96,16 @@ class Evaluator:
 
 
 def held_out_evaluator(
-    network: nn.Module, keep: Tensor, data: ImageData, device: torch.device
+    network: nn.Module,
+    keep: Tensor,
+    data: ImageData,
+    device: torch.device,
+    precision: str = "float32",
 ) -> Evaluator:
     """An evaluator of the candidates `keep` on the held-out images, which are decoded."""
     part = data.held_out
     assert part.pixels is not None
-    return Evaluator(network, keep, part.pixels, part.labels, data.preprocessing, device)
+    return Evaluator(network, keep, part.pixels, part.labels, data.preprocessing, device, precision)
 
 
 def races(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Interrupted, PgnasError, command
-from ..fields import check_range
-from ..machine import Machine, full_float32
+from ..fields import check_choice, check_range
+from ..machine import PRECISIONS, Machine, full_float32
 from ..progress import note
 from ..run import Run, run_at, writing
 from ..run.posterior import held_out_of, posterior_of
@@ -110,6 +110,7 @@ def rank(
     time_limit: float | None = None,  # minutes
     budget: str | None = None,  # label of the one to rank within; None: all
     data: str | None = None,  # where the images of the fit lie now; None: as for the fit
+    precision: str = "float32",  # or bfloat16: another ranking, which starts again
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> list[Leaderboard]:
     """Find the best candidates of a run on its held-out images, and how certain that is.
@@ -119,10 +120,11 @@ def rank(
     """
     run = run_at(run)
     check_range("top", top, 1)
+    check_choice("precision", precision, PRECISIONS)
     if time_limit is not None:
         check_range("time_limit", time_limit, 0, open=True)
     with writing(run):
-        return _ranked(run, top, exhaustive, time_limit, budget, data, machine)
+        return _ranked(run, top, exhaustive, time_limit, budget, data, precision, machine)
 
 
 def _ranked(
@@ -132,13 +134,14 @@ def _ranked(
     time_limit: float | None,
     budget: str | None,
     data: str | None,
+    precision: str,
     machine: Machine,
 ) -> list[Leaderboard]:
     network, posterior = posterior_of(run)
     labels = (run.budgets() or [""]) if budget is None else [budget]
     drawn = [read_candidates(run, network, posterior, label) for label in labels]
     images = held_out_of(run, posterior, machine.workers, moved=data)
-    evaluator = held_out_evaluator(network, drawn[0].keep, images, machine.device)
+    evaluator = held_out_evaluator(network, drawn[0].keep, images, machine.device, precision)
     begun: list[tuple[Candidates, Race]] = []
     start = time.perf_counter()
     with StopRequest() as request:
@@ -149,7 +152,7 @@ def _ranked(
 
         for candidates in drawn:
             saving = Saving()
-            wanted = len(candidates.keep) if exhaustive else min(top, len(candidates.keep))
+            wanted = len(candidates) if exhaustive else min(top, len(candidates))
             own = evaluator.of(candidates.keep)
             earlier = _race_to_resume(run, candidates, own)
             if begun and earlier is None and stopping():
@@ -165,7 +168,7 @@ def _ranked(
         if request.asked and undecided:
             raise Interrupted(
                 f"interrupted; {undecided} candidates are undecided, resume with"
-                f" {rank_again(run, top, exhaustive, data)}",
+                f" {rank_again(run, top, exhaustive, data, precision)}",
                 request.asked,
             )
         boards = [leaderboard_of(candidates, race, posterior.seed) for candidates, race in begun]
@@ -177,10 +180,15 @@ def _ranked(
 
 
 def rank_again(
-    run: Run, top: int = SHOWN, exhaustive: bool = False, data: str | None = None
+    run: Run,
+    top: int = SHOWN,
+    exhaustive: bool = False,
+    data: str | None = None,
+    precision: str = "float32",
 ) -> str:
     """The command that resumes such a ranking."""
     more = ["--exhaustive"] if exhaustive else ["--top", top] if top != SHOWN else []
+    more += ["--precision", precision] if precision != "float32" else []
     return command("rank", "--run", run.folder, *more, *(["--data", data] if data else []))
 
 
@@ -233,7 +241,7 @@ def _check_header(
     header: dict[str, Tensor], images: int, candidates: Candidates, path: Path
 ) -> None:
     found, margins = (header.get(name, torch.empty(0)) for name in ("mistakes", "margins"))
-    row = ((len(candidates.keep),), torch.int64)
+    row = ((len(candidates),), torch.int64)
     wanted = {
         "seen": row,
         **({"goal": row} if "goal" in header else {}),  # not in older files

@@ -12,7 +12,7 @@ Draws are counted exactly; those above the budget are left out, and where it bin
 use less than 97 % of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,15 @@ def draw_within(
     The i-th is the same for every number of candidates. Raises PgnasError for a budget that hardly
     any draw meets.
     """
+    blocks = drawn_within(network, drop_probability, budget, candidates, seed)
+    kept, parts = zip(*blocks, strict=True)
+    return torch.cat(kept), joined(parts)
+
+
+def drawn_within(
+    network: nn.Module, drop_probability: Tensor, budget: Target, candidates: int, seed: int
+) -> Iterator[tuple[Tensor, Sizes]]:
+    """The same, some at a time."""
     tilt = Tilt(network, drop_probability, budget.kind, seed)
     most = int(budget.share * tilt.whole + 1e-6)
     wanted = most / tilt.whole
@@ -126,7 +135,6 @@ def draw_within(
     probability = tilt.at(price)
     lowest = USED * most if binds else 0
     drop = per_gate(network, probability.float())
-    kept, parts = [], []
     found, drawn = 0, 0
     while found < candidates:
         rows = torch.stack([
@@ -136,10 +144,9 @@ def draw_within(
         drawn += BLOCK
         counted = count(network, rows)
         cost = getattr(counted, budget.kind)
-        within = (lowest <= cost) & (cost <= most)
-        kept.append(rows[within])
-        parts.append(counted.part(within))
-        found += int(within.sum())
+        within = ((lowest <= cost) & (cost <= most)).nonzero()[: candidates - found, 0]
+        yield rows[within], counted.part(within)
+        found += len(within)
         if drawn > FUTILE * max(BLOCK, found):
             sizes = tilt.counted(price)
             raise PgnasError(
@@ -147,7 +154,6 @@ def draw_within(
                 f" {100 * float(sizes.min()):.3g} to {100 * float(sizes.max()):.3g} %; name another"
                 " budget, or fit with a target of that size"
             )
-    return torch.cat(kept)[:candidates], joined(parts).part(slice(candidates))
 
 
 def check_reach(

@@ -5,9 +5,10 @@ per budget. What is derived inside a run is replaced when it is drawn again.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from ..progress import track
 from ..run import Run, run_at, writing
 from ..run.posterior import Posterior, posterior_of
 from ..seeds import generator
-from ..sizes import Sizes, Target, budgets_of, count, whole_sizes
+from ..sizes import ROWS, Sizes, Target, budgets_of, count, joined, whole_sizes
 from ..storage import from_json, remove, to_json, with_digest, write_bytes
 from ..tensors import checked, read_header, read_values, tensor_bytes
 from .baselines import baseline_probabilities
-from .budget import check_reach, draw_within
+from .budget import check_reach, drawn_within
 
 CANDIDATES = "pgnas.candidates/1"
 
@@ -33,12 +34,21 @@ CANDIDATES = "pgnas.candidates/1"
 class Candidates:
     """Candidates that are ranked against each other, as stored; ids count from 0."""
 
-    keep: Tensor  # bool (candidates, gates)
+    packed: Tensor  # uint8 (candidates, ceil(gates / 8)), as `pack` makes it
+    gates: int
     sizes: Sizes
     whole: dict[str, int]  # the whole network's size, in each kind of `Target`
     baseline: str = ""  # "" for the posterior's own, else "permuted" or "fixed"
     budget: Target | None = None  # that all of them keep within
     digest: str = ""  # sha256 of the file that they were read from
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def keep(self) -> Tensor:
+        """What each keeps, bool (candidates, gates), made anew at every call."""
+        return unpack(self.packed, self.gates)
 
     @property
     def label(self) -> str:
@@ -85,7 +95,7 @@ def _drawn(
     if budgets:
         check_reach(network, learned, budgets, chosen)
         drawn = [
-            Candidates(*draw_within(network, learned, budget, n, chosen), whole, budget=budget)
+            _packed(drawn_within(network, learned, budget, n, chosen), whole, budget=budget)
             for budget in track(budgets, "drawing within budgets")
         ]
     else:
@@ -93,9 +103,22 @@ def _drawn(
         if baseline:
             randomness = generator(chosen, "baseline")
             probability = baseline_probabilities(network, learned, baseline, generator=randomness)
-        keep = draw_candidates(probability, network, n, chosen)
-        drawn = [Candidates(keep, count(network, keep), whole, baseline)]
+        blocks = (_rows(probability, network, some, chosen) for some in torch.arange(n).split(ROWS))
+        counted = ((keep, count(network, keep)) for keep in blocks)
+        drawn = [_packed(counted, whole, baseline=baseline)]
     return drawn, posterior
+
+
+def _packed(
+    blocks: Iterable[tuple[Tensor, Sizes]], whole: dict[str, int], **about: Any
+) -> Candidates:
+    """Candidates of blocks of what is kept, bool (some, gates), and what that costs."""
+    packed, sizes, gates = [], [], 0
+    for keep, cost in blocks:
+        packed.append(pack(keep))
+        sizes.append(cost)
+        gates = keep.shape[1]
+    return Candidates(torch.cat(packed), gates, joined(sizes), whole, **about)
 
 
 def _write(
@@ -105,14 +128,14 @@ def _write(
     contents = {}
     for one in drawn:
         content = {
-            "candidates": len(one.keep),
+            "candidates": len(one),
             "budget": None if one.budget is None else to_json(one.budget),
-            "gates": one.keep.shape[1],
+            "gates": one.gates,
             "baseline": one.baseline,
             "seed": seed,
             "made_from": posterior.digest,
         }
-        tensors = {"keep": pack(one.keep), **to_json(one.sizes)}
+        tensors = {"keep": one.packed, **to_json(one.sizes)}
         contents[one.label] = tensor_bytes(CANDIDATES, tensors, content)
     labels = set(run.budgets())
     same = {
@@ -163,9 +186,10 @@ def _candidates_in(path: Path, network: nn.Module, posterior: Posterior) -> Cand
     whole = whole_sizes(network)
     if not all(_possible(tensors[kind], most) for kind, most in whole.items()):
         raise PgnasError(f"'{path}' is damaged: sizes beyond the whole network's; draw again")
-    stored, keep = content.get("budget"), unpack(tensors.pop("keep"), width)
+    stored, packed = content.get("budget"), tensors.pop("keep")
     return Candidates(
-        keep,
+        packed,
+        width,
         Sizes(**tensors),
         whole,
         str(content.get("baseline", "")),
@@ -180,11 +204,14 @@ def _possible(sizes: Tensor, whole: int) -> bool:
 
 def draw_candidates(drop_probability: Tensor, network: nn.Module, count: int, seed: int) -> Tensor:
     """Draw `count` candidates, bool (count, gates); the i-th is the same for every `count`."""
+    return _rows(drop_probability, network, torch.arange(count), seed)
+
+
+def _rows(drop_probability: Tensor, network: nn.Module, ids: Tensor, seed: int) -> Tensor:
+    """The candidates of these ids, bool (ids, gates)."""
     drop = per_gate(network, drop_probability.cpu())
-    rows = [
-        hard_keep(drop, generator=generator(seed, "candidate", index)) for index in range(count)
-    ]
-    return torch.stack(rows)
+    draws = (generator(seed, "candidate", index) for index in ids.tolist())
+    return torch.stack([hard_keep(drop, generator=draw) for draw in draws])
 
 
 def pack(keep: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..gates import check_keep, gates
 from ..graph import Node, OperationGate
 from ..slimming import Wiring, wire
 
-ROWS = 256  # candidates that are counted at a time
+ROWS = 64  # candidates that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,11 @@ def parameter_count(network: nn.Module) -> int:
 def count(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Sizes:
     """Sizes of the candidates `keep`, bool (candidates, gates)."""
     check_keep(network, keep, axes=(2,))
-    parts = [_count(network, wire(network, block, round_to=round_to)) for block in keep.split(ROWS)]
-    paper = parameter_count(network) - (~keep.cpu()).long() @ slice_sizes(network)
-    return Sizes(torch.cat([p for p, _ in parts]), paper, torch.cat([m for _, m in parts]))
+    whole, slices, parts = parameter_count(network), slice_sizes(network), []
+    for block in keep.split(ROWS):
+        params, macs = _count(network, wire(network, block, round_to=round_to))
+        parts.append(Sizes(params, whole - (~block.cpu()).long() @ slices, macs))
+    return joined(parts)
 
 
 def whole_macs(network: nn.Module) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Part, Preprocessing, evaluation_images, placed
-from ..machine import Machine
+from ..machine import Machine, computing
 from ..progress import track
 
 BATCH = 64  # images in each forward of one network
@@ -37,10 +37,16 @@ class Batches:
 
 
 @torch.inference_mode()
-def predictions(network: nn.Module, batches: Iterable[Tensor], images: int) -> Tensor:
+def predictions(
+    network: nn.Module, batches: Iterable[Tensor], images: int, precision: str = "float32"
+) -> Tensor:
     """Logits of the first `images` images in `batches`, float (images, classes)."""
     assert not network.training
-    return torch.cat([network(batch).float().cpu() for batch in batches])[:images]
+    logits = []
+    for batch in batches:
+        with computing(batch.device, precision):
+            logits.append(network(batch).float().cpu())
+    return torch.cat(logits)[:images]
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ def score(
     part: Part,
     preprocessing: Preprocessing,
     *,
+    precision: str = "float32",  # or bfloat16
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> Score:
     """Errors of `network` on a part of the data."""
@@ -75,7 +82,7 @@ def score(
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
             logits = predictions(
-                network, Batches(pixels, preprocessing, machine.device), len(pixels)
+                network, Batches(pixels, preprocessing, machine.device), len(pixels), precision
             )
             missed = logits.argmax(1) != labels[place]
             wrong += (missed.nonzero().flatten() + place * BATCH).tolist()

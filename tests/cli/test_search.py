@@ -81,7 +81,7 @@ def test_a_named_run_is_not_taken_for_one_of_other_options(searched: Run) -> Non
         assert message in refused(*line, *more)
     assert run(*line, "-n", "50") == 0  # candidates are drawn again, nothing is fitted
     drawn = read_candidates(searched, *posterior_of(searched), "params-60")
-    assert len(drawn.keep) == 50
+    assert len(drawn) == 50
     assert searched.ranking("params-60").exists()
     assert searched.posterior.stat().st_mtime_ns == before
 

@@ -264,3 +264,25 @@ def test_candidates_are_ranked_in_full_float32(
     fitted.ranking().unlink()
     rank(fitted)
     assert seen == {(False, False)}
+
+
+def test_rankings_in_two_precisions_never_mix(run: Run) -> None:
+    """One starts again where the other was; errors are those of the same candidates, nearly."""
+    first = ranked(run, exhaustive=True)
+    for precision, name in (("bfloat16", "bfloat16"), ("float32", "full float32")):
+        heard = Heard()
+        with listening(heard):
+            again = ranked(run, exhaustive=True, precision=precision)
+        (told,) = [note for note in heard.notes if "starting again" in note]
+        assert f"now {again_name(run)}" in told and name in again_name(run)
+        off = (again.errors - first.errors).abs()
+        assert off.max() <= 0.02 * first.images
+        assert bool(off.any()) is (precision == "bfloat16")
+    with pytest.raises(PgnasError, match="`precision` 'half' is not known; possible: float32, bf"):
+        ranked(run, precision="half")
+
+
+def again_name(run: Run) -> str:
+    """How the pairs of the ranking were evaluated."""
+    _, content = read_tensors(run.ranking(), RANKING)
+    return str(content["evaluated"])
