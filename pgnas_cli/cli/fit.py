@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..training import EpochRecord, FitEvents, FitPlan, FitSummary
     from .terminal import Terminal
 
+WAITING = 0.1  # share of an epoch that goes by without an image, from which it is said
 LITTLE_DROPPED = 0.95  # share of the size from which a fit hardly drops anything
 
 
@@ -71,6 +72,7 @@ def show_fit(
     plan: FitPlan | None = None
     first: EpochRecord | None = None
     last: EpochRecord | None = None
+    waited = False
     began = time.monotonic()
     with closing(events):
         for event in events:
@@ -92,6 +94,9 @@ def show_fit(
                 each = (time.monotonic() - began) / (event.epoch - first.epoch + 1)
                 left = each * (event.epochs - event.epoch)
                 terminal.note(epoch_line(event, left, plan.target))
+                if event.waited_share > WAITING and not waited:
+                    waited = True
+                    terminal.note(waiting_line(event))
                 if first.epoch < event.epoch == max(2, -(-event.epochs // 10)) < event.epochs:
                     for text in early_notes(first, event, plan):
                         terminal.note(text)
@@ -111,6 +116,7 @@ def plan_lines(plan: "FitPlan") -> list[str]:
         f"loss: the prior's part is {plan.divergence:.3g} nats per image at the start, chance level"
         f" {chance:.2f}",
         f"fit: {plan.recipe.epochs} epochs, {plan.steps} steps",
+        *memory_lines(plan),
         f"recipe: {plan.recipe_of}",
         *recipe_lines(plan.recipe, plan.drop_lr),
     ]
@@ -130,6 +136,17 @@ def plan_lines(plan: "FitPlan") -> list[str]:
     elif plan.divergence < -chance:
         lines.append("warning: the entropy of p outweighs the data; raise --kl-images")
     return lines
+
+
+def memory_lines(plan: "FitPlan") -> list[str]:
+    """What the images of a step take, where it is known."""
+    if not plan.activation_bytes:
+        return []
+    each, images = plan.activation_bytes, plan.step_images
+    return [
+        f"memory: about {large(each)}B of activations per image in float32,"
+        f" {large(each * images)}B for {images} at once (--accumulate divides it)"
+    ]
 
 
 def recipe_lines(recipe: Recipe, drop_lr: float) -> list[str]:
@@ -166,6 +183,14 @@ def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | Non
         f"{record.epoch:>4}/{record.epochs} loss {record.loss:.3f} held-out"
         f" {100 * record.hard_error:.1f} % (soft {100 * record.soft_error:.1f}) size"
         f" {100 * expected_share(record, target):.0f} % {moves} left {clock(seconds_left)}"
+    )
+
+
+def waiting_line(record: "EpochRecord") -> str:
+    """What to do where images come too slowly."""
+    return (
+        f"note: {percent(record.waited_share)} of epoch {record.epoch} was spent waiting for images"
+        " to be decoded; raise --workers up to the cores of this machine, or store smaller images"
     )
 
 

@@ -7,13 +7,17 @@ number of workers changes nothing.
 
 import dataclasses
 import itertools
+import math
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -22,9 +26,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import PgnasError
-from ..progress import track
+from ..machine import free_memory
+from ..progress import note, track
 from ..seeds import derived_seed, generator
 from ..signals import StopRequest
+from ..units import large
 from .crops import RandomCrops
 from .dataset import ImageData, Part, Preprocessing
 
@@ -209,7 +215,8 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | PgnasError:
     for item in items:
         if isinstance(item, PgnasError):
             return item
-    return torch.stack([i for i, _ in items]), torch.tensor([label for _, label in items])
+    rows = torch.stack([image.permute(1, 2, 0) for image, _ in items])  # channels last
+    return rows.permute(0, 3, 1, 2), torch.tensor([label for _, label in items])
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -245,15 +252,46 @@ def _loaded(
         del batches  # ends the workers, also when a traceback keeps this frame
 
 
+RESIDENT_SHARE = 0.5  # of free memory, up to which decoded held-out images are kept there
+
+
 def held_out_decoded(data: ImageData, workers: int) -> ImageData:
-    """Held-out images are read every epoch and by every candidate: decode them once."""
+    """Held-out images are read every epoch and by every candidate: decode them once.
+
+    They lie in memory where they take no more than half of what is free, else in a temporary file
+    that the system reads in as they are used.
+    """
     part, batch = data.held_out.readable(), 256
     if not len(part):
         raise PgnasError("no held-out image decodes; bring the images back")
     if part.pixels is not None:
         return dataclasses.replace(data, held_out=part)
+    pixels = _room_for((len(part), *data.preprocessing.input_shape))
     images = evaluation_images(part, data.preprocessing, batch=batch, workers=workers)
     with closing(images):
-        pieces = range(-(-len(part) // batch))
-        pixels = torch.cat([next(images) for _ in track(pieces, "decoding held-out images")])
+        for some in track(pixels.split(batch), "decoding held-out images"):
+            some.copy_(next(images))
     return dataclasses.replace(data, held_out=dataclasses.replace(part, pixels=pixels))
+
+
+def _room_for(shape: tuple[int, ...]) -> Tensor:
+    """A uint8 tensor in memory, or in a file without a name, which ends with this process."""
+    needed, free = math.prod(shape), free_memory(torch.device("cpu"))
+    if needed <= RESIDENT_SHARE * free:
+        return torch.empty(shape, dtype=torch.uint8)
+    place = tempfile.gettempdir()
+    note(
+        f"held-out images take {large(needed)}B, {large(free)}B of memory are free: they are read"
+        f" from a file in '{place}' (TMPDIR names another folder)"
+    )
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later
+                os.posix_fallocate(file.fileno(), 0, needed)
+            mapped: Any = np.memmap(file, np.uint8, "w+", shape=shape)
+            return torch.from_numpy(mapped)
+    except OSError as error:
+        raise PgnasError(
+            f"'{place}' has no room for {large(needed)}B of held-out images: {error.strerror}; hold"
+            " out fewer with `held_out`, or name another folder with TMPDIR"
+        ) from None

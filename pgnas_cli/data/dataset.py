@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import PgnasError
-from ..fields import check_range
 from ..progress import track
 from ..seeds import derived_seed
 from .names import Names
@@ -63,8 +62,8 @@ class Preprocessing:
         """uint8 (batch, channels, height, width) -> float32, channels last, normalised."""
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1) * 255
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1) * 255
-        images = images.contiguous(memory_format=torch.channels_last)
-        return (images.float() - mean) / std
+        floats = images.to(torch.float32, copy=True, memory_format=torch.channels_last)
+        return floats.sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -142,15 +141,14 @@ def cut_data(
     source: Source,
     *,
     seed: int,
-    held_out: float = 0.2,  # share of the training images kept for ranking, HELD_OUT_MOST at most
+    held_out: float = 0.2,  # kept for ranking: a share, HELD_OUT_MOST at most, or a number
     preprocessing: Preprocessing | None = None,  # None: measured where small, else ImageNet's
     size: int | None = None,  # pixels, where `preprocessing` does not say
     channels: int | None = None,  # the same; 1 reads photos as grey
     fitting: bool = True,  # False leaves the training images undecoded
 ) -> ImageData:
     """Cut the training images into fit and held-out; small ones are decoded into memory."""
-    check_range("held_out", held_out, 0, 1, open=True)
-    share = min(held_out, HELD_OUT_MOST / len(source.train))
+    share = held_out_share(held_out, len(source.train))
     fit, rest = cut_part(source.train, seed, share, source.classes, source.copy_of)
     for label in missing(fit.labels, fit.readable().labels):
         raise PgnasError(f"class '{source.classes[label]}' has no training image that decodes")
@@ -175,10 +173,27 @@ def cut_data(
             f" are not changed to {preprocessing.size} and {channels}; leave out `img_size`, or"
             " choose another `backbone`"
         )
+    remarks = source.remarks
+    if share < held_out < 1:
+        remarks += (
+            f"{len(rest)} images are held out, not {held_out:g} of them: more than {HELD_OUT_MOST}"
+            f" only by number, as `held_out` {round(held_out * len(source.train))}",
+        )
     return ImageData(
-        source.name, source.classes, fit, rest, source.test, preprocessing, source.mirror,
-        source.remarks,
-    )  # fmt: skip
+        source.name, source.classes, fit, rest, source.test, preprocessing, source.mirror, remarks
+    )
+
+
+def held_out_share(held_out: float, images: int) -> float:
+    """The share of so many training images that is held out, from a share or a number of them."""
+    if 0 < held_out < 1:
+        return min(held_out, HELD_OUT_MOST / images)
+    if 2 <= held_out < images and held_out == int(held_out):
+        return held_out / images
+    raise PgnasError(
+        f"`held_out` {held_out:g} is out of range; possible: above 0 and below 1, or a number of"
+        f" images from 2 to {images - 1}"
+    )
 
 
 def remarks_on(data: ImageData) -> list[str]:

@@ -11,6 +11,7 @@ from .supernet import (
     layer_gates,
     make_concrete_,
     masked,
+    of_rows,
     opened,
     per_gate,
     relaxed,

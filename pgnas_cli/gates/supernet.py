@@ -259,6 +259,21 @@ def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
             layer.keep = before[name]
 
 
+@contextmanager
+def of_rows(network: nn.Module, rows: slice) -> Iterator[None]:
+    """Context: the gates as they act now, for a part of the images that they were drawn for."""
+    modules = dict(network.named_modules())
+    layers = [cast(Gated, modules[name]) for name in gates(network).spans]
+    before = [layer.keep for layer in layers]
+    for layer, keep in zip(layers, before, strict=True):
+        layer.keep = keep[rows] if keep is not None and keep.dim() == 2 else keep
+    try:
+        yield
+    finally:
+        for layer, keep in zip(layers, before, strict=True):
+            layer.keep = keep
+
+
 def opened(network: nn.Module) -> AbstractContextManager[None]:
     """Context: all gates open, the whole network."""
     return _kept(network, None)

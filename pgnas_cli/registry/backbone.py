@@ -27,6 +27,10 @@ class Recipe:
     batch_size: int = option(
         64, "Images in a training step.", least=2, most=10**6, flags=("--batch-size", "-b")
     )
+    accumulate: int = option(
+        1, "Parts of a batch, computed one after the other; a step is their mean.", least=1,
+        most=10**6, advanced=True,
+    )  # fmt: skip
     opt: str = option("nesterov", "Optimizer of the weights, a timm name.")
     lr: float = option(0.1, "Learning rate of the weights.", least=0, most=1e3)
     momentum: float = option(

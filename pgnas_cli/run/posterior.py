@@ -61,7 +61,7 @@ class DataSplit:
     """How the data were cut for a fit; enough to cut them the same way again."""
 
     seed: int
-    held_out: float  # share
+    held_out: float  # share, or number of images
     fit_images: int
     held_out_images: int
     digest: str  # of the held-out images' names and labels
@@ -218,7 +218,7 @@ def _check_numbers(posterior: Posterior, path: Path) -> None:
     split, prior = posterior.split, posterior.objective.prior
     drop = posterior.objective.fixed_drop
     sane = (
-        0 < split.held_out < 1
+        0 < split.held_out < 2**53
         and 0 <= split.fit_images < 2**53
         and 0 <= split.held_out_images < 2**53
         and 0 <= prior.l2 <= 1e18

@@ -43,7 +43,9 @@ class FitSettings:
         False, "Of an inflated super-network: keep each convolution beside its branches.",
         flags=("--keep-original",), advanced=True,
     )  # fmt: skip
-    held_out: float = option(0.2, "Share of the training images kept for ranking.")
+    held_out: float = option(
+        0.2, "Training images kept for ranking: a share, 10000 images at most, or their number."
+    )
     skip_corrupt: bool = option(
         False, "Leave out images that do not decode.", flags=("--skip-corrupt",)
     )

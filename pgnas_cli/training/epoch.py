@@ -41,6 +41,7 @@ class EpochRecord:
     seconds: float
     images_per_second: float
     trained_share: float = 1.0  # of the whole network's parameters, at the end
+    waited_share: float = 0.0  # of the epoch's time, for images to be decoded
 
     @property
     def settled(self) -> bool:
@@ -101,6 +102,7 @@ class EpochWatch:
             seconds=done.seconds,
             images_per_second=done.images / done.seconds,
             trained_share=parameter_count(loop.network) / drops.size.whole[0],
+            waited_share=min(1.0, done.waited / done.seconds),
         )
 
     def _refuse_collapse(self, loss: float, kept: float, epoch: int) -> None:

@@ -44,6 +44,7 @@ from .drop_learning import DropLearning
 from .epoch import EpochRecord, EpochWatch, held_out_errors
 from .history import History, Row, epochs_of, rows_of
 from .loop import Loop, train
+from .memory import activation_bytes
 from .probe import probe_
 from .saving import seconds_of
 
@@ -76,6 +77,8 @@ class FitPlan:
     drop_lr: float  # of the logits of p, as the recipe has it or by the rule
     remarks: tuple[str, ...]
     not_prunable: tuple[str, ...]  # steps of the forward that the analysis does not cut
+    activation_bytes: int | None = None  # kept of one image in a step, an estimate; None: not known
+    step_images: int = 0  # in memory at once
 
 
 @dataclass(frozen=True)
@@ -395,6 +398,8 @@ def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) 
         classes=len(data.classes), target=posterior.objective.target, recipe=loop.recipe,
         recipe_of=recipe_of, drop_lr=loop.drops.rate, remarks=tuple(remarks),
         not_prunable=tuple(bank.graph.opaque()),
+        activation_bytes=activation_bytes(loop.network, data.preprocessing.input_shape),
+        step_images=-(-loop.batch // loop.recipe.accumulate),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from torch.nn.utils import get_total_norm
 
 from ..data import ImageData, placed, steps_per_epoch, training_batches
 from ..errors import Interrupted, PgnasError
-from ..gates import gates
+from ..gates import gates, of_rows
 from ..progress import note, task
 from ..registry import Recipe
 from ..run.posterior import is_sound
@@ -33,6 +33,7 @@ from .cutting import ELEMENTWISE, TOLERANCE, carry_over_, differs_in_training
 from .drop_learning import DropLearning
 from .saving import Saving
 from .schedule import schedule_of
+from .waiting import Waiting
 
 WATCHED = 20  # steps between two looks at a GPU's numbers
 LARGEST = 1e4  # a normalised image of sense is far below
@@ -177,15 +178,18 @@ class Loop:
             nullcontext() if self.drops is None else self.drops.gates_of(self.step, len(images))
         )
         with self.autocast, acting, own_draws:
-            logits = self.network(inputs)
-            extra = divergence = torch.zeros((), device=self.device)
-            if isinstance(logits, tuple):  # in training only, beside the logits
-                logits, other = logits
-                extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels)
-            loss = self._cross_entropy(logits, labels)
+            parts = torch.arange(len(inputs)).chunk(self.recipe.accumulate)
+            found = [
+                self._passes(inputs, labels, slice(int(p[0]), int(p[-1]) + 1), p is parts[-1])
+                for p in parts
+            ]
+            shown, losses, extras = zip(*found, strict=True)
+            logits = torch.cat(shown)
+            loss, extra = (torch.stack(parts).sum(0) for parts in (losses, extras))
+            divergence = torch.zeros((), device=self.device)
             if self.drops is not None:
                 divergence = self.drops.divergence()
-            (loss + extra + divergence).backward()
+                divergence.backward()
         self.inputs = inputs
         self._watch(loss + extra, divergence)
         self.weights.step()
@@ -200,6 +204,23 @@ class Loop:
         if self.drops is not None and self.drops.froze(self.step):
             self.cut()
         self._set_rates()
+
+    def _passes(
+        self, inputs: Tensor, labels: Tensor, rows: slice, last: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward of some images of a batch: logits, and their part of its losses."""
+        whole = self.drops is None or rows == slice(0, len(inputs))
+        with nullcontext() if whole else of_rows(self.network, rows):
+            logits = self.network(inputs[rows])
+        share = (rows.stop - rows.start) / len(inputs)
+        extra = torch.zeros((), device=self.device)
+        if isinstance(logits, tuple):  # in training only, beside the logits
+            logits, other = logits
+            extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels[rows])
+        loss = self._cross_entropy(logits, labels[rows])
+        # The gates of all images come from one draw, whose graph the next part needs as well.
+        (share * (loss + extra)).backward(retain_graph=not last)
+        return logits.detach(), share * loss.detach(), share * extra.detach()
 
     def _watch(self, loss: Tensor, divergence: Tensor) -> None:
         """Keep the numbers of the first step whose loss or gradient is not finite.
@@ -272,6 +293,7 @@ class Pass:
     epoch: int  # counted from 1
     seconds: float
     images: int
+    waited: float = 0.0  # seconds of them, for images
 
 
 def train(
@@ -292,9 +314,11 @@ def train(
         workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale,
     )  # fmt: skip
 
+    waiting = Waiting()
+
     def readable() -> Iterator[tuple[Tensor, Tensor]]:
         try:
-            yield from batches
+            yield from waiting.over(batches)
         except PgnasError:  # a file went bad since it was checked
             save(loop.state())
             raise
@@ -310,7 +334,7 @@ def train(
             if loop.step % loop.per_epoch == 0:
                 seconds = time.perf_counter() - began
                 loop.write_back()
-                yield Pass(loop.step // loop.per_epoch, seconds, seen)
+                yield Pass(loop.step // loop.per_epoch, seconds, seen, waiting.taken())
                 loop.start_epoch()
                 if loop.step >= loop.steps:
                     break

@@ -1,6 +1,7 @@
 """Batches of images: what evaluation sees, and augmentation that no worker can change."""
 
 import dataclasses
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from pgnas_cli.data import (
     ImageData,
     digest,
     evaluation_images,
+    held_out_decoded,
     load_data,
     steps_per_epoch,
     training_batches,
 )
 from pgnas_cli.data.batches import augmented, cut_out, order
+from pgnas_cli.errors import PgnasError
+from pgnas_cli.progress import listening
 
+from ..listeners import Heard
 from ..networks import seeded
 
 Folder = Callable[..., Path]
@@ -142,3 +147,36 @@ def test_cutout_fills_a_square_around_its_centre_with_the_mean() -> None:
         for channel, level in enumerate((51, 102, 153)):
             image[channel, max(0, top) : top + 4, max(0, left) : left + 4] = level
     assert torch.equal(cut_out(images, centres, 4, (0.2, 0.4, 0.6)), expected)
+
+
+def test_held_out_images_that_do_not_fit_into_memory_are_read_from_a_file(
+    photo_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes; the file has no name, and a full disk is said."""
+    data = load_data(str(photo_folder()), seed=0, size=32)
+    resident = held_out_decoded(data, 0).held_out
+    monkeypatch.setattr("pgnas_cli.data.batches.free_memory", lambda device: 2 * 32 * 32 * 3)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mapped: list[object] = []
+
+    def mapping(*given: object, **named: object) -> object:
+        mapped.append(memmap(*given, **named))
+        return mapped[-1]
+
+    memmap = np.memmap
+    monkeypatch.setattr(np, "memmap", mapping)
+    heard = Heard()
+    with listening(heard):
+        found = held_out_decoded(data, 0).held_out
+    assert torch.equal(found.pixels, resident.pixels)
+    assert np.array_equal(mapped[0], resident.pixels)
+    assert not any(path.is_file() for path in tmp_path.rglob("*") if "photos" not in path.parts)
+    (told,) = heard.notes
+    assert told.startswith("held-out images take 18.43 KB, 6.144 KB of memory are free")
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(PgnasError, match=r"has no room for .* No space left on device"):
+        held_out_decoded(data, 0)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from pgnas_cli.data import Part, digest, load_data
+from pgnas_cli.errors import PgnasError
 
 
 def test_the_parts_of_digits_are_disjoint_complete_and_stratified() -> None:
@@ -24,6 +25,24 @@ def test_no_more_is_held_out_than_ranking_needs(monkeypatch: pytest.MonkeyPatch)
     data = load_data("digits", seed=0)
     assert abs(len(data.held_out) - 100) <= len(data.classes) / 2
     assert len(data.fit) + len(data.held_out) == 1438
+    assert data.remarks == (
+        f"{len(data.held_out)} images are held out, not 0.2 of them: more than 100 only by number,"
+        " as `held_out` 288",
+    )
+
+
+def test_so_many_images_are_held_out_as_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many; of each class its part, which is rounded."""
+    monkeypatch.setattr("pgnas_cli.data.dataset.HELD_OUT_MOST", 100)
+    for number in (20, 300, 700):
+        data = load_data("digits", seed=0, held_out=number)
+        assert abs(len(data.held_out) - number) <= len(data.classes) / 2
+        assert data.remarks == ()
+    same = load_data("digits", seed=0, held_out=100 / 1438)
+    assert load_data("digits", seed=0, held_out=100).held_out.keys == same.held_out.keys
+    for wrong in (0, 1, 1438, 20.5):
+        with pytest.raises(PgnasError, match="a number of images from 2 to 1437"):
+            load_data("digits", seed=0, held_out=wrong)
 
 
 def test_the_seed_changes_what_is_held_out_but_never_the_test_split() -> None:

@@ -1,5 +1,6 @@
 """One step of training is the objective written out; with and without gates the loop is one."""
 
+import dataclasses
 from typing import cast
 
 import pytest
@@ -7,14 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgnas_cli.data import ImageData, training_batches
+from pgnas_cli.data import ImageData, Preprocessing, training_batches
 from pgnas_cli.gates import gates, logistic_noise, make_concrete_
 from pgnas_cli.gates.prior import squared_norms
 from pgnas_cli.registry import Recipe
 from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.seeds import generator
-from pgnas_cli.training import fit_network
+from pgnas_cli.sizes import Target
+from pgnas_cli.training import fit_network, prior_of
+from pgnas_cli.training.fitting import supernet_loop
 from pgnas_cli.training.loop import Loop
+from pgnas_cli.training.memory import activation_bytes
 
 from ..networks import Five
 from .conftest import CPU, loop_of, prepared, steps
@@ -88,3 +92,56 @@ def test_a_networks_own_dropout_has_no_hidden_state(digits: ImageData) -> None:
         list(fit_network(network, digits, Recipe(epochs=1, batch_size=256)))
         weights.append(network.head.weight.detach().clone())
     assert torch.equal(*weights)
+
+
+class Doubles(Preprocessing):
+    """Images in float64, so that rounding does not hide a difference."""
+
+    def normalised(self, images: Tensor) -> Tensor:
+        return super().normalised(images).double()
+
+
+@pytest.mark.parametrize("target", [None, Target("params", 0.6)])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(
+    digits: ImageData, target: Target | None
+) -> None:
+    """Same images and gates, relaxed and, once p is frozen, hard; parts of unequal size, too."""
+    about = digits.preprocessing
+    data = dataclasses.replace(digits, preprocessing=Doubles(**vars(about)))
+    recipe = Recipe(epochs=2, batch_size=250, drop_delay_epochs=0.0, lr=0.05)
+    found = []
+    for parts in (1, 4, 250):
+        torch.manual_seed(0)
+        plain = Five(
+            lambda m, x: m.b(m.a(x).relu()).relu().mean((2, 3)),
+            stem=nn.Conv2d(1, 8, 3), a=nn.Conv2d(8, 12, 3), b=nn.Conv2d(12, 8, 1),
+            head=nn.Linear(8, 10),
+        )  # fmt: skip
+        network = make_concrete_(plain, (1, 8, 8)).double()
+        one = dataclasses.replace(recipe, accumulate=parts)
+        loop = supernet_loop(
+            network, data, one, prior_of(one, len(data.fit)), seed=0, device=CPU, target=target
+        )
+        assert list(steps(loop))[-1] == 8
+        found.append((loop.loss, loop.train_error, loop.network.state_dict()))
+    for loss, error, state in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-12)
+        assert error == found[0][1]
+        for name, value in found[0][2].items():
+            assert torch.allclose(state[name], value, rtol=0, atol=1e-9), name
+
+
+def test_memory_of_an_image_is_counted_as_a_step_keeps_it(digits: ImageData) -> None:
+    """Of a chain of convolutions: inputs of layers, and what comes out of each ReLU, once."""
+    plain = Five(
+        lambda m, x: m.a(x).relu().mean((2, 3)), stem=nn.Conv2d(1, 8, 3), a=nn.Conv2d(8, 12, 3),
+        head=nn.Linear(12, 10),
+    )  # fmt: skip
+    network = make_concrete_(plain, (1, 8, 8)).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    numbers = 8 * 8 + 8 * 6 * 6 + 12 * 4 * 4 + 12  # image, two ReLUs, the input of the head
+    assert activation_bytes(network, (1, 8, 8)) == 4 * numbers
+    assert not network.training and not network.head.training
+    assert all(torch.equal(value, before[n]) for n, value in network.state_dict().items())
+    looks = Five(lambda m, x: x.mean((2, 3)) * float(x.mean()), stem=nn.Conv2d(1, 16, 3))
+    assert activation_bytes(looks, (1, 8, 8)) is None
