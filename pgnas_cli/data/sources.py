@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import create_dataset
+from torch.utils.data import IterableDataset
 
 from ..errors import PgnasError, one_line
 from .checks import Findings, checked, in_threads
@@ -193,7 +195,11 @@ def _plainly_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[st
         ) from None
 
 
-_TIMM_SOURCES = ("torch", "hfds", "tfds", "wds", "hfids")
+# timm's kinds of names, and the package that each needs.
+_TIMM_SOURCES = {
+    "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "wds": "webdataset",
+    "tfds": "tensorflow_datasets",
+}  # fmt: skip
 
 
 def _timm_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[str]) -> Source:
@@ -201,19 +207,29 @@ def _timm_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[str])
 
     Its images are decoded once here, and nothing is remembered: some lie in no files.
     """
+    package = _TIMM_SOURCES[name.split("/")[0]]
+    if find_spec(package) is None:
+        raise PgnasError(
+            f"'{name}' needs the package {package}: pip install {package.replace('_', '-')}"
+        )
     parts = []
     for split, training in (("train", True), ("validation", False)):
         try:
             source = create_dataset(
                 name, str(root), split=split, is_training=training, download=True
             )
-            labels = _labels(source)
+            labels = None if isinstance(source, IterableDataset) else _labels(source)
         except Exception as error:  # timm and the sources behind it raise many kinds
             raise PgnasError(
                 f"timm cannot open data set '{name}' ({split}) below '{root}':"
                 f" {' '.join(str(error).split())};"
                 " `data_root` says where data sets live"
             ) from None
+        if labels is None:
+            raise PgnasError(
+                f"'{name}' is read from first to last only, and training reads images in any order;"
+                " write it out as a folder of train/<class>/*.jpg and val/<class>/*.jpg"
+            )
         keys = tuple(f"{split}-{i:07d}" for i in range(len(labels)))
         parts.append(
             Part(
@@ -242,6 +258,8 @@ def _labels(source: Any) -> list[int]:
         samples = getattr(holder, "samples", None)
         if samples is not None:
             return [int(label) for _, label in samples]
+        if holder is not None and hasattr(holder, "iter_targets"):  # no image is read for it
+            return [int(label) for label in holder.iter_targets()]
     return [int(source[i][1]) for i in range(len(source))]
 
 

@@ -1,5 +1,6 @@
 """Data sets are found under every name, photos are read right, and mistakes are named."""
 
+import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import timm.data
 import torch
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from pgnas_cli.data import DataName, evaluation_images, find_data, load_data, training_batches
 from pgnas_cli.errors import PgnasError
@@ -182,6 +184,7 @@ def test_the_images_of_a_named_data_set_are_decoded_before_they_are_trained_on(
         return opened(root=folder / {"train": "train", "validation": "val"}[split])
 
     monkeypatch.setattr("pgnas_cli.data.sources.create_dataset", create)
+    monkeypatch.setattr("pgnas_cli.data.sources.find_spec", lambda package: package)
     assert find_data("hfds/mine").train.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     (folder / "train" / "green" / "05.jpg").write_bytes(b"")
     (folder / "val" / "red" / "01.jpg").write_bytes(b"no image")
@@ -199,3 +202,48 @@ def test_the_images_of_a_named_data_set_are_decoded_before_they_are_trained_on(
         "2 of 36 images do not decode and are left out (by class: 1 1, 2 1): train-0000013,"
         " validation-0000009",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("hfds/a", "datasets"), ("hfids/a", "datasets"), ("wds/a", "webdataset"),
+     ("tfds/a", "tensorflow-datasets")],
+)  # fmt: skip
+def test_the_package_that_a_name_needs_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setattr("pgnas_cli.data.sources.find_spec", lambda package: None)
+    with pytest.raises(PgnasError) as refusal:
+        find_data(name)
+    wanted = package.replace("-", "_")
+    assert str(refusal.value) == f"'{name}' needs the package {wanted}: pip install {package}"
+
+
+def test_images_that_come_in_one_order_only_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shards(IterableDataset):
+        pass
+
+    monkeypatch.setattr("pgnas_cli.data.sources.find_spec", lambda package: package)
+    monkeypatch.setattr("pgnas_cli.data.sources.create_dataset", lambda *_, **__: Shards())
+    with pytest.raises(PgnasError, match="'wds/mine' is read from first to last only"):
+        find_data("wds/mine")
+
+
+def test_labels_of_a_named_data_set_are_read_without_its_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reader:
+        def iter_targets(self) -> list[int]:
+            return [0, 0, 1, 1]
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            opened.append(index)
+            return Image.new("RGB", (24, 24), (60 * index, 0, 0)), index // 2
+
+    opened: list[int] = []
+    made = types.SimpleNamespace(reader=Reader())
+    monkeypatch.setattr("pgnas_cli.data.sources.find_spec", lambda package: package)
+    monkeypatch.setattr("pgnas_cli.data.sources.create_dataset", lambda *_, **__: made)
+    source = find_data("hfds/mine", reads=())
+    assert source.train.labels.tolist() == [0, 0, 1, 1]
+    assert sorted(opened) == [0, 1, 2, 3]  # once each, to see whether they are small
