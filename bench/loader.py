@@ -9,7 +9,7 @@ RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize, in a DataLoader of
 Ours ends where it does: float32, normalised, in batches. Sides take turns; median of the turns.
 Appends a row to docs/data/loader.jsonl.
 
-`--scan` lists and cuts a folder, twice, the second time with every image known by its check.
+`--scan` lists and cuts a folder whose images were checked before, by `pgnas fit`, say.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from bench import about, machine_line
-from bench.figures import DATA, Row, append
+from bench.figures import DATA, Row, append, latest, prose, table, taken
 from pgnas_cli.data import ImageData, cut_data, find_data, training_batches
 from pgnas_cli.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 
@@ -115,16 +115,35 @@ def measured(folder: Path, options: argparse.Namespace) -> Row:
     return row
 
 
-def scanned(folder: Path) -> None:
-    """Time, and memory that it takes, of listing and cutting; what the process had is not told."""
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began, cpu = time.perf_counter(), time.process_time()
-        data = cut_data(find_data(str(folder)), seed=0, size=PIXELS)
-        took = time.perf_counter() - began, time.process_time() - cpu
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        print(f"{len(data.fit)} + {len(data.held_out)} images: {took[0]:.1f} s, {took[1]:.1f} s of"
-              f" the CPU, {peak:.0f} MiB at the peak", flush=True)  # fmt: skip
+def scanned(folder: Path) -> Row:
+    """Seconds and memory of listing and cutting a folder whose images were checked before."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, cpu = time.perf_counter(), _processor()
+    data = cut_data(find_data(str(folder)), seed=0, size=PIXELS)
+    return {
+        "images": len(data.fit) + len(data.held_out), "classes": len(data.classes),
+        "seconds": time.perf_counter() - began, "cpu_seconds": _processor() - cpu,
+        "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+    }  # fmt: skip
+
+
+def figures(rows: Sequence[Row]) -> str:
+    """Sentences and table."""
+    scans = latest([row for row in rows if row["what"] == "scan"], "images")
+    rows = latest([row for row in rows if row["what"] == "loader"], "width", "workers")
+    told = [
+        f"Listing and cutting {row['images']} images in {row['classes']} folders, checked before,"
+        f" takes {row['cpu_seconds']:.0f} s of one core and {row['peak_mib']:.0f} MiB at the peak."
+        for row in scans
+    ]
+    columns = [
+        ["as they are" if row["width"] is None else f"{row['width']} px wide", row["workers"],
+         *(f"{row[side + '_per_cpu_second']:.0f}" for side in ("plain", "ours")),
+         f"{row['ratio_per_cpu_second']:.2f}", f"{row['ratio']:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    head = ["photos", "workers", "plain", "ours", "ours / plain", "by the clock"]
+    return f"{prose(taken([*rows, *scans]), *told)}\n\n{table(head, columns)}"
 
 
 def main() -> None:
@@ -140,7 +159,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.scan:
-        scanned(options.folder)
+        row = {"what": "scan", **scanned(options.folder), **about()}
+        append(DATA / "loader.jsonl", row)
+        print(row)
         return
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder
@@ -148,7 +169,8 @@ def main() -> None:
             height = options.height or 3 * options.width // 4
             folder = copies(folder, Path(place), options.width, height, options.stride)
         found = measured(folder, options)
-    row = {"width": options.width, "workers": options.workers, "pixels": PIXELS, "batch": BATCH,
+    row = {"what": "loader", "width": options.width, "workers": options.workers,
+           "pixels": PIXELS, "batch": BATCH,
            "turns": options.turns, **found, **about()}  # fmt: skip
     append(DATA / "loader.jsonl", row)
     for key, what in (("", "a second"), ("_per_cpu_second", "a second of the processor")):

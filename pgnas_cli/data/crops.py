@@ -8,11 +8,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -23,6 +25,18 @@ _TRIES = 10
 _LARGEST_SHRINK = 8
 # Pillow's other filters, which tensors lack, are near to these.
 _FILTERS = {"lanczos": "bicubic", "hamming": "bilinear", "box": "bilinear"}
+
+
+# torchvision's decoder takes three quarters of Pillow's time; later versions will be without it.
+_decode_jpeg: Any = getattr(torch.ops.image, "decode_jpeg", None)
+
+
+def _whole_jpeg(image: Any, mode: str) -> Tensor:
+    """A JPEG, opened and not yet decoded, as uint8 (channels, height, width)."""
+    image.fp.seek(0)
+    content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+    found: Tensor = _decode_jpeg(content, ImageReadMode["GRAY" if mode == "L" else mode].value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,11 @@ class RandomCrops:
         if enough >= 2:
             shrink = min(_LARGEST_SHRINK, 2 ** int(math.log2(enough)))
             image.draft(None, (-(-image.width // shrink), -(-image.height // shrink)))
-        found = as_rgb(image)
+        # Of upright photos in 8 bits, which most are, only the crop is copied.
+        plain = image.mode in ("RGB", "L") and orientation_of(image) == 1
+        if plain and enough < 2 and image.format == "JPEG" and _decode_jpeg is not None:
+            return self._resized(_whole_jpeg(image, self.mode), box, dice)
+        found = image if plain else as_rgb(image)
         across, down = found.width / whole[0], found.height / whole[1]
         left, top = round(box.left * across), round(box.top * down)
         wide, high = max(1, round(box.width * across)), max(1, round(box.height * down))
@@ -86,8 +104,14 @@ class RandomCrops:
 
     def _cut(self, image: Image.Image, box: Box, dice: Random) -> Tensor:
         part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        rows = torch.from_numpy(np.array(part.convert(self.mode)))
+        rows = torch.from_numpy(
+            np.array(part if part.mode == self.mode else part.convert(self.mode))
+        )
         pixels = rows.view(box.height, box.width, -1).permute(2, 0, 1)
+        return self._resized(pixels, Box(0, 0, box.width, box.height), dice)
+
+    def _resized(self, pixels: Tensor, box: Box, dice: Random) -> Tensor:
+        pixels = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
         kind = InterpolationMode(_FILTERS.get(self.interpolation, self.interpolation))
         found: Tensor = resize(pixels, [self.size, self.size], kind, antialias=True)
         return found.flip(-1) if self.mirror and dice.random() < 0.5 else found

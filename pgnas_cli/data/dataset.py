@@ -60,10 +60,14 @@ class Preprocessing:
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (batch, channels, height, width) -> float32, channels last, normalised."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1) * 255
+        mean, std = (
+            255 * torch.tensor(values, device=images.device).repeat(images.shape[-1])
+            for values in (self.mean, self.std)
+        )
         floats = images.to(torch.float32, copy=True, memory_format=torch.channels_last)
-        return floats.sub_(mean).div_(std)
+        # A row of pixels at a time: a processor is twice as fast as with three numbers at a time.
+        floats.permute(0, 2, 3, 1).view(-1, len(mean)).sub_(mean).div_(std)
+        return floats
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import RandomResizedCrop
 
 from pgnas_cli.data import crops
 from pgnas_cli.data.crops import RATIO, Box, RandomCrops, random_box
-from pgnas_cli.data.pictures import as_rgb, open_picture
+from pgnas_cli.data.pictures import open_picture
 
 
 def photo(path: Path, size: tuple[int, int] = (1600, 1200), **more: object) -> Path:
@@ -28,11 +29,14 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The sizes at which images were decoded."""
     found: list[tuple[int, int]] = []
 
-    def watched(image: Image.Image) -> Image.Image:
-        found.append(as_rgb(image).size)
-        return as_rgb(image)
+    load = JpegImageFile.load
 
-    monkeypatch.setattr(crops, "as_rgb", watched)
+    def watched(image: JpegImageFile) -> object:
+        loaded = load(image)
+        found.append(image.size)
+        return loaded
+
+    monkeypatch.setattr(JpegImageFile, "load", watched)
     return found
 
 
@@ -49,15 +53,32 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(
     for seed in range(4):
         found = made.of_file(path, Random(seed))
         box = random_box((1600, 1200), (share, share), Random(seed))
-        shrink = 1600 // decoded.pop()[0]
+        shrink = 1600 // decoded[-1][0] if decoded else 1  # else torchvision decoded it whole
         smallest = min(box.width, box.height)
         assert shrink == 1 or smallest / shrink >= size
         assert shrink == 8 or smallest / (2 * shrink) < size
         assert abs(math.log2(shrink / expected)) <= 1
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
         by_hand = open_picture(path).resize((size, size), Image.Resampling.BILINEAR, box=corners)
+        decoded.clear()
         off = np.abs(np.asarray(by_hand).transpose(2, 0, 1).astype(int) - found.numpy())
         assert off[:2].mean() < 1.5 and off[2].mean() < 5
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_both_decoders_of_a_jpeg_show_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, grey: bool
+) -> None:
+    path = photo(tmp_path / "photo.jpg", (500, 375), quality=90)
+    if grey:
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    made = RandomCrops(128, mode, (0.08, 1.0), "bilinear", mirror=True)
+    found = [made.of_file(path, Random(seed)).int() for seed in range(5)]
+    monkeypatch.setattr(crops, "_decode_jpeg", None)
+    for seed, one in enumerate(found):
+        assert (one - made.of_file(path, Random(seed)).int()).abs().float().mean() < 1
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])

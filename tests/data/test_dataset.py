@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnas_cli.data import Part, digest, load_data
+from pgnas_cli.data import Part, Preprocessing, digest, load_data
 from pgnas_cli.errors import PgnasError
 
 
@@ -80,3 +80,16 @@ def test_small_images_of_one_size_live_in_memory(photo_folder: Callable[..., Pat
     assert data.preprocessing.input_shape == (3, 32, 32)
     assert data.fit.pixels is not None
     assert data.held_out.pixels is not None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_normalised_to_the_same_bits_as_by_the_formula(channels: int) -> None:
+    about = Preprocessing(channels, 9, (0.485, 0.456, 0.406)[:channels], (0.2, 0.3, 0.1)[:channels])
+    generator = torch.Generator().manual_seed(0)
+    shape = (5, channels, 9, 9)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) * 255 for v in (about.mean, about.std))
+    for images in (pixels, pixels.contiguous(memory_format=torch.channels_last)):
+        found = about.normalised(images)
+        assert torch.equal(found, (images.float() - mean) / std)
+        assert found.is_contiguous(memory_format=torch.channels_last)

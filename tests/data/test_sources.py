@@ -1,7 +1,7 @@
 """Data sets are found under every name, photos are read right, and mistakes are named."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -221,7 +221,8 @@ def test_the_package_that_a_name_needs_is_told_in_one_line(
 
 def test_images_that_come_in_one_order_only_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Shards(IterableDataset):
-        pass
+        def __iter__(self) -> Iterator[object]:
+            return iter(())
 
     monkeypatch.setattr("pgnas_cli.data.sources.find_spec", lambda package: package)
     monkeypatch.setattr("pgnas_cli.data.sources.create_dataset", lambda *_, **__: Shards())
