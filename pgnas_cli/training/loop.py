@@ -67,6 +67,7 @@ class Loop:
         self.drops = None if drops is None else drops(self)
         self._start_optimizer()
         self.watched = torch.zeros(4, device=self.device)  # of the first step that is not finite
+        self.watch_every = 1 if self.device.type == "cpu" else WATCHED  # steps
         self.inputs = torch.empty(0)  # of the last step, to look at when it failed
         self.start_epoch()
         self._set_rates()
@@ -178,14 +179,13 @@ class Loop:
         )
         with self.autocast, acting, own_draws:
             logits = self.network(inputs)
-            extra = divergence = torch.zeros((), device=self.device)
+            extra = torch.zeros((), device=self.device)
             if isinstance(logits, tuple):  # in training only, beside the logits
                 logits, other = logits
                 extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels)
             loss = self._cross_entropy(logits, labels)
-            if self.drops is not None:
-                divergence = self.drops.divergence()
-            (loss + extra + divergence).backward()
+            (loss + extra).backward()
+        divergence = self.drops.add_divergence() if self.drops else torch.zeros_like(loss)
         self.inputs = inputs
         self._watch(loss + extra, divergence)
         self.weights.step()
@@ -211,7 +211,7 @@ class Loop:
         step = torch.full_like(norm, self.step)
         now = torch.stack([loss.detach(), divergence.detach(), norm, step])
         self.watched = torch.where(self.watched.isfinite().all(), now, self.watched)
-        look = self.device.type == "cpu" or self.step % WATCHED == 0
+        look = self.step % self.watch_every == 0
         if look and not bool(self.watched.isfinite().all()):
             self.refuse_what_is_not_finite()
 
