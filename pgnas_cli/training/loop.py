@@ -23,7 +23,6 @@ from ..errors import Interrupted, PgnasError
 from ..gates import gates
 from ..progress import note, task
 from ..registry import Recipe
-from ..run.posterior import is_sound
 from ..seeds import derived_seed, seeded_globals
 from ..signals import StopRequest
 from ..slimming import Remainder, everything, remainder, stored
@@ -220,7 +219,11 @@ class Loop:
         loss, divergence, norm, step = self.watched.tolist()
         numbers = {"loss": loss, "divergence": divergence, "gradient": norm}
         found = [f"the {name} is {x}" for name, x in numbers.items() if not math.isfinite(x)]
-        if not found and all(is_sound(*named) for named in self.network.state_dict().items()):
+        state = self.network.state_dict()
+        logits = state.pop("gates.drop_logit", torch.zeros(1))  # infinite where p is 0 or 1
+        weights = [v for v in state.values() if v.is_floating_point()]
+        sound = math.isfinite(float(get_total_norm(weights))) and not bool(logits.isnan().any())
+        if not found and sound:
             return
         at = f"in epoch {int(step) // self.per_epoch + 1}, step {int(step) + 1}"
         largest = float(self.inputs.abs().max())
