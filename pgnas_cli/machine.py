@@ -43,6 +43,14 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
     return Machine(found, min(8, os.cpu_count() or 1) if workers is None else workers)
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 numbers itself, at more than the speed of float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # no public names yet
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in able)
+
+
 def tune_for_cpu() -> None:
     """Set this process up for networks on the CPU; it changes no result beyond denormal numbers.
 

@@ -24,7 +24,9 @@ from ..errors import PgnasError
 from ..progress import track
 from ..seeds import derived_seed, generator, seeded_globals
 from ..signals import StopRequest
-from .dataset import ImageData, Part, Preprocessing
+from .dataset import ImageData, Part, Preprocessing, levels
+
+CPU = torch.device("cpu")
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
@@ -41,14 +43,14 @@ def augmented(
     mirror: bool,
 ) -> Tensor:
     """Crop out of the padded image and mirror, image by image, as one gather."""
-    size = images.shape[-1]
+    size, device = images.shape[-1], images.device
     padded = F.pad(images, (pad,) * 4)
     shift = (draws[:, :2] * (2 * pad + 1)).long()
-    rows = shift[:, :1] + torch.arange(size)
-    columns = shift[:, 1:2] + torch.arange(size)
+    rows = shift[:, :1] + torch.arange(size, device=device)
+    columns = shift[:, 1:2] + torch.arange(size, device=device)
     if mirror:
         columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
-    picture = torch.arange(len(images))[:, None, None]
+    picture = torch.arange(len(images), device=device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(
         0, 3, 1, 2
     )
@@ -61,13 +63,13 @@ def cut_out(
     level: Sequence[float],  # what it is filled with, per channel, in [0, 1]
 ) -> Tensor:
     """Blank a square out of each image (DeVries and Taylor, 2017)."""
-    middle = (centres * torch.tensor(images.shape[-2:])).long()
     inside = []
     for axis, length in enumerate(images.shape[-2:]):
-        from_start = torch.arange(length) - middle[:, axis, None] + size // 2
+        middle = (centres[:, axis, None] * length).long()
+        from_start = torch.arange(length, device=images.device) - middle + size // 2
         inside.append((from_start >= 0) & (from_start < size))
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    blank = (torch.tensor(level) * 255).round().to(images.dtype).view(1, -1, 1, 1)
+    blank = levels(tuple(level), images.device).round().to(images.dtype)
     return torch.where(square, blank, images)
 
 
@@ -93,22 +95,30 @@ def training_batches(
     workers: int,
     cutout: int = 0,  # pixels; small images only
     scale: tuple[float, float] = (0.35, 1.0),  # shares that a crop of a photo takes
+    device: torch.device = CPU,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
+    """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit.
+
+    They are on `device`: images in memory are kept and augmented there, of others the next batch is
+    copied while one is used.
+    """
     part = data.fit
     schedule = _schedule(part, batch, seed, first_step, steps)
     if part.pixels is not None:
         pad = max(1, part.pixels.shape[-1] // 8)
+        pixels, labels = part.pixels.to(device), part.labels.to(device)
         drawn, draws = -1, torch.empty(0)
-        for step, (epoch, indices) in enumerate(schedule, first_step):
+        for step, (epoch, rows) in enumerate(schedule, first_step):
             if drawn != epoch:
                 randomness = generator(seed, "augment", epoch)
-                drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness)
-            images = augmented(part.pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
+                drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness).to(device)
+            indices = rows.to(device, non_blocking=True)
+            images = augmented(pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
             if cutout:
-                centres = torch.rand(len(images), 2, generator=generator(seed, "cutout", step))
+                randomness = generator(seed, "cutout", step, device=device)
+                centres = torch.rand(len(images), 2, generator=randomness, device=device)
                 images = cut_out(images, centres, cutout, data.preprocessing.mean)
-            yield images, part.labels[indices]
+            yield images, labels[indices]
         return
     transform = create_transform(
         data.preprocessing.input_shape,
@@ -119,7 +129,40 @@ def training_batches(
         use_prefetcher=True,  # bytes out; normalised on the device
     )
     plan = ([(epoch, int(i)) for i in indices] for epoch, indices in schedule)
-    yield from _loaded(_Photos(part, transform, seed, data.preprocessing.channels), plan, workers)
+    photos = _Photos(part, transform, seed, data.preprocessing.channels)
+    with closing(_loaded(photos, plan, workers, pinned=device.type == "cuda")) as batches:
+        yield from _ahead(batches, device)
+
+
+def _ahead(
+    batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Batches on `device`; a GPU copies the next one beside its work on this one."""
+    if device.type != "cuda":
+        for images, labels in batches:
+            yield images.to(device), labels.to(device)
+        return
+    copying = torch.cuda.Stream(device)
+    waiting: list[tuple[list[Tensor], torch.cuda.Event]] = []
+
+    def arrived() -> tuple[Tensor, Tensor]:
+        (images, labels), copied = waiting.pop()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied)
+        for tensor in (images, labels):
+            tensor.record_stream(current)
+        return images, labels
+
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+            copied = copying.record_event()
+        found = arrived() if waiting else None
+        waiting.append((moved, copied))
+        if found:
+            yield found
+    if waiting:
+        yield arrived()
 
 
 def _schedule(
@@ -205,7 +248,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def _loaded(
-    source: _Photos, plan: Iterable[list[tuple[int, int]]], workers: int
+    source: _Photos, plan: Iterable[list[tuple[int, int]]], workers: int, *, pinned: bool = False
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     loader: Iterable[Any] = DataLoader(
         source,
@@ -213,7 +256,7 @@ def _loaded(
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_leave_signals_to_the_parent,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         generator=generator(0, "loader"),
     )
     with StopRequest():  # a half-started loader cannot be ended

@@ -10,7 +10,7 @@ Small images of one size (CIFAR, digits) live in memory as bytes; photos are ope
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from PIL import Image
@@ -57,10 +57,15 @@ class Preprocessing:
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (batch, channels, height, width) -> float32, channels last, normalised."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1) * 255
+        mean, std = levels(self.mean, images.device), levels(self.std, images.device)
         images = images.contiguous(memory_format=torch.channels_last)
         return (images.float() - mean) / std
+
+
+@cache
+def levels(shares: tuple[float, ...], device: torch.device) -> Tensor:
+    """Of bytes, (1, channels, 1, 1); copied to a device once."""
+    return torch.tensor(shares, device=device).view(1, -1, 1, 1) * 255
 
 
 @dataclass(frozen=True)

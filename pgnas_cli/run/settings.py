@@ -57,8 +57,13 @@ class FitSettings:
     target_params: str | None = option(None, "Mean size of the candidates: 60%, or 10M parameters.")
     target_macs: str | None = option(None, "The same in MACs: 60%, or 2G.")
     precision: str = option(
-        "float32", "float32 or bfloat16.", choices=("float32", "bfloat16"), advanced=True
-    )
+        "float32", "float32, bfloat16, or auto: bfloat16 where the device computes in it.",
+        choices=("float32", "bfloat16", "auto"), advanced=True,
+    )  # fmt: skip
+    compile: bool = option(
+        False, "Compile the network first, for long fits on a GPU.", flags=("--compile",),
+        advanced=True,
+    )  # fmt: skip
     seed: int = option(0, "Seed of every random draw.")
     preset: str | None = option(
         None, "published: the backbone's recipe in the paper; paper: its gates alone."

@@ -21,7 +21,7 @@ from ..data import ImageData, cut_data, find_data, held_out_decoded, remarks_on
 from ..data import digest as data_digest
 from ..errors import PgnasError, command
 from ..gates import Prior, gates, make_concrete_
-from ..machine import Machine
+from ..machine import Machine, computes_bfloat16
 from ..progress import note
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
@@ -132,7 +132,9 @@ def _fitted(
     loop = supernet_loop(
         network, data, posterior.recipe, posterior.objective.prior, seed=settings.seed,
         device=machine.device, fixed_drop=settings.fixed_drop, target=posterior.objective.target,
-        bfloat16=settings.precision == "bfloat16",
+        bfloat16=settings.precision == "bfloat16"
+        or (settings.precision == "auto" and computes_bfloat16(machine.device)),
+        compiled=settings.compile,
     )  # fmt: skip
     watch = EpochWatch(loop)
     remarks = [*prepared.remarks, *_idle(posterior.recipe, settings, data)]
@@ -259,7 +261,7 @@ def fit_network(
             yield watch.record(done)
 
 
-def supernet_loop(
+def supernet_loop(  # noqa: PLR0913 - what a fit consists of
     network: nn.Module,
     data: ImageData,
     recipe: Recipe,
@@ -270,6 +272,7 @@ def supernet_loop(
     fixed_drop: float | None = None,
     target: Target | None = None,
     bfloat16: bool = False,
+    compiled: bool = False,
 ) -> Loop:
     """The training loop of a gated network."""
     if target is not None and fixed_drop is not None:
@@ -283,7 +286,7 @@ def supernet_loop(
 
     return Loop(
         network, data, recipe, seed=seed, device=device, weight_decay=prior.weight_decay(),
-        drops=drops, bfloat16=bfloat16,
+        drops=drops, bfloat16=bfloat16, compiled=compiled,
     )  # fmt: skip
 
 

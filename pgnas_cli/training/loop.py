@@ -6,6 +6,7 @@ gates, plus the divergence from the prior. Randomness is a function of seed and 
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -51,9 +52,11 @@ class Loop:
         weight_decay: float,  # of matrices that no prior pulls
         drops: Callable[["Loop"], DropLearning] | None = None,  # None: no gates
         bfloat16: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.whole, self.device = placed(network, device), device
-        self.left = everything(self.whole)
+        self.compiled = compiled
+        self._train_on(everything(self.whole))
         self.weight_decay = weight_decay
         self.data, self.recipe, self.seed = data, recipe, seed
         self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
@@ -75,6 +78,13 @@ class Loop:
     def network(self) -> nn.Module:
         """The network that is trained: the whole one, or what is left of it."""
         return self.left.network
+
+    def _train_on(self, left: Remainder) -> None:
+        self.left = left
+        self.forward = left.network
+        if self.compiled:  # which looks at the gradient of gates, and is warned that it has none
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            self.forward = torch.compile(left.network)  # type: ignore[assignment]
 
     def _start_optimizer(self) -> None:
         recipe = self.recipe
@@ -137,7 +147,7 @@ class Loop:
         """Train `left` from here on."""
         before, source = self.weights, self.left
         placed(left.network, self.device).train(self.network.training)
-        self.left = left
+        self._train_on(left)
         self._start_optimizer()
         carry_over_(before, source, self.weights, left, self.whole)
         if self.drops is not None:
@@ -177,7 +187,7 @@ class Loop:
             nullcontext() if self.drops is None else self.drops.gates_of(self.step, len(images))
         )
         with self.autocast, acting, own_draws:
-            logits = self.network(inputs)
+            logits = self.forward(inputs)
             extra = torch.zeros((), device=self.device)
             if isinstance(logits, tuple):  # in training only, beside the logits
                 logits, other = logits
@@ -292,7 +302,7 @@ def train(
     """
     batches = training_batches(
         loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.most_steps,
-        workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale,
+        workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale, device=loop.device,
     )  # fmt: skip
 
     def readable() -> Iterator[tuple[Tensor, Tensor]]:
