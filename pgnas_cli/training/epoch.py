@@ -26,7 +26,7 @@ class EpochRecord:
     loss: float  # mean cross-entropy under relaxed gates, nats per image
     kl: float  # divergence term of the loss at the epoch's end, nats per image
     train_error: float
-    soft_error: float  # held-out, relaxed gates
+    soft_error: float  # held-out, relaxed gates; once p is frozen, as the next
     hard_error: float  # held-out, hard gates drawn anew for every image: the mean candidate
     expected_params: float  # the file's count, mean over the posterior
     expected_macs: float  # mean over the posterior
@@ -124,21 +124,26 @@ class EpochWatch:
 
 @torch.no_grad()
 def held_out_errors(loop: Loop, epoch: int) -> tuple[float, float]:
-    """Held-out errors under relaxed gates, and under hard gates drawn anew for each image."""
+    """Held-out errors under relaxed gates, and under hard gates drawn anew for each image.
+
+    Weights that are trained on hard gates are judged on them alone.
+    """
     assert loop.drops is not None
     network = loop.network.eval()
-    wrong = [0, 0]
+    frozen, soft, hard = loop.drops.is_frozen(loop.step), 0, 0
     for place, (images, labels) in enumerate(_held_out_batches(loop)):
-        soft = relaxed(
-            network, batch=len(images), generator=generator(loop.seed, "soft", epoch, place),
-            temperature=loop.recipe.temperature,
-        )  # fmt: skip
         keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), len(images))
-        for which, context in enumerate((soft, masked(network, keep))):
-            with context:
-                wrong[which] += int((network(images).argmax(1) != labels).sum())
-    images_in_all = len(loop.data.held_out)
-    return wrong[0] / images_in_all, wrong[1] / images_in_all
+        with masked(network, keep):
+            hard += int((network(images).argmax(1) != labels).sum())
+        if frozen:
+            continue
+        draws = generator(loop.seed, "soft", epoch, place)
+        with relaxed(
+            network, batch=len(images), generator=draws, temperature=loop.recipe.temperature
+        ):
+            soft += int((network(images).argmax(1) != labels).sum())
+    number = len(loop.data.held_out)
+    return (hard if frozen else soft) / number, hard / number
 
 
 def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
