@@ -25,8 +25,8 @@ class Machine:
 def find_machine(device: str | torch.device = "auto", workers: int | None = None) -> Machine:
     """The device called `device` ("auto": a GPU where there is one) and its worker processes.
 
-    `workers` None: one for each core, up to eight. A process that works on its CPU is set up for it
-    (`tune_for_cpu`). Raises PgnasError for a device that is not here.
+    `workers` None: one for each core, up to eight, beside a GPU up to sixteen. A process that works
+    on its CPU is set up for it (`tune_for_cpu`). Raises PgnasError for a device that is not here.
     """
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
@@ -40,7 +40,14 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
         check_range("workers", workers, 0)
     if found.type == "cpu":
         tune_for_cpu()
-    return Machine(found, min(8, os.cpu_count() or 1) if workers is None else workers)
+    most = 8 if found.type == "cpu" else 16
+    return Machine(found, min(most, cores()) if workers is None else workers)
+
+
+def cores() -> int:
+    """Cores that this process may use: on a shared machine not all that are there."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def computes_bfloat16(device: torch.device) -> bool:

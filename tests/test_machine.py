@@ -19,9 +19,13 @@ def test_without_a_gpu_the_machine_is_the_cpu_and_a_worker_for_each_core_up_to_e
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for cores, workers in ((3, 3), (64, 8), (None, 1)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+    for cores, workers in ((3, 3), (64, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert find_machine() == Machine(torch.device("cpu"), workers)
+    monkeypatch.delattr("os.sched_getaffinity")
+    for cores, workers in ((3, 3), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert find_machine().workers == workers
     assert find_machine("cpu", 0) == Machine()
 
 

@@ -1,8 +1,8 @@
 """Batches of images, for fitting and for judging.
 
-Small images that live in memory are augmented as one tensor. Photos are decoded in workers and
-augmented by timm's transforms. In both, what happens to an image is a function of (seed, epoch,
-index of the image): the number of workers changes nothing.
+Small images that live in memory are augmented as one tensor. Random crops of photos are decoded in
+workers. In both, what happens to an image is a function of (seed, epoch, index of the image): the
+number of workers changes nothing.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import PgnasError
 from ..progress import track
-from ..seeds import derived_seed, generator, seeded_globals
+from ..seeds import derived_seed, generator
 from ..signals import StopRequest
+from .crops import RandomCrops
 from .dataset import ImageData, Part, Preprocessing, levels
 
 CPU = torch.device("cpu")
@@ -120,17 +122,11 @@ def training_batches(
                 images = cut_out(images, centres, cutout, data.preprocessing.mean)
             yield images, labels[indices]
         return
-    transform = create_transform(
-        data.preprocessing.input_shape,
-        is_training=True,
-        scale=scale,
-        color_jitter=0.0,
-        interpolation=data.preprocessing.interpolation,
-        use_prefetcher=True,  # bytes out; normalised on the device
-    )
+    about = data.preprocessing
+    crops = RandomCrops(about.size, _mode(about.channels), scale, about.interpolation, data.mirror)
     plan = ([(epoch, int(i)) for i in indices] for epoch, indices in schedule)
-    photos = _Photos(part, transform, seed, data.preprocessing.channels)
-    with closing(_loaded(photos, plan, workers, pinned=device.type == "cuda")) as batches:
+    source = _Crops(part, crops, seed)
+    with closing(_loaded(source, plan, workers, pinned=device.type == "cuda")) as batches:
         yield from _ahead(batches, device)
 
 
@@ -169,7 +165,8 @@ def _schedule(
     part: Part, batch: int, seed: int, first_step: int, steps: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Epoch and image indices of each batch, without images that do not decode."""
-    good = torch.tensor([index not in part.damaged for index in range(len(part))])
+    good = torch.ones(len(part), dtype=torch.bool)
+    good[list(part.damaged)] = False
     per_epoch = steps_per_epoch(len(part), batch)
     for epoch in itertools.count(first_step // per_epoch):
         for place, indices in enumerate(order(len(part), batch, seed, epoch)):
@@ -200,7 +197,8 @@ def evaluation_images(
         assert part.pixels is not None
         source = Part(part.labels, part.keys, open=partial(_open_pixels, part.pixels))
     plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(part)).split(batch)]
-    for images, _ in _loaded(_Photos(source, transform, 0, preprocessing.channels), plan, workers):
+    mode = _mode(preprocessing.channels)
+    for images, _ in _loaded(_Photos(source, transform, mode), plan, workers):
         yield images
 
 
@@ -209,25 +207,45 @@ def _open_pixels(pixels: Tensor, index: int) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
 
 
+def _mode(channels: int) -> str:
+    """Of Pillow."""
+    return "L" if channels == 1 else "RGB"
+
+
 class _Photos(Dataset[Any]):
     """(epoch, index) -> bytes and label; an error travels as a value, named, not as a traceback."""
 
-    def __init__(
-        self, part: Part, transform: Callable[[Image.Image], Any], seed: int, channels: int
-    ) -> None:
-        self.part, self.transform, self.seed = part, transform, seed
-        self.mode = "L" if channels == 1 else "RGB"
+    def __init__(self, part: Part, transform: Callable[[Image.Image], Any], mode: str) -> None:
+        self.part, self.transform, self.mode = part, transform, mode
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | PgnasError:
-        epoch, index = place
+        _, index = place
         assert self.part.open is not None
         try:
             image = self.part.open(index).convert(self.mode)
         except PgnasError as error:
             return error
-        with seeded_globals(derived_seed(self.seed, "augment", epoch, index)):
-            pixels = self.transform(image)
-        return torch.as_tensor(pixels), int(self.part.labels[index])
+        return torch.as_tensor(self.transform(image)), int(self.part.labels[index])
+
+
+class _Crops(Dataset[Any]):
+    """The same of random crops."""
+
+    def __init__(self, part: Part, crops: RandomCrops, seed: int) -> None:
+        self.part, self.crops, self.seed = part, crops, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | PgnasError:
+        epoch, index = place
+        dice = Random(derived_seed(self.seed, "augment", epoch, index))
+        try:
+            if self.part.file is not None:
+                pixels = self.crops.of_file(self.part.file(index), dice)
+            else:
+                assert self.part.open is not None
+                pixels = self.crops.of_image(self.part.open(index), dice)
+        except PgnasError as error:
+            return error
+        return pixels, int(self.part.labels[index])
 
 
 def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | PgnasError:
@@ -248,7 +266,11 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def _loaded(
-    source: _Photos, plan: Iterable[list[tuple[int, int]]], workers: int, *, pinned: bool = False
+    source: Dataset[Any],
+    plan: Iterable[list[tuple[int, int]]],
+    workers: int,
+    *,
+    pinned: bool = False,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     loader: Iterable[Any] = DataLoader(
         source,

@@ -6,57 +6,129 @@ decode are not remembered.
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL
+import torch
+from torch import Tensor
 
 from ..errors import PgnasError
+from ..machine import cores
 from ..progress import note, task
-from ..storage import write_text
+from ..tensors import checked as checked_shapes
+from ..tensors import read_header, read_values, write_tensors
 from ..units import clock
+from .listing import Listing
 from .pictures import Facts, endings, facts_of, silenced
 
-_SCHEMA = "pgnas.checked/1"
+_SCHEMA = "pgnas.checked/2"
 _AT_ONCE = 256  # files whose check an interrupt has to wait for, at most
 
 
-def checked(folder: Path, paths: Sequence[Path]) -> list[Facts | str]:
-    """Facts of each file below `folder`, or why it does not decode; decoded in parallel threads."""
+@dataclass(frozen=True)
+class Findings(Sequence["Facts | str"]):
+    """What a check of many images found: their facts, column by column, or why one fails."""
+
+    digest: Tensor  # int64 (images, 2)
+    small: Tensor  # int16 (images,)
+    turned: Tensor  # bool (images,)
+    brightest: Tensor  # float64 (images,)
+    reasons: dict[int, str]  # of images that do not decode
+
+    @staticmethod
+    def blank(images: int) -> "Findings":
+        """To be filled."""
+        columns = {n: torch.zeros(images, *s, dtype=d) for n, (s, d) in _COLUMNS.items()}
+        return Findings(**columns, reasons={})
+
+    @staticmethod
+    def of(found: Sequence[Facts | str]) -> "Findings":
+        """The same as columns."""
+        columns = Findings.blank(len(found))
+        for image, facts in enumerate(found):
+            columns.put(image, facts)
+        return columns
+
+    def columns(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in _COLUMNS}
+
+    def put(self, image: int, facts: Facts | str) -> None:
+        """Fill in one image."""
+        if isinstance(facts, str):
+            self.reasons[image] = facts
+            return
+        self.digest[image] = torch.frombuffer(bytearray.fromhex(facts.digest), dtype=torch.int64)
+        self.small[image], self.turned[image] = facts.small, facts.turned
+        self.brightest[image] = facts.brightest
+
+    def __len__(self) -> int:
+        return len(self.small)
+
+    def __getitem__(self, image):  # type: ignore[no-untyped-def]
+        if image in self.reasons:
+            return self.reasons[image]
+        digest = self.digest[image].numpy().tobytes().hex()
+        rest = (getattr(self, name)[image].item() for name in list(_COLUMNS)[1:])
+        return Facts(digest, *rest)
+
+    def good(self) -> Tensor:
+        """Which images decode, bool (images,)."""
+        found = torch.ones(len(self), dtype=torch.bool)
+        found[list(self.reasons)] = False
+        return found
+
+    def take(self, images: Tensor) -> "Findings":
+        """Of the images at int64 positions `images`, ascending."""
+        kept = images.tolist() if self.reasons else []
+        reasons = {new: self.reasons[old] for new, old in enumerate(kept) if old in self.reasons}
+        return Findings(**{n: v[images] for n, v in self.columns().items()}, reasons=reasons)
+
+
+_COLUMNS: dict[str, tuple[tuple[int, ...], torch.dtype]] = {  # of `Facts`, for one image
+    "digest": ((2,), torch.int64), "small": ((), torch.int16), "turned": ((), torch.bool),
+    "brightest": ((), torch.float64),
+}  # fmt: skip
+
+
+def checked(folder: Path, listing: Listing) -> Findings:
+    """Facts of each image of a split of `folder`; decoded in parallel threads."""
     memory = _memory_of(folder)
-    known = _read(memory)
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    stamps = [_stamp(path) for path in paths]
-    found: dict[int, Facts | str] = {}
-    for index, (name, stamp) in enumerate(zip(names, stamps, strict=True)):
-        if stamp is None:
-            found[index] = "no such file"
-        elif name in known and known[name][:2] == stamp:
-            found[index] = Facts(*known[name][2:])
-    left = [index for index in range(len(paths)) if index not in found]
+    known, keys = _read(memory), _keys(folder, listing)
+    found = Findings.blank(len(listing))
+    # Where each image is in the memory, which is in the order of its keys.
+    place = torch.searchsorted(known["key"], keys).clamp_(max=max(0, len(known["key"]) - 1))
+    there = torch.zeros(len(keys), dtype=torch.bool)
+    if len(known["key"]):
+        same = (known["key"][place] == keys) & (known["stamp"][place] == listing.stamps).all(1)
+        there = same & (listing.stamps[:, 0] >= 0)
+        for name, column in found.columns().items():
+            column[there] = known[name][place[there]]
+    gone = listing.stamps[:, 0] < 0
+    found.reasons.update(dict.fromkeys(gone.nonzero()[:, 0].numpy().tolist(), "no such file"))
+    left = (~there & ~gone).nonzero()[:, 0].numpy().tolist()
     if not left:
-        return [found[index] for index in range(len(paths))]
-    began, new = time.monotonic(), {}
+        return found
+    began, done = time.monotonic(), 0
     try:
-        decoded = in_threads(lambda index: facts_of(paths[index]), left)
-        for index, facts in zip(left, decoded, strict=True):
-            found[index] = facts
-            stamp = stamps[index]
-            if stamp and isinstance(facts, Facts):
-                new[names[index]] = [*stamp, *dataclasses.astuple(facts)]
+        for image, facts in zip(left, in_threads(lambda i: facts_of(listing.path(i)), left),
+                                strict=True):  # fmt: skip
+            found.put(image, facts)
+            done += 1
     finally:  # an interrupted check goes on where it stopped
-        if new:
-            _write(memory, known | new)
+        there[left[:done]] = True
+        there[list(found.reasons)] = False
+        if done:
+            _write(memory, known, keys, listing.stamps, found.columns(), there)
     seconds = time.monotonic() - began
     if seconds >= 1:
         note(f"checked {len(left)} images in {clock(seconds)}")
-    return [found[index] for index in range(len(paths))]
+    return found
 
 
 def in_threads(
@@ -64,7 +136,7 @@ def in_threads(
 ) -> Iterator[Facts | str]:
     """`decode` of each; Pillow leaves Python's lock while it decodes, so threads will do."""
     endings()  # registers plug-ins
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, cores())
     with (
         silenced(),
         ThreadPoolExecutor(workers) as pool,
@@ -76,37 +148,57 @@ def in_threads(
             bar.update(first + len(some))
 
 
-def _stamp(path: Path) -> list[int] | None:
-    """Size and time of a file; None where it is gone."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
-
-
 def _memory_of(folder: Path) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
     digest = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=16).hexdigest()
-    return cache / "pgnas" / f"checked-{digest}.json"
+    return cache / "pgnas" / f"checked-{digest}.safetensors"
 
 
-_ROW = [int, int, str, int, bool, float]  # size, time, and `Facts`
+def _keys(folder: Path, listing: Listing) -> Tensor:
+    """A hash of the path of each image below `folder`, int64 (images,)."""
+    start = hashlib.blake2b(os.fsencode(listing.folder.relative_to(folder)), digest_size=8)
+    hashes = bytearray()
+    for name in listing.names.as_bytes():
+        one = start.copy()
+        one.update(b"/" + name)
+        hashes += one.digest()
+    return torch.frombuffer(hashes, dtype=torch.int64) if hashes else _NOTHING["key"]
 
 
-def _read(memory: Path) -> dict[str, list]:  # type: ignore[type-arg]
+# The memory: a hash of each file's path, in ascending order; its stamp; and `Facts`.
+_ROW = {"key": ((), torch.int64), "stamp": ((2,), torch.int64), **_COLUMNS}
+_NOTHING = {name: torch.empty(0, *shape, dtype=kind) for name, (shape, kind) in _ROW.items()}
+
+
+def _read(memory: Path) -> dict[str, Tensor]:
     """What is remembered; nothing of another Pillow, which may read other files."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        content = json.loads(memory.read_text(encoding="utf-8"))
-        if (content["schema"], content["pillow"]) == (_SCHEMA, PIL.__version__):
-            rows = content["files"].items()
-            return {name: row for name, row in rows if [type(value) for value in row] == _ROW}
-    return {}
+    with contextlib.suppress(PgnasError):
+        header, content = read_header(memory, _SCHEMA)
+        rows = len(header.get("key", ()))
+        checked_shapes(header, {n: ((rows, *s), d) for n, (s, d) in _ROW.items()}, memory)
+        if content.get("pillow") == PIL.__version__:
+            found = read_values(memory, header)
+            if bool((found["key"].diff() > 0).all()):
+                return found
+    return _NOTHING
 
 
-def _write(memory: Path, known: dict[str, list]) -> None:  # type: ignore[type-arg]
-    content = {"schema": _SCHEMA, "pillow": PIL.__version__, "files": known}
+def _write(
+    memory: Path,
+    known: Mapping[str, Tensor],
+    keys: Tensor,
+    stamps: Tensor,
+    facts: Mapping[str, Tensor],
+    there: Tensor,  # bool (images,): which of them are known now
+) -> None:
+    """Remember what was found; what else is known stays."""
+    rest = ~torch.isin(known["key"], keys)
+    new = {"key": keys, "stamp": stamps, **facts}
+    rows = {name: torch.cat([known[name][rest], new[name][there]]) for name in _ROW}
+    order = rows["key"].argsort()
     try:
-        write_text(memory, json.dumps(content))
+        write_tensors(
+            memory, _SCHEMA, {n: v[order] for n, v in rows.items()}, {"pillow": PIL.__version__}
+        )
     except PgnasError as error:
         note(f"note: the check of the images is not remembered: {error}")

@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -20,7 +22,9 @@ from ..errors import PgnasError
 from ..fields import check_range
 from ..progress import track
 from ..seeds import derived_seed
+from .names import Names
 
+Found = TypeVar("Found")
 HELD_OUT_MOST = 10_000  # images: errors to half a point, decoded in 1.5 GB at 224 pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,9 +77,10 @@ class Part:
     """Some images of a data set: in memory as bytes, or to be opened one by one."""
 
     labels: Tensor  # int64 (images,)
-    keys: tuple[str, ...]  # a name for each image, unique within the data set
+    keys: Sequence[str]  # a name for each image, unique within the data set
     pixels: Tensor | None = None  # uint8 (images, channels, height, width)
     open: Callable[[int], Image.Image] | None = None
+    file: Callable[[int], Path] | None = None  # where each image is a file of its own
     # Positions of images that do not decode. They are not read but keep their place, so that the
     # cut, the order of the batches and the digest stay the same when a file goes bad.
     damaged: frozenset[int] = frozenset()
@@ -87,17 +92,21 @@ class Part:
         """The images that decode."""
         if not self.damaged:
             return self
-        return self.subset([i for i in range(len(self)) if i not in self.damaged])
+        good = torch.ones(len(self), dtype=torch.bool)
+        good[list(self.damaged)] = False
+        return self.subset(good.nonzero()[:, 0])
 
-    def subset(self, chosen: Sequence[int]) -> "Part":
+    def subset(self, chosen: Sequence[int] | Tensor) -> "Part":
         """The images at the positions `chosen`."""
         index = torch.as_tensor(chosen, dtype=torch.int64)
+        places = index.tolist() if self.damaged else []
         return Part(
             self.labels[index],
-            tuple(self.keys[i] for i in chosen),
+            _keys_at(self.keys, index),
             None if self.pixels is None else self.pixels[index],
-            None if self.open is None else partial(_open_at, self.open, tuple(chosen)),
-            frozenset(place for place, i in enumerate(chosen) if i in self.damaged),
+            None if self.open is None else partial(_at, self.open, index),
+            None if self.file is None else partial(_at, self.file, index),
+            frozenset(place for place, i in enumerate(places) if i in self.damaged),
         )
 
 
@@ -125,7 +134,7 @@ class Source:
     test: Part | None
     small: int | None  # pixels, where the images are small and of one size
     mirror: bool = True
-    copy_of: tuple[int, ...] = ()  # for each of `train` the first of its bytes; (): all differ
+    copy_of: Tensor | None = None  # int64: the first of the same bytes; None: all differ
     remarks: tuple[str, ...] = ()  # as of ImageData
 
     @property
@@ -148,7 +157,7 @@ def cut_data(
     check_range("held_out", held_out, 0, 1, open=True)
     share = min(held_out, HELD_OUT_MOST / len(source.train))
     fit, rest = cut_part(source.train, seed, share, source.classes, source.copy_of)
-    for label in sorted(set(fit.labels.tolist()) - set(fit.readable().labels.tolist())):
+    for label in missing(fit.labels, fit.readable().labels):
         raise PgnasError(f"class '{source.classes[label]}' has no training image that decodes")
     wanted = size if preprocessing is None else preprocessing.size
     channels = (channels or source.channels) if preprocessing is None else preprocessing.channels
@@ -197,10 +206,17 @@ def remarks_on(data: ImageData) -> list[str]:
     return found
 
 
+def missing(wanted: Tensor, labels: Tensor) -> list[int]:
+    """The classes of `wanted` of which `labels` has none; both int64 (images,)."""
+    classes = wanted.unique()
+    return classes[~torch.isin(classes, labels)].tolist()  # type: ignore[no-any-return]
+
+
 def digest(part: Part) -> str:
     """Changes when an image comes, goes, or changes its class; not when its pixels change."""
     lines = sorted(
-        f"{key}\t{label}" for key, label in zip(part.keys, part.labels.tolist(), strict=True)
+        f"{key}\t{label}"
+        for key, label in zip(part.keys, part.labels.numpy().tolist(), strict=True)
     )
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
@@ -210,36 +226,39 @@ def cut_part(
     seed: int,
     share: float,
     classes: Sequence[str],
-    copy_of: Sequence[int] = (),  # for each image the first of the same bytes; (): all differ
+    copy_of: Tensor | None = None,  # int64: for each the first of the same bytes; None: all differ
 ) -> tuple[Part, Part]:
     """Stratified by class; within a class the images with the smallest hashes are held out.
 
     Copies have the hash of the first of them, and are all held out where one of them is.
     """
-    first = copy_of or range(len(train))
-    held: set[int] = set()
-    for label, name in enumerate(classes):
-        members = (train.labels == label).nonzero().flatten().tolist()
-        pictures = sorted(
-            {first[i] for i in members},
-            key=lambda i: derived_seed(seed, f"held-out {train.keys[i]}"),
-        )
+    first = torch.arange(len(train)) if copy_of is None else copy_of
+    held = torch.zeros(len(train), dtype=torch.bool)
+    sizes = torch.bincount(train.labels, minlength=len(classes)).tolist()
+    for name, members in zip(classes, train.labels.argsort(stable=True).split(sizes), strict=True):
+        pictures = first[members].unique()
         if len(pictures) < 2:
             raise PgnasError(
                 f"class '{name}' has {len(pictures)} different training image(s); at least 2 are"
                 " needed, one to train on and one to rank on"
             )
-        held.update(pictures[: min(max(1, round(share * len(pictures))), len(pictures) - 1)])
-    fit = train.subset([i for i in range(len(train)) if first[i] not in held])
-    for label in sorted(set(range(len(classes))) - set(fit.labels.tolist())):
+        hashes = [derived_seed(seed, f"held-out {key}") for key in _keys_at(train.keys, pictures)]
+        number = min(max(1, round(share * len(pictures))), len(pictures) - 1)
+        held[pictures[torch.tensor(hashes).argsort()[:number]]] = True
+    fit = train.subset((~held[first]).nonzero()[:, 0])
+    for label in missing(train.labels, fit.labels):
         raise PgnasError(f"all images of class '{classes[label]}' are copies of held-out images")
-    return fit, train.subset([i for i in range(len(train)) if first[i] in held])
+    return fit, train.subset(held[first].nonzero()[:, 0])
 
 
-def _open_at(
-    inner: Callable[[int], Image.Image], chosen: tuple[int, ...], index: int
-) -> Image.Image:
-    return inner(chosen[index])
+def _keys_at(keys: Sequence[str], places: Tensor) -> Sequence[str]:
+    if isinstance(keys, Names):
+        return keys.take(places)
+    return tuple(keys[i] for i in places.tolist())
+
+
+def _at(inner: Callable[[int], Found], chosen: Tensor, index: int) -> Found:
+    return inner(int(chosen[index]))
 
 
 def _in_memory(part: Part, channels: int) -> Part:

@@ -4,40 +4,43 @@ import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from ..errors import PgnasError
 from ..progress import note
-from .listing import Listing, some, text_of
-from .pictures import Facts
+from .checks import Findings
+from .dataset import missing
+from .listing import Listing, some
+from .names import text_of
 
 _LISTED = 100  # damaged files, one line each
 _NAMED = 3  # the same in an error
-
-Findings = Mapping[Path, Facts | str]  # a string says why a file does not decode
 
 
 def damaged(
     folder: Path,
     splits: Mapping[str, Listing],
     classes: Sequence[str],
-    facts: Findings,
+    facts: Mapping[str, Findings],
     skip: bool,
 ) -> list[str]:
     """Images that do not decode, by class; raises PgnasError for them unless they are skipped."""
     bad = [
-        (path, classes[label])
-        for listing in splits.values()
-        for path, label in zip(listing.paths, listing.labels, strict=True)
-        if isinstance(facts[path], str)
+        (listing.path(image), classes[int(listing.labels[image])], reason)
+        for split, listing in splits.items()
+        for image, reason in sorted(facts[split].reasons.items())
     ]
     if not bad:
         return []
-    reasons = [f"'{path}' ({facts[path]})" for path, _ in bad]
-    by_class = collections.Counter(name for _, name in bad)
+    reasons = [f"'{path}' ({reason})" for path, _, reason in bad]
+    by_class = collections.Counter(name for _, name, _ in bad)
     counts = some([f"{name} {count}" for name, count in by_class.most_common()], 8)
-    images = sum(len(listing.paths) for listing in splits.values())
+    images = sum(map(len, splits.values()))
     said = f"{len(bad)} of {images} images"
     if skip:
-        names = some([text_of(str(path.relative_to(folder))) for path, _ in bad], _LISTED)
+        names = some([text_of(str(path.relative_to(folder))) for path, *_ in bad], _LISTED)
         return [f"{said} do not decode and are left out (by class: {counts}): {names}"]
     if len(bad) > _NAMED:
         for reason in reasons[:_LISTED]:
@@ -48,79 +51,83 @@ def damaged(
     )
 
 
-def copies(listing: Listing, facts: Findings) -> tuple[int, ...]:
-    """For each image the first one of the same bytes; empty where all differ."""
-    first: dict[str, int] = {}
-    found = []
-    for index, path in enumerate(listing.paths):
-        about = facts[path]
-        found.append(index if isinstance(about, str) else first.setdefault(about.digest, index))
-    return () if found == list(range(len(found))) else tuple(found)
+def copies(facts: Findings) -> Tensor | None:  # int64 (images,)
+    """For each image the first one of the same bytes; None where all differ."""
+    good = facts.good().nonzero()[:, 0]
+    digest = facts.digest[good].numpy()
+    order = torch.from_numpy(np.lexsort(digest.T))  # stable: copies stay in order
+    new = torch.ones(len(order), dtype=torch.bool)
+    new[1:] = (facts.digest[good][order].diff(dim=0) != 0).any(1)
+    if bool(new.all()):
+        return None
+    first = torch.arange(len(facts))
+    first[good[order]] = good[order[new]][new.cumsum(0) - 1]
+    return first
 
 
 def without_copies(
-    train: Listing, test: Listing, classes: Sequence[str], facts: Findings
-) -> tuple[Listing, list[str]]:
-    """`train` without images whose bytes are those of a test image."""
+    train: Listing, test: Listing, classes: Sequence[str], facts: Mapping[str, Findings]
+) -> tuple[Tensor | None, list[str]]:
+    """Which images of `train` have bytes that no test image has, int64; None: all of them."""
 
-    def digest(path: Path) -> str | None:
-        about = facts[path]
-        return None if isinstance(about, str) else about.digest
-
-    tested = {digest(path) for path in test.paths} - {None}
-    copies = {i for i, path in enumerate(train.paths) if digest(path) in tested}
-    if not copies:
-        return train, []
-    rest = train.without(copies)
-    for label in sorted(set(train.labels) - set(rest.labels)):
+    tested = facts["test"].digest[facts["test"].good()]
+    copied = facts["train"].good()
+    for half in range(2):  # of the digest: no two halves are alike by chance
+        copied &= torch.isin(facts["train"].digest[:, half], tested[:, half])
+    if not copied.any():
+        return None, []
+    kept = (~copied).nonzero()[:, 0]
+    for label in missing(train.labels, train.labels[kept]):
         raise PgnasError(
             f"all training images of class '{classes[label]}' are copies of images in"
             f" '{test.folder}'; move new ones there, or remove the folder"
         )
-    names = some([train.keys[i] for i in sorted(copies)])
-    return rest, [
-        f"{len(copies)} training images left out, they are copies of images in '{test.folder}':"
-        f" {names}"
+    names = some(train.names.take(copied.nonzero()[:, 0]))
+    return kept, [
+        f"{int(copied.sum())} training images left out, they are copies of images in"
+        f" '{test.folder}': {names}"
     ]
 
 
-def oddities(splits: Mapping[str, Listing], copy_of: Sequence[int], facts: Findings) -> list[str]:
+def oddities(train: Listing, copy_of: Tensor | None, facts: Mapping[str, Findings]) -> list[str]:
     """What was done to images, and labels that contradict each other."""
-    about = {p: f for s in splits.values() for p in s.paths if isinstance(f := facts[p], Facts)}
-    found, train = [], splits["train"]
-    turned = sum(one.turned for one in about.values())
+    found = []
+    turned = sum(int(one.turned.sum()) for one in facts.values())
     if turned:
-        found.append(f"{turned} of {len(about)} images turned upright by their EXIF orientation")
-    copies = [i for i, first in enumerate(copy_of) if first != i]
-    if copies:
+        images = sum(int(one.good().sum()) for one in facts.values())
+        found.append(f"{turned} of {images} images turned upright by their EXIF orientation")
+    if copy_of is not None:
+        copies = (copy_of != torch.arange(len(copy_of))).nonzero()[:, 0]
         found.append(
             f"{len(copies)} training images are copies of others (same bytes): each stays on its"
-            f" picture's side of the held-out cut: {some([train.keys[i] for i in copies])}"
+            f" picture's side of the held-out cut: {some(train.names.take(copies))}"
         )
-    torn = [i for i in copies if train.labels[i] != train.labels[copy_of[i]]]
-    if torn:
-        pairs = [f"'{train.keys[copy_of[i]]}' and '{train.keys[i]}'" for i in torn]
-        found.append(f"{len(torn)} pictures lie in two classes: {some(pairs)}")
-    deep = {p: about[p].brightest for p in train.paths if p in about and about[p].brightest >= 0}
-    if deep and max(deep.values()) < 0.5:
-        path = max(deep, key=lambda p: deep[p])
+        torn = copies[train.labels[copies] != train.labels[copy_of[copies]]]
+        if len(torn):
+            pairs = [f"'{train.names[int(copy_of[i])]}' and '{train.names[i]}'"
+                     for i in torn.tolist()]  # fmt: skip
+            found.append(f"{len(torn)} pictures lie in two classes: {some(pairs)}")
+    brightest = facts["train"].brightest.masked_fill(~facts["train"].good(), -1)
+    deep = int((brightest >= 0).sum())
+    if deep and float(brightest.max()) < 0.5:
         raise PgnasError(
-            f"the {len(deep)} images of more than 8 bits reach {deep[path]:.3g} of white at most"
-            f" ('{path}'); white is 65535 of integers and 1 of floats: scale them to it"
+            f"the {deep} images of more than 8 bits reach {float(brightest.max()):.3g} of white at"
+            f" most ('{train.path(int(brightest.argmax()))}'); white is 65535 of integers and 1 of"
+            " floats: scale them to it"
         )
     return found
 
 
 def small_size(listing: Listing, facts: Findings) -> tuple[int | None, list[str]]:
     """Height = width of the images where all are small and alike, else None; remark on a few."""
-    sizes = collections.Counter(f.small for p in listing.paths if isinstance(f := facts[p], Facts))
+    good = facts.good()
+    sizes = collections.Counter(facts.small[good].numpy().tolist())
     if not sizes:
         return None, []
     (size, count), total = sizes.most_common(1)[0], sum(sizes.values())
     if not size or count == total:
         return size or None, []
-    odd = next(k for p, k in zip(listing.paths, listing.keys, strict=True)
-               if not isinstance(f := facts[p], str) and f.small != size)  # fmt: skip
+    odd = listing.names[int((good & (facts.small != size)).nonzero()[0])]
     return None, [
         f"{count} of {total} images are {size}x{size} pixels, others not ('{odd}'): all are"
         f" resized; `img_size` {size} keeps that size"

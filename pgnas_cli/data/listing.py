@@ -2,12 +2,17 @@
 
 import collections
 import os
-import unicodedata
+import stat
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ..errors import PgnasError
+from .names import Names, text_of
 from .pictures import endings
 
 TEST_FOLDERS = ("test", "val", "validation", "valid")
@@ -23,28 +28,34 @@ class Listing:
     """The images of one split, by class and name."""
 
     folder: Path
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...]
-    keys: tuple[str, ...]  # class and name below it, as text
+    names: Names  # of files, below `folder`
+    labels: Tensor  # int64 (images,)
+    stamps: Tensor  # int64 (images, 2): bytes and time in ns of each file, -1 where it is gone
     others: Mapping[str, int]  # files that are no images, counted by ending
 
-    def without(self, dropped: set[int]) -> "Listing":
-        kept = [i for i in range(len(self.paths)) if i not in dropped]
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, image: int) -> Path:
+        return self.folder / self.names.file(image)
+
+    def take(self, images: Tensor) -> "Listing":
+        """The images at int64 positions `images`."""
         return Listing(
-            self.folder, tuple(self.paths[i] for i in kept), tuple(self.labels[i] for i in kept),
-            tuple(self.keys[i] for i in kept), self.others,
+            self.folder, self.names.take(images), self.labels[images], self.stamps[images],
+            self.others,
         )  # fmt: skip
+
+
+def no_images(folder: Path) -> Listing:
+    """A split that is not read."""
+    return Listing(folder, Names(()), torch.empty(0, dtype=torch.int64),
+                   torch.empty(0, 2, dtype=torch.int64), {})  # fmt: skip
 
 
 def hidden(name: str) -> bool:
     """Whether a file or folder is not of the user's making."""
     return name.startswith(".") or name.lower() in _SYSTEM
-
-
-def text_of(name: str) -> str:
-    """A file name as text: composed Unicode, and escapes for bytes that are no UTF-8."""
-    decoded = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return unicodedata.normalize("NFC", decoded)
 
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
@@ -56,21 +67,38 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Files in `folder` and its folders; links are followed, each folder is read once."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+    seen, left = set(), [str(folder)]
+    while left:
+        place = left.pop()
         about = Path(place).stat()
         if (about.st_dev, about.st_ino) in seen:
-            folders.clear()
             continue
         seen.add((about.st_dev, about.st_ino))
-        folders[:] = sorted(name for name in folders if not hidden(name))
-        yield from (Path(place, name) for name in files if not hidden(name))
+        folders = []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if hidden(entry.name):
+                    continue
+                if _is_folder(entry):
+                    folders.append(entry.path)
+                else:
+                    yield entry
+        left += sorted(folders, reverse=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say
+        return False
+
+
+def ending_of(name: str) -> str:
+    """What follows the last dot of a file name, and the dot, in lower case; "" without."""
+    at = name.rfind(".")
+    return name[at:].lower() if 0 < at < len(name) - 1 else ""
 
 
 def test_folder_of(folder: Path, classes: set[str]) -> tuple[Path | None, list[str]]:
@@ -96,27 +124,48 @@ def test_folder_of(folder: Path, classes: set[str]) -> tuple[Path | None, list[s
 
 def listing_of(folder: Path, classes: Mapping[str, Sequence[Path]]) -> Listing:
     """All images of a split; raises PgnasError for a class that has none."""
-    rows: list[tuple[list[str], int, Path]] = []
     others: collections.Counter[str] = collections.Counter()
-    for label, (name, places) in enumerate(classes.items()):
-        before = len(rows)
-        for place in places:
-            for path in files_below(place):
-                if path.suffix.lower() not in endings() or (path.exists() and not path.is_file()):
-                    others[path.suffix.lower() or "no ending"] += 1
-                    continue
-                below = map(text_of, path.parts[len(place.parts) :])
-                rows.append(([name, *below], label, path))
-        if len(rows) == before:
-            raise PgnasError(
-                f"no images in '{places[0]}'; read are .jpg and {len(endings()) - 1} more endings"
-                " that Pillow opens"
-            )
-    rows.sort()
+    labels, stamps = array("q"), array("q")
+
+    def names() -> Iterator[str]:
+        for label, places in enumerate(classes.values()):
+            rows = [row for place in places for row in _images_below(place, folder, others)]
+            if not rows:
+                raise PgnasError(
+                    f"no images in '{places[0]}'; read are .jpg and {len(endings()) - 1} more"
+                    " endings that Pillow opens"
+                )
+            for _, parts, *stamp in sorted(rows):
+                labels.append(label)
+                stamps.extend(stamp)
+                yield "/".join(parts)
+
+    found = Names(names())
     return Listing(
-        folder, tuple(path for _, _, path in rows), tuple(label for _, label, _ in rows),
-        tuple("/".join(parts) for parts, _, _ in rows), others,
+        folder, found, torch.frombuffer(labels, dtype=torch.int64),
+        torch.frombuffer(stamps, dtype=torch.int64).view(-1, 2), others,
     )  # fmt: skip
+
+
+def _images_below(
+    place: Path, folder: Path, others: collections.Counter[str]
+) -> Iterator[tuple[list[str], list[str], int, int]]:
+    """Of each image its path below `folder`, as text and as it is, and its stamp."""
+    known, before = endings(), len(os.path.join(folder, ""))  # noqa: PTH118
+    for entry in files_below(place):
+        ending = ending_of(entry.name)
+        try:
+            about = entry.stat()
+        except OSError:  # a link to nowhere is a lost image
+            size, time, regular = -1, -1, True
+        else:
+            size, time = about.st_size, about.st_mtime_ns
+            regular = stat.S_ISREG(about.st_mode)
+        if ending in known and regular:
+            name = entry.path[before:].replace(os.sep, "/")
+            yield text_of(name).split("/"), name.split("/"), size, time
+        else:
+            others[ending or "no ending"] += 1
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

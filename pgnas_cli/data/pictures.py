@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -20,6 +21,7 @@ from ..errors import PgnasError
 _NOT_READ = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 # Pillow refuses twice as many as a decompression bomb: phones take photos of 200 million pixels.
 Image.MAX_IMAGE_PIXELS = 2**27
+Read = TypeVar("Read")
 SMALL = 64  # pixels: images up to this size are kept in memory
 
 
@@ -35,10 +37,15 @@ def endings() -> frozenset[str]:
 
 def open_picture(path: Path) -> Image.Image:
     """The image as 8-bit RGB, upright; raises PgnasError that names a file that does not decode."""
+    return read_picture(path, as_rgb)
+
+
+def read_picture(path: Path, read: Callable[[Image.Image], Read]) -> Read:
+    """What `read` makes of the image file, opened and not yet decoded; errors as `open_picture`."""
     endings()  # registers the plug-ins, in this process
     try:
         with silenced(), Image.open(path) as image:
-            return as_rgb(image)
+            return read(image)
     except Exception as error:  # Pillow raises many kinds
         raise PgnasError(
             f"'{path}' does not decode ({reason_of(error)}); remove it or add `skip_corrupt`"
@@ -51,6 +58,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):  # Pillow raises many kinds; then the image stays as it is
         ImageOps.exif_transpose(image, in_place=True)
     return eight_bits(image).convert("RGB")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Of EXIF, 1 to 8; 1 is upright."""
+    with contextlib.suppress(Exception):  # as in `as_rgb`
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if isinstance(found, int) and 2 <= found <= 8 else 1
+    return 1
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -115,9 +130,7 @@ def facts_of(path: Path) -> Facts | str:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            turned = False
-            with contextlib.suppress(Exception):  # as in `as_rgb`
-                turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+            turned = orientation_of(image) > 1
             if min(image.size) > 8 * SMALL:
                 image.draft(None, (image.width // 8, image.height // 8))
             width, height = as_rgb(image).size

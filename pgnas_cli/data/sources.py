@@ -12,18 +12,19 @@ from PIL import Image
 from timm.data import create_dataset
 
 from ..errors import PgnasError, one_line
-from .checks import checked, in_threads
+from .checks import Findings, checked, in_threads
 from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
-from .faults import Findings, copies, damaged, oddities, small_size, without_copies
+from .faults import copies, damaged, oddities, small_size, without_copies
 from .listing import (
     TEST_FOLDERS,
     Listing,
     class_folders,
     left_out,
     listing_of,
+    no_images,
     test_folder_of,
-    text_of,
 )
+from .names import Names, text_of
 from .pictures import SMALL, Facts, as_rgb, open_picture, reason_of
 
 LOOKED_AT = 64  # images of a named data set whose size is taken for that of all
@@ -107,27 +108,30 @@ def _folder(folder: Path, name: DataName, *, skip_corrupt: bool, reads: Sequence
         if tested and not (folder / "train").is_dir():
             classes, splits, remarks = _labelled(folder)
         else:
-            classes, splits, remarks = _listed(folder)
+            classes, splits, remarks = _listed(folder, tested)
     except OSError as error:
         raise PgnasError(f"'{error.filename}' cannot be read: {error.strerror}") from None
-    found: dict[Path, Facts | str] = {p: "not read" for s in splits.values() for p in s.paths}
-    paths = splits["test"].paths if tested and "test" in splits else tuple(found)
-    found.update(zip(paths, checked(folder, paths), strict=True))
+    found = {split: checked(folder, listing) for split, listing in splits.items()}
     if "test" in splits:
-        splits["train"], copied = without_copies(splits["train"], splits["test"], classes, found)
+        kept, copied = without_copies(splits["train"], splits["test"], classes, found)
+        if kept is not None:
+            splits["train"], found["train"] = splits["train"].take(kept), found["train"].take(kept)
         remarks += copied
     read = {split: listing for split, listing in splits.items() if split in reads}
     remarks += damaged(folder, read, classes, found, skip_corrupt)
-    copy_of = copies(splits["train"], found)
-    small, odd = small_size(splits["train"], found)
-    remarks += oddities(splits, copy_of, found) + odd
-    parts = {split: _part(listing, found, skip_corrupt) for split, listing in splits.items()}
+    copy_of = copies(found["train"])
+    small, odd = small_size(splits["train"], found["train"])
+    remarks += oddities(splits["train"], copy_of, found) + odd
+    parts = {split: _part(splits[split], one, skip_corrupt) for split, one in found.items()}
     test = parts["test"].readable() if "test" in parts else None
     return Source(name, classes, parts["train"], test, small, True, copy_of, tuple(remarks))
 
 
-def _listed(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing], list[str]]:
-    """Classes, the images of each split, and remarks on what is not read."""
+def _listed(folder: Path, tested: bool) -> tuple[tuple[str, ...], dict[str, Listing], list[str]]:
+    """Classes, the images of each split, and remarks on what is not read.
+
+    Where test images alone are wanted, train/ names the classes and no more.
+    """
     train_folder = folder / "train"
     if not train_folder.is_dir():
         raise PgnasError(
@@ -139,7 +143,7 @@ def _listed(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing], list[str
         raise PgnasError(
             f"'{train_folder}' has no class folders; expected {train_folder}/<class>/*.jpg"
         )
-    splits = {"train": listing_of(train_folder, places)}
+    splits = {"train": no_images(folder) if tested else listing_of(train_folder, places)}
     test_folder, remarks = test_folder_of(folder, set(places))
     if test_folder is not None:
         splits["test"] = listing_of(test_folder, class_folders(test_folder))
@@ -153,20 +157,19 @@ def _labelled(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing], list[s
     classes = class_folders(place)
     if not classes:
         raise PgnasError(f"'{place}' has no class folders; expected {place}/<class>/*.jpg")
-    splits = {"train": Listing(folder, (), (), (), {}), "test": listing_of(place, classes)}
+    splits = {"train": no_images(folder), "test": listing_of(place, classes)}
     return tuple(classes), splits, left_out(splits)
 
 
 def _part(listing: Listing, found: Findings, skip_corrupt: bool) -> Part:
-    bad = {i for i, path in enumerate(listing.paths) if isinstance(found[path], str)}
     return Part(
-        torch.tensor(listing.labels, dtype=torch.int64), listing.keys,
-        open=partial(_open_file, listing.paths), damaged=frozenset(bad if skip_corrupt else ()),
+        listing.labels, listing.names, open=partial(_open_file, listing), file=listing.path,
+        damaged=frozenset(found.reasons if skip_corrupt else ()),
     )  # fmt: skip
 
 
-def _open_file(paths: Sequence[Path], index: int) -> Image.Image:
-    return open_picture(paths[index])
+def _open_file(listing: Listing, index: int) -> Image.Image:
+    return open_picture(listing.path(index))
 
 
 # Names that need no prefix, and torchvision's folder of each. ImageNet's archives are not unpacked.
@@ -222,15 +225,11 @@ def _timm_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[str])
     classes = tuple(str(names[i]) if names else str(i) for i in range(last + 1))
     whole = dict(zip(READ, parts, strict=True))
     read = {split: part for split, part in whole.items() if split in reads or skip_corrupt}
-    facts = {split: _facts_of(part) for split, part in read.items()}
+    facts = {split: Findings.of(_facts_of(part)) for split, part in read.items()}
     listings = {split: _as_listing(name, part) for split, part in read.items()}
-    findings = {
-        p: f for s, one in listings.items() for p, f in zip(one.paths, facts[s], strict=True)
-    }
-    remarks = damaged(Path(name), listings, classes, findings, skip_corrupt)
+    remarks = damaged(Path(name), listings, classes, facts, skip_corrupt)
     for split, about in facts.items():
-        bad = frozenset(i for i, fact in enumerate(about) if isinstance(fact, str))
-        whole[split] = dataclasses.replace(whole[split], damaged=bad)
+        whole[split] = dataclasses.replace(whole[split], damaged=frozenset(about.reasons))
     train, test = whole["train"], whole["test"].readable()
     return Source(DataName(name), classes, train, test, _small_size(train), remarks=tuple(remarks))
 
@@ -284,12 +283,11 @@ def _facts_of(part: Part) -> list[Facts | str]:
             part.open(index)
         except PgnasError as error:
             return one_line(error)
-        return Facts("", 0, turned=False, brightest=-1)
+        return Facts("00" * 16, 0, turned=False, brightest=-1)
 
     return list(in_threads(fact, range(len(part))))
 
 
 def _as_listing(name: str, part: Part) -> Listing:
     """The images of a named data set as if they were files of a folder called so."""
-    paths = tuple(Path(name, key) for key in part.keys)
-    return Listing(Path(name), paths, tuple(part.labels.tolist()), part.keys, {})
+    return Listing(Path(name), Names(part.keys), part.labels, torch.empty(len(part), 2), {})

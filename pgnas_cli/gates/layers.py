@@ -16,11 +16,14 @@ Training draws a relaxed gate (Eq. 16, where the printed log(log r) can only mea
 and a candidate a hard one: kept ~ Bernoulli(1 - p), the same for every image.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 
 def logistic_noise(shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
@@ -67,6 +70,8 @@ class Gated:
 
     `keep` says how the gates act, and nothing else does (not `training`): None is open, a vector
     (channels,) is one mask for every image, a matrix (batch, channels) has a row per image.
+
+    The product is not kept for the backward pass: the layer before keeps the input anyway.
     """
 
     keep: Tensor | None = None
@@ -76,9 +81,46 @@ class Gated:
         return _blank, (self.ungated,), self.__dict__.copy()
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.keep is not None:
-            input = input * _shaped_like(self.keep, input, last=isinstance(self, nn.Linear))
-        return super().forward(input)  # type: ignore[misc,no-any-return]
+        if self.keep is None:
+            return super().forward(input)  # type: ignore[misc,no-any-return]
+        keep = _shaped_like(self.keep, input, last=isinstance(self, nn.Linear))
+        gated = input * keep
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(gated)  # type: ignore[misc,no-any-return]
+        with saved_tensors_hooks(_forgetting(input, keep, gated), _remembered):
+            return super().forward(gated)  # type: ignore[misc,no-any-return]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A view of `input * keep`, which is multiplied again where the backward pass reads it."""
+
+    input: Tensor
+    keep: Tensor
+    version: int  # of the input: it must not have been changed in place since
+    view: tuple[Any, ...]  # size, strides and offset
+
+
+def _forgetting(input: Tensor, keep: Tensor, gated: Tensor) -> Callable[[Tensor], Any]:
+    """What a layer keeps for its backward pass: of its gated input only how it is made again."""
+    place = gated.untyped_storage().data_ptr()
+    input, keep = input.detach(), keep.detach()
+
+    def kept(tensor: Tensor) -> Any:
+        if tensor.dtype != gated.dtype or tensor.untyped_storage().data_ptr() != place:
+            return tensor
+        view = tensor.size(), tensor.stride(), tensor.storage_offset()
+        return _Product(input, keep, input._version, view)
+
+    return kept
+
+
+def _remembered(kept: Any) -> Tensor:
+    if not isinstance(kept, _Product):
+        return kept  # type: ignore[no-any-return]
+    if kept.input._version != kept.version:
+        raise RuntimeError("the input of a gated layer was changed in place before its gradient")
+    return (kept.input * kept.keep).as_strided(*kept.view)
 
 
 def _shaped_like(keep: Tensor, features: Tensor, *, last: bool) -> Tensor:

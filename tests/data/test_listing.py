@@ -104,7 +104,7 @@ def test_names_that_are_not_utf8_are_read_and_written_in_escapes(photo_folder: F
     old.rename(old.with_name(os.fsdecode(b"caf\xe9.jpg")))
     data = load_data(str(folder), seed=0, size=32)
     assert data.classes == ("blue", "green", "ros\\xe9")
-    keys = data.fit.keys + data.held_out.keys
+    keys = [*data.fit.keys, *data.held_out.keys]
     assert "green/caf\\xe9.jpg" in keys
     assert all(key.isascii() for key in keys)
 

@@ -1,13 +1,18 @@
 """Draws of gates against quadrature and quantiles; layers with gates against plain ones."""
 
+import copy
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from scipy.integrate import quad
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from pgnas_cli.gates import hard_keep, logistic_noise, relaxed_keep
+from pgnas_cli import create_supernet
+from pgnas_cli.gates import hard_keep, layers, logistic_noise, opened, relaxed, relaxed_keep
 from pgnas_cli.gates.layers import gated_class
 from pgnas_cli.gates.prior import weight_cost
 
@@ -105,3 +110,95 @@ def test_each_image_can_have_gates_of_its_own() -> None:
     layer.keep = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
     expected = [layer.weight[:, 0] * x[0, :1], layer.weight[:, 1] * 0.5 * x[1, 1:]]
     assert torch.allclose(layer(x), torch.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [(), (3,)])
+@pytest.mark.parametrize("kind", ["conv", "grouped", "linear", "deep", "tokens"])
+def test_the_product_is_made_again_for_the_same_gradients(kind: str, rows: tuple[int, ...]) -> None:
+    """Beside a plain multiplication, bit for bit."""
+    layer = {
+        "conv": nn.Conv2d(4, 3, 3, padding=1), "grouped": nn.Conv2d(4, 4, 3, groups=4),
+        "deep": nn.Sequential(nn.Conv2d(4, 3, 1), nn.ReLU()), "linear": nn.Linear(4, 2),
+        "tokens": nn.Linear(4, 2),
+    }[kind].double()  # fmt: skip
+    gated = copy.deepcopy(layer)
+    of = gated[0] if kind == "deep" else gated
+    of.__class__ = gated_class(type(of))
+    shape = {"linear": (3, 4), "tokens": (3, 5, 4)}.get(kind, (3, 4, 6, 6))
+    x = torch.randn(shape, generator=seeded(), dtype=torch.float64)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    keep = torch.rand(*rows, 4, generator=seeded(1), dtype=torch.float64)
+    found = []
+    for network in (layer, gated):
+        network.zero_grad()
+        input, open_ = x.clone().requires_grad_(), keep.clone().requires_grad_()
+        places = [1] * x.dim()
+        places[-1 if kind in ("linear", "tokens") else 1] = 4
+        places[0] = 3 if rows else 1
+        if network is layer:
+            out = network(input.relu() * open_.view(places))
+        else:
+            of.keep = open_
+            out = network(input.relu())
+        out.square().sum().backward()
+        weights = [p.grad for p in network.parameters()]
+        found.append([out, input.grad, open_.grad, *weights])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_an_input_that_is_changed_in_place_after_its_layer_is_told() -> None:
+    layer = nn.Conv2d(4, 3, 1)
+    layer.__class__ = gated_class(nn.Conv2d)
+    layer.keep = torch.tensor([True, False, True, True])
+    x = torch.ones(2, 4, 3, 3)
+    out = layer(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place before its gradient"):
+        out.sum().backward()
+
+
+def test_gates_keep_next_to_nothing_for_the_backward_pass() -> None:
+    """Bytes of distinct storages that a step keeps, counted beside the plain network's."""
+    network = create_supernet("timm/resnet50", 10, input_shape=(3, 64, 64)).train()
+    network.to(memory_format=torch.channels_last)
+    own = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
+    images = torch.randn(2, 3, 64, 64, generator=seeded())
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def kept(context: AbstractContextManager[None], monkeypatch: pytest.MonkeyPatch) -> int:
+        sizes: dict[int, int] = {}
+        held = []
+
+        def note(*tensors: torch.Tensor) -> None:
+            held.extend(tensors)
+            for tensor in tensors:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    sizes[storage.data_ptr()] = storage.nbytes()
+
+        def watched(*given: torch.Tensor) -> Callable[[torch.Tensor], object]:
+            inner = forgetting(*given)
+
+            def pack(tensor: torch.Tensor) -> object:
+                found = inner(tensor)
+                note(*([found] if isinstance(found, torch.Tensor) else [found.input, found.keep]))
+                return found
+
+            return pack
+
+        def whole(tensor: torch.Tensor) -> torch.Tensor:
+            note(tensor)
+            return tensor
+
+        forgetting = layers._forgetting
+        monkeypatch.setattr(layers, "_forgetting", watched)
+        with context, saved_tensors_hooks(whole, lambda tensor: tensor):
+            network(images)
+        monkeypatch.undo()
+        return sum(sizes.values())
+
+    with pytest.MonkeyPatch.context() as patch:
+        plain = kept(opened(network), patch)
+        gated = kept(relaxed(network, batch=2, generator=seeded(), temperature=0.2), patch)
+    assert 1 < gated / plain < 1.1
