@@ -20,6 +20,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..distributed import Rows, rows_of
 from ..errors import PgnasError
 from ..progress import track
 from ..seeds import derived_seed, generator, seeded_globals
@@ -94,20 +95,25 @@ def training_batches(
     cutout: int = 0,  # pixels; small images only
     scale: tuple[float, float] = (0.35, 1.0),  # shares that a crop of a photo takes
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
+    """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit.
+
+    Each of several processes reads its rows of each batch.
+    """
     part = data.fit
     schedule = _schedule(part, batch, seed, first_step, steps)
     if part.pixels is not None:
         pad = max(1, part.pixels.shape[-1] // 8)
         drawn, draws = -1, torch.empty(0)
-        for step, (epoch, indices) in enumerate(schedule, first_step):
+        for step, (epoch, batched) in enumerate(schedule, first_step):
+            own = rows_of(len(batched)).part
+            indices = batched[own]
             if drawn != epoch:
                 randomness = generator(seed, "augment", epoch)
                 drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness)
             images = augmented(part.pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
             if cutout:
-                centres = torch.rand(len(images), 2, generator=generator(seed, "cutout", step))
-                images = cut_out(images, centres, cutout, data.preprocessing.mean)
+                centres = torch.rand(len(batched), 2, generator=generator(seed, "cutout", step))
+                images = cut_out(images, centres[own], cutout, data.preprocessing.mean)
             yield images, part.labels[indices]
         return
     transform = create_transform(
@@ -118,8 +124,22 @@ def training_batches(
         interpolation=data.preprocessing.interpolation,
         use_prefetcher=True,  # bytes out; normalised on the device
     )
-    plan = ([(epoch, int(i)) for i in indices] for epoch, indices in schedule)
+    plan = (
+        [(epoch, int(i)) for i in batched[rows_of(len(batched)).part]]
+        for epoch, batched in schedule
+    )
     yield from _loaded(_Photos(part, transform, seed, data.preprocessing.channels), plan, workers)
+
+
+def training_rows(
+    part: Part, *, batch: int, seed: int, first_step: int, steps: int
+) -> Iterator[Rows]:
+    """The rows of this process in each of those batches."""
+    if not part.damaged:
+        yield from itertools.repeat(rows_of(batch), steps - first_step)
+        return
+    for _, batched in _schedule(part, batch, seed, first_step, steps):
+        yield rows_of(len(batched))
 
 
 def _schedule(

@@ -59,6 +59,10 @@ class FitSettings:
     precision: str = option(
         "float32", "float32 or bfloat16.", choices=("float32", "bfloat16"), advanced=True
     )
+    sync_bn: bool = option(
+        False, "Batch-norm statistics over all processes of torchrun; on GPUs.",
+        flags=("--sync-bn",), advanced=True,
+    )  # fmt: skip
     seed: int = option(0, "Seed of every random draw.")
     preset: str | None = option(
         None, "published: the backbone's recipe in the paper; paper: its gates alone."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed import Rows, rows_of, summed
 from ..errors import PgnasError
 from ..gates import drop_probabilities, masked, per_gate, relaxed
 from ..seeds import generator
@@ -127,24 +128,29 @@ def held_out_errors(loop: Loop, epoch: int) -> tuple[float, float]:
     """Held-out errors under relaxed gates, and under hard gates drawn anew for each image."""
     assert loop.drops is not None
     network = loop.network.eval()
-    wrong = [0, 0]
-    for place, (images, labels) in enumerate(_held_out_batches(loop)):
+    wrong = torch.zeros(2, dtype=torch.int64)
+    for place, (images, labels, rows) in enumerate(_held_out_batches(loop)):
+        if not rows.count:
+            continue
         soft = relaxed(
-            network, batch=len(images), generator=generator(loop.seed, "soft", epoch, place),
-            temperature=loop.recipe.temperature,
+            network, batch=rows.of, generator=generator(loop.seed, "soft", epoch, place),
+            temperature=loop.recipe.temperature, part=rows.part,
         )  # fmt: skip
-        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), len(images))
-        for which, context in enumerate((soft, masked(network, keep))):
+        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), rows.of)
+        for which, context in enumerate((soft, masked(network, keep[rows.part]))):
             with context:
                 wrong[which] += int((network(images).argmax(1) != labels).sum())
-    images_in_all = len(loop.data.held_out)
-    return wrong[0] / images_in_all, wrong[1] / images_in_all
+    soft_errors, hard_errors = summed(wrong).tolist()
+    return soft_errors / len(loop.data.held_out), hard_errors / len(loop.data.held_out)
 
 
-def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
+def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor, Rows]]:
+    """Images and labels of this process, and which rows of each batch they are."""
     part = loop.data.held_out
     assert part.pixels is not None, "the caller decodes the held-out images once"
     for images, labels in zip(
         part.pixels.split(loop.batch), part.labels.split(loop.batch), strict=True
     ):
-        yield loop.data.preprocessing.normalised(images.to(loop.device)), labels.to(loop.device)
+        rows = rows_of(len(images))
+        own = images[rows.part].to(loop.device)
+        yield loop.data.preprocessing.normalised(own), labels[rows.part].to(loop.device), rows
