@@ -10,6 +10,9 @@ Nothing is pickled: what travels is numbers.
 import atexit
 import hashlib
 import os
+import re
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,19 +84,52 @@ def together(device: "torch.device") -> Iterator[None]:
         return
     if device.type not in ("cpu", "cuda"):
         raise PgnasError(f"several processes share no work on `device` {device.type}; choose cpu")
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        with _connected():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
-            )
-        atexit.register(_leave)  # one group for all that this process does
+    _join(place, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     _now = place
     try:
         yield
     finally:
         _now = ALONE
+
+
+def _join(place: Process, backend: str) -> None:
+    """Make this process one of the group, in which it stays."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    with _connected():
+        store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(
+            backend, store=dist.PrefixStore(_meet(store, place), store), rank=place.rank,
+            world_size=place.world_size, timeout=PATIENCE,
+        )  # fmt: skip
+    atexit.register(_leave)
+
+
+def _meet(store: Any, place: Process) -> str:
+    """A name for the group of the processes that live now, under which they find each other.
+
+    torchrun keeps one store over its restarts, in which dead processes have left where they were
+    to be found. Each process makes up a name; the first one answers each name it sees with its own.
+    """
+    own = uuid.uuid4().hex
+    if place.rank:
+        store.set(f"pgnas/{place.rank}", own)
+        store.wait([own], PATIENCE)
+        group: str = store.get(own).decode()
+        store.set(f"{group}/{place.rank}", "here")
+        return group
+    missing, until = set(range(1, place.world_size)), time.monotonic() + PATIENCE.total_seconds()
+    while missing:
+        for rank in missing:
+            if store.check([f"pgnas/{rank}"]):
+                store.set(store.get(f"pgnas/{rank}").decode(), own)
+        missing = {rank for rank in missing if not store.check([f"{own}/{rank}"])}
+        if missing and time.monotonic() > until:
+            raise RuntimeError(f"process {min(missing)} did not come")
+        time.sleep(0.02)
+    return own
 
 
 def _leave() -> None:
@@ -111,9 +147,10 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         _lost = True
+        why = re.sub(r"^.*[[].*?[]] ", "", one_line(error))[:80]  # less the place in gloo's source
         raise LostProcess(
-            f"another process has ended, or does not answer ({one_line(error)[:80]}); look at what"
-            " it said; what was saved is kept"
+            f"another process has ended, or does not answer ({why}); look at what it said; what was"
+            " saved is kept"
         ) from None
 
 
