@@ -48,7 +48,7 @@ class Process:
 
 ALONE = Process()
 _now = ALONE  # within `together`: of this process
-_lost = False  # whether another process is: then there is nobody to take leave of
+_lost: LostProcess | None = None  # what the first sign of it was
 
 
 def launched() -> Process:
@@ -68,6 +68,11 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process among them, from 0."""
     return _now.rank
+
+
+def lost_process() -> LostProcess | None:
+    """The error of a process that has lost another one, if it has."""
+    return _lost
 
 
 @contextmanager
@@ -135,7 +140,7 @@ def _meet(store: Any, place: Process) -> str:
 def _leave() -> None:
     import torch.distributed as dist
 
-    if dist.is_initialized() and not _lost:
+    if dist.is_initialized() and _lost is None:  # else there is nobody to take leave of
         dist.destroy_process_group()
 
 
@@ -146,12 +151,12 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        _lost = True
         why = re.sub(r"^.*[[].*?[]] ", "", one_line(error))[:80]  # less the place in gloo's source
-        raise LostProcess(
+        _lost = _lost or LostProcess(
             f"another process has ended, or does not answer ({why}); look at what it said; what was"
             " saved is kept"
-        ) from None
+        )
+        raise _lost from None
 
 
 # --- numbers that all processes have ---------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ..distributed import LostProcess, launched
+from ..distributed import LostProcess, launched, lost_process
 from ..errors import Interrupted, PgnasError, command
 from ..run import last_written
 from ..signals import Stopped, received, stoppable
@@ -107,6 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
         with stoppable(), _silence() if launched().rank else contextlib.nullcontext():
             _carried_out(context, arguments)
     except Stopped as stop:
+        if lost := lost_process():  # torchrun ends those that are left
+            _fail(str(lost), 1, at_once=True)
         text = f"interrupted; {standing(context.get(typed, ())[:1])}"
         _fail(text, 128 + stop.number, at_once=True)
 
