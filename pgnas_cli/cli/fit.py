@@ -6,7 +6,8 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from ..errors import command
+from ..distributed import largest, launched, rank, together
+from ..errors import PgnasError, command
 from ..registry import Recipe
 from ..run import FitSettings, Run, remember, run_to_fit
 from ..units import clock, large, percent
@@ -41,14 +42,21 @@ def fit(
     from ..training import fit_events, with_fixed_rate
     from .tensorboard import with_tensorboard
 
+    if launched().world_size > 1 and run is None:
+        raise PgnasError("name the folder of the run with `run`: several processes share it")
     machine = find_machine(device, workers)
-    where, settings = run_to_fit(run, with_fixed_rate(given), resume=resume)
-    terminal.note(f"run: {where.folder}")
-    events = fit_events(
-        where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
-    )
-    events = with_tensorboard(tensorboard, where, events)
-    summary = show_fit(terminal, where, events, line=typed_line(), verbose=verbose)
+    with together(machine.device):
+        if run is not None and largest(launched().restarts):  # by torchrun, with the same line
+            resume, force = resume or Run(run).settings.exists(), False
+        where, settings = run_to_fit(run, with_fixed_rate(given), resume=resume)
+        terminal.note(f"run: {where.folder}")
+        events = fit_events(
+            where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
+        )
+        first = rank() == 0
+        events = with_tensorboard(tensorboard if first else None, where, events)
+        line = typed_line() if first else ""
+        summary = show_fit(terminal, where, events, line=line, verbose=verbose)
     if as_json:
         terminal.json({**dataclasses.asdict(summary), "run": str(summary.run)})
     else:

@@ -21,6 +21,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..distributed import Rows, rows_of
 from ..errors import PgnasError
 from ..progress import track
 from ..seeds import derived_seed, generator
@@ -102,7 +103,7 @@ def training_batches(
     """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit.
 
     They are on `device`: images in memory are kept and augmented there, of others the next batch is
-    copied while one is used.
+    copied while one is used. Each of several processes reads its rows of each batch.
     """
     part = data.fit
     schedule = _schedule(part, batch, seed, first_step, steps)
@@ -110,21 +111,25 @@ def training_batches(
         pad = max(1, part.pixels.shape[-1] // 8)
         pixels, labels = part.pixels.to(device), part.labels.to(device)
         drawn, draws = -1, torch.empty(0)
-        for step, (epoch, rows) in enumerate(schedule, first_step):
+        for step, (epoch, batched) in enumerate(schedule, first_step):
+            own = rows_of(len(batched)).part
             if drawn != epoch:
                 randomness = generator(seed, "augment", epoch)
                 drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness).to(device)
-            indices = rows.to(device, non_blocking=True)
+            indices = batched[own].to(device, non_blocking=True)
             images = augmented(pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
             if cutout:
                 randomness = generator(seed, "cutout", step, device=device)
-                centres = torch.rand(len(images), 2, generator=randomness, device=device)
-                images = cut_out(images, centres, cutout, data.preprocessing.mean)
+                centres = torch.rand(len(batched), 2, generator=randomness, device=device)
+                images = cut_out(images, centres[own], cutout, data.preprocessing.mean)
             yield images, labels[indices]
         return
     about = data.preprocessing
     crops = RandomCrops(about.size, _mode(about.channels), scale, about.interpolation, data.mirror)
-    plan = ([(epoch, int(i)) for i in indices] for epoch, indices in schedule)
+    plan = (
+        [(epoch, int(i)) for i in batched[rows_of(len(batched)).part]]
+        for epoch, batched in schedule
+    )
     source = _Crops(part, crops, seed)
     with closing(_loaded(source, plan, workers, pinned=device.type == "cuda")) as batches:
         yield from _ahead(batches, device)
@@ -159,6 +164,17 @@ def _ahead(
             yield found
     if waiting:
         yield arrived()
+
+
+def training_rows(
+    part: Part, *, batch: int, seed: int, first_step: int, steps: int
+) -> Iterator[Rows]:
+    """The rows of this process in each of those batches."""
+    if not part.damaged:
+        yield from itertools.repeat(rows_of(batch), steps - first_step)
+        return
+    for _, batched in _schedule(part, batch, seed, first_step, steps):
+        yield rows_of(len(batched))
 
 
 def _schedule(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
+from ..distributed import first_here
 from ..errors import PgnasError, command
 from ..fields import check_fields
 from ..gates import Prior, gates
@@ -261,15 +262,16 @@ def held_out_of(
     name = moved or settings.data
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise PgnasError(f"no folder '{name}' with the images of the fit; name it with `data`")
-    data = load_data(
-        name,
-        seed=posterior.split.seed,
-        held_out=posterior.split.held_out,
-        root=Path(settings.data_root),
-        skip_corrupt=settings.skip_corrupt,
-        preprocessing=posterior.supernet.preprocessing,
-        fitting=fitting,
-    )
+    with first_here():
+        data = load_data(
+            name,
+            seed=posterior.split.seed,
+            held_out=posterior.split.held_out,
+            root=Path(settings.data_root),
+            skip_corrupt=settings.skip_corrupt,
+            preprocessing=posterior.supernet.preprocessing,
+            fitting=fitting,
+        )
     if data_digest(data.held_out) != posterior.split.digest:
         raise PgnasError(
             f"the images of '{name}' are not those of the fit: the held-out part has changed; bring"

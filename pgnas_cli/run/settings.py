@@ -64,6 +64,10 @@ class FitSettings:
         False, "Compile the network first, for long fits on a GPU.", flags=("--compile",),
         advanced=True,
     )  # fmt: skip
+    sync_bn: bool = option(
+        False, "Batch-norm statistics over all processes of torchrun; on GPUs.",
+        flags=("--sync-bn",), advanced=True,
+    )  # fmt: skip
     seed: int = option(0, "Seed of every random draw.")
     preset: str | None = option(
         None, "published: the backbone's recipe in the paper; paper: its gates alone."

@@ -12,6 +12,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+from ..distributed import Rows
 from ..gates import (
     Prior,
     drop_probabilities,
@@ -116,16 +117,17 @@ class DropLearning:
         """Nats per image that the target makes the whole network's size worth, or 0."""
         return float(self.control.price) if self.control else 0.0
 
-    def gates_of(self, step: int, batch: int) -> AbstractContextManager[None]:
-        """Context: how the gates act in a training step."""
+    def gates_of(self, step: int, rows: Rows) -> AbstractContextManager[None]:
+        """Context: how the gates act in a training step, on the rows of this process."""
         if self.fixed_drop == 0:
             return opened(self.network)
         draws = generator(self.seed, "gates", step, 0, device=self.drop_logit.device)
         if self.is_frozen(step):
-            return masked(self.network, self.hard_keep(draws, batch))
+            return masked(self.network, self.hard_keep(draws, rows.of)[rows.part])
         return relaxed(
-            self.network, batch=batch, generator=draws, temperature=self.recipe.temperature
-        )
+            self.network, batch=rows.of, generator=draws, temperature=self.recipe.temperature,
+            part=rows.part,
+        )  # fmt: skip
 
     def hard_keep(self, draws: torch.Generator, batch: int) -> Tensor:
         """Hard gates for each of `batch` images, bool (batch, gates)."""

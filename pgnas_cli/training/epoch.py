@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed import Rows, rows_of, summed
 from ..errors import PgnasError
 from ..gates import drop_probabilities, masked, per_gate, relaxed
 from ..seeds import generator
@@ -130,26 +131,32 @@ def held_out_errors(loop: Loop, epoch: int) -> tuple[float, float]:
     """
     assert loop.drops is not None
     network = loop.network.eval()
-    frozen, soft, hard = loop.drops.is_frozen(loop.step), 0, 0
-    for place, (images, labels) in enumerate(_held_out_batches(loop)):
-        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), len(images))
-        with masked(network, keep):
-            hard += int((network(images).argmax(1) != labels).sum())
+    frozen, wrong = loop.drops.is_frozen(loop.step), torch.zeros(2, dtype=torch.int64)
+    for place, (images, labels, rows) in enumerate(_held_out_batches(loop)):
+        if not rows.count:
+            continue
+        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), rows.of)
+        with masked(network, keep[rows.part]):
+            wrong[1] += int((network(images).argmax(1) != labels).sum())
         if frozen:
             continue
         draws = generator(loop.seed, "soft", epoch, place)
+        temperature = loop.recipe.temperature
         with relaxed(
-            network, batch=len(images), generator=draws, temperature=loop.recipe.temperature
+            network, batch=rows.of, generator=draws, temperature=temperature, part=rows.part
         ):
-            soft += int((network(images).argmax(1) != labels).sum())
-    number = len(loop.data.held_out)
-    return (hard if frozen else soft) / number, hard / number
+            wrong[0] += int((network(images).argmax(1) != labels).sum())
+    soft, hard = (number / len(loop.data.held_out) for number in summed(wrong).tolist())
+    return (hard if frozen else soft), hard
 
 
-def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
+def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor, Rows]]:
+    """Images and labels of this process, and which rows of each batch they are."""
     part = loop.data.held_out
     assert part.pixels is not None, "the caller decodes the held-out images once"
     for images, labels in zip(
         part.pixels.split(loop.batch), part.labels.split(loop.batch), strict=True
     ):
-        yield loop.data.preprocessing.normalised(images.to(loop.device)), labels.to(loop.device)
+        rows = rows_of(len(images))
+        own = images[rows.part].to(loop.device)
+        yield loop.data.preprocessing.normalised(own), labels[rows.part].to(loop.device), rows

@@ -1,7 +1,8 @@
 """The training loop, of a super-network with its drop probabilities and of an exported network.
 
 Per step (Eq. 14-15): mean cross-entropy, under one relaxed draw per image and gate where there are
-gates, plus the divergence from the prior. Randomness is a function of seed and step.
+gates, plus the divergence from the prior. Randomness is a function of seed and step. Several
+processes share the images of a batch: their steps are those of one process with the whole batch.
 """
 
 import math
@@ -19,7 +20,17 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..data import ImageData, placed, steps_per_epoch, training_batches
+from ..data import ImageData, placed, steps_per_epoch, training_batches, training_rows
+from ..distributed import (
+    Rows,
+    broadcast_,
+    largest,
+    rank,
+    summed,
+    summed_gradients,
+    wait,
+    world_size,
+)
 from ..errors import Interrupted, PgnasError
 from ..gates import gates
 from ..progress import note, task
@@ -133,12 +144,13 @@ class Loop:
         """Go on with what candidates can keep of the network; gates have closed for good."""
         if self.recipe.opt not in ELEMENTWISE:
             return
+        broadcast_(self.network)  # all processes cut the same
         self.write_back()
         left = remainder(self.whole)
         if left is None:
             return
         placed(left.network, self.device)
-        if differs_in_training(self.whole, left.network) > TOLERANCE:
+        if largest(differs_in_training(self.whole, left.network)) > TOLERANCE:
             note("nothing is cut while training: this network does something else in training")
             return
         self._follow(left)
@@ -174,18 +186,17 @@ class Loop:
         """Share of the images seen in the epoch that were wrong."""
         return float(self.wrong) / max(1, self.seen)
 
-    def advance(self, images: Tensor, labels: Tensor) -> None:
-        """One step of all optimizers."""
+    def advance(self, images: Tensor, labels: Tensor, rows: Rows | None = None) -> None:
+        """One step of all optimizers; the images are `rows` of the batch, or all of it."""
+        rows = rows or Rows(0, len(images), len(images))
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         inputs = self.data.preprocessing.normalised(images)
         if hasattr(self.network, "at_progress"):  # noise of its own that grows with time
             self.network.at_progress(min(1.0, (self.step + 1) / self.round))  # type: ignore[operator]
         # A network's own dropout draws from the global generators: a function of the step too.
-        own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, 0))
-        acting = (
-            nullcontext() if self.drops is None else self.drops.gates_of(self.step, len(images))
-        )
+        own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, rank()))
+        acting = nullcontext() if self.drops is None else self.drops.gates_of(self.step, rows)
         with self.autocast, acting, own_draws:
             logits = self.forward(inputs)
             extra = torch.zeros((), device=self.device)
@@ -193,7 +204,11 @@ class Loop:
                 logits, other = logits
                 extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels)
             loss = self._cross_entropy(logits, labels)
-            (loss + extra).backward()
+            total = loss + extra
+            if world_size() > 1:
+                total = total * (rows.count / rows.of)
+            with summed_gradients(self.network):
+                total.backward()
         divergence = self.drops.add_divergence() if self.drops else torch.zeros_like(loss)
         self.inputs = inputs
         self._watch(loss + extra, divergence)
@@ -202,9 +217,11 @@ class Loop:
         if self.drops is not None:
             self.drops.update(self.step)
             self.drops.optimizer.zero_grad()
-        self.loss_sum += loss.detach() * len(inputs)
-        self.wrong += (logits.detach().argmax(1) != labels).sum()
-        self.seen += len(inputs)
+        wrong = (logits.detach().argmax(1) != labels)[: rows.count].sum()
+        sums = summed(torch.stack([loss.detach() * rows.count, wrong]))
+        self.loss_sum += sums[0]
+        self.wrong += sums[1]
+        self.seen += rows.of
         self.step += 1
         if self.drops is not None and self.drops.froze(self.step):
             self.cut()
@@ -298,11 +315,16 @@ def train(
 ) -> Generator[Pass, None, None]:
     """Train to the end; yields after each epoch, whose sums `loop` still holds.
 
-    On SIGINT or SIGTERM saves after the step and raises Interrupted.
+    On SIGINT or SIGTERM saves after the step and raises Interrupted. Of several processes each
+    calls this, and the first one saves; all stop after the same step.
     """
     batches = training_batches(
         loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.most_steps,
         workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale, device=loop.device,
+    )  # fmt: skip
+    parts = training_rows(
+        loop.data.fit, batch=loop.batch, seed=loop.seed, first_step=loop.step,
+        steps=loop.most_steps,
     )  # fmt: skip
 
     def readable() -> Iterator[tuple[Tensor, Tensor]]:
@@ -312,16 +334,18 @@ def train(
             save(loop.state())
             raise
 
+    broadcast_(loop.network)
     loop.network.train()
     with StopRequest() as request, closing(batches), task(what, loop.steps) as shown:
         saving = Saving(save_seconds)
         began, seen = time.perf_counter(), 0
-        for images, labels in readable():
-            loop.advance(images, labels)
-            seen += len(images)
+        for (images, labels), rows in zip(readable(), parts, strict=False):
+            loop.advance(images, labels, rows)
+            seen += rows.of
             shown.update(loop.step)
             if loop.step % loop.per_epoch == 0:
                 seconds = time.perf_counter() - began
+                broadcast_(loop.network)  # batch-norm statistics differ
                 loop.write_back()
                 yield Pass(loop.step // loop.per_epoch, seconds, seen)
                 loop.start_epoch()
@@ -329,14 +353,14 @@ def train(
                     break
                 loop.network.train()
                 began, seen = time.perf_counter(), 0
-            stopping = request.asked and loop.step < loop.steps
-            if stopping or saving.due():
+            asked = int(largest(request.asked))
+            stopping = asked and loop.step < loop.steps
+            if rank() == 0 and (stopping or saving.due()):
                 write = partial(save, loop.state())
                 write() if stopping else saving(write)
             if stopping:
+                wait()  # whoever ends first has torchrun end the others
                 at = f"after step {loop.step} of {loop.steps}"
                 if not resume_with:
-                    raise Interrupted(f"interrupted {at}", request.asked)
-                raise Interrupted(
-                    f"interrupted; saved {at}, resume with {resume_with}", request.asked
-                )
+                    raise Interrupted(f"interrupted {at}", asked)
+                raise Interrupted(f"interrupted; saved {at}, resume with {resume_with}", asked)
