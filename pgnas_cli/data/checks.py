@@ -23,7 +23,7 @@ from ..storage import write_text
 from ..units import clock
 from .pictures import Facts, endings, facts_of, silenced
 
-_SCHEMA = "pgnas.checked/1"
+_SCHEMA = "pgnas.checked/2"
 _AT_ONCE = 256  # files whose check an interrupt has to wait for, at most
 
 

@@ -101,7 +101,7 @@ def oddities(splits: Mapping[str, Listing], copy_of: Sequence[int], facts: Findi
     if torn:
         pairs = [f"'{train.keys[copy_of[i]]}' and '{train.keys[i]}'" for i in torn]
         found.append(f"{len(torn)} pictures lie in two classes: {some(pairs)}")
-    deep = {p: about[p].brightest for p in train.paths if p in about and about[p].brightest >= 0}
+    deep = {p: one.brightest for p, one in about.items() if one.brightest >= 0}
     if deep and max(deep.values()) < 0.5:
         path = max(deep, key=lambda p: deep[p])
         raise PgnasError(

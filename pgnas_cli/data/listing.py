@@ -57,20 +57,29 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Files in `folder` and its folders; links are followed, each folder is read once."""
+    """Files in `folder` and its folders; links are followed, each folder is read once.
+
+    A link to what `folder` lies in is not: it would bring all classes into this one.
+    """
 
     def fail(error: OSError) -> None:
         raise error
 
-    seen = set()
+    seen = {_node(path) for path in folder.absolute().parents}
     for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        about = Path(place).stat()
-        if (about.st_dev, about.st_ino) in seen:
+        node = _node(Path(place))
+        if node in seen:
             folders.clear()
             continue
-        seen.add((about.st_dev, about.st_ino))
+        seen.add(node)
         folders[:] = sorted(name for name in folders if not hidden(name))
         yield from (Path(place, name) for name in files if not hidden(name))
+
+
+def _node(folder: Path) -> tuple[int, int]:
+    """What a folder is, by whatever links it is reached."""
+    about = folder.stat()
+    return about.st_dev, about.st_ino
 
 
 def test_folder_of(folder: Path, classes: set[str]) -> tuple[Path | None, list[str]]:
@@ -86,24 +95,25 @@ def test_folder_of(folder: Path, classes: set[str]) -> tuple[Path | None, list[s
                     f"'{path}' has other classes than '{folder / 'train'}': missing"
                     f" {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
                 )
-    return good, [
-        f"'{path}' is not used: "
-        + ("it has other classes" if found[path] else f"expected {path}/<class>/*.jpg")
-        for path in there
-        if good is None or (path != good and found[path] != classes)
-    ]
+    why = {path: "it has other classes" if found[path] else f"expected {path}/<class>/*.jpg"
+           for path in there if path != good}  # fmt: skip
+    why |= {path: f"'{good}' is" for path in why if found[path] == classes}
+    return good, [f"'{path}' is not used: {reason}" for path, reason in why.items()]
 
 
 def listing_of(folder: Path, classes: Mapping[str, Sequence[Path]]) -> Listing:
     """All images of a split; raises PgnasError for a class that has none."""
     rows: list[tuple[list[str], int, Path]] = []
-    others: collections.Counter[str] = collections.Counter()
+    others = collections.Counter(
+        f"{_ending(path)} in no class" for path in folder.iterdir()
+        if not hidden(path.name) and not path.is_dir()
+    )  # fmt: skip
     for label, (name, places) in enumerate(classes.items()):
         before = len(rows)
         for place in places:
             for path in files_below(place):
                 if path.suffix.lower() not in endings() or (path.exists() and not path.is_file()):
-                    others[path.suffix.lower() or "no ending"] += 1
+                    others[_ending(path)] += 1
                     continue
                 below = map(text_of, path.parts[len(place.parts) :])
                 rows.append(([name, *below], label, path))
@@ -119,6 +129,10 @@ def listing_of(folder: Path, classes: Mapping[str, Sequence[Path]]) -> Listing:
     )  # fmt: skip
 
 
+def _ending(path: Path) -> str:
+    return path.suffix.lower() or "no ending"
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -126,10 +140,10 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def left_out(splits: Mapping[str, Listing]) -> list[str]:
-    """How many files are no images, by ending."""
+    """How many files are no images or in no class, by ending."""
     counts = sum((collections.Counter(s.others) for s in splits.values()), collections.Counter())
     if not counts:
         return []
     rows = [f"{n} {ending}" for ending, n in sorted(counts.items(), key=lambda x: (-x[1], x[0]))]
     heic = "; pip install pillow-heif reads HEIC" if {".heic", ".heif"} & set(counts) else ""
-    return [f"{sum(counts.values())} files left out, no images: {some(rows, 8)}{heic}"]
+    return [f"{sum(counts.values())} files left out: {some(rows, 8)}{heic}"]

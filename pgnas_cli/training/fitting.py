@@ -31,6 +31,7 @@ from ..run.posterior import (
     Objective,
     Posterior,
     SupernetSpec,
+    check_supernet,
     posterior_of,
     write_posterior,
 )
@@ -111,6 +112,7 @@ def fit_events(
     """
     with writing(run, new=True):
         if resume and not force and run.posterior.exists():
+            keep_skipping(run, settings)
             yield _finished(run)
         else:
             yield from _fitted(run, settings, resume, force, save_minutes, machine, resume_with)
@@ -334,6 +336,10 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         source, seed=settings.seed, held_out=settings.held_out,
         preprocessing=backbone.images, size=size, channels=channels,
     )  # fmt: skip
+    named = SupernetSpec(
+        backbone.name, backbone.options, "", "", data.classes, data.preprocessing, data.name
+    )
+    check_supernet(named, None)
     split = DataSplit(
         settings.seed, settings.held_out, len(data.fit), len(data.held_out),
         data_digest(data.held_out), data_digest(data.fit),
@@ -353,9 +359,8 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
     target = target_of(network, params=settings.target_params, macs=settings.target_macs)
     prior = prior_of(recipe, len(data.fit), constant=settings.constant_l2)
     posterior = Posterior(
-        SupernetSpec(
-            backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
-            data.preprocessing, data.name,
+        dataclasses.replace(
+            named, layers=recipe.gates, groups=recipe.groups, preprocessing=data.preprocessing
         ),
         split,
         Objective(prior, settings.fixed_drop, target),

@@ -94,7 +94,7 @@ def test_an_interrupted_check_goes_on_where_it_stopped(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"schema": "pgnas.checked/1"}', "other", "rows"],
+    ["", "[]", "{", '{"schema": "pgnas.checked/2"}', "other", "rows"],
 )
 def test_a_memory_that_is_no_memory_is_taken_anew(
     photo_folder: Folder, tmp_path: Path, decoded: list[Path], content: str
