@@ -41,7 +41,8 @@ def open_picture(path: Path) -> Image.Image:
             return as_rgb(image)
     except Exception as error:  # Pillow raises many kinds
         raise PgnasError(
-            f"'{path}' does not decode ({reason_of(error)}); remove it or add `skip_corrupt`"
+            f"'{path}' does not decode ({reason_of(error)}); bring it back, or leave it out: pgnas"
+            " fit `resume` `skip_corrupt`"
         ) from None
 
 
