@@ -92,7 +92,9 @@ def _values(image: Image.Image, white: int) -> np.ndarray:
 
 def _deep_colours(image: Image.Image) -> bool:
     """Whether an image, not yet loaded, has colours of 16 bits: Pillow keeps the upper 8."""
-    return white_of(image) is None and any(";16" in str(tile.args) for tile in image.tile)
+    return white_of(image) is None and any(
+        ";16" in str(tile.args) for tile in getattr(image, "tile", ())
+    )
 
 
 @contextlib.contextmanager
