@@ -41,7 +41,8 @@ def open_picture(path: Path) -> Image.Image:
             return as_rgb(image)
     except Exception as error:  # Pillow raises many kinds
         raise PgnasError(
-            f"'{path}' does not decode ({reason_of(error)}); remove it or add `skip_corrupt`"
+            f"'{path}' does not decode ({reason_of(error)}); bring it back, or leave it out: pgnas"
+            " fit `resume` `skip_corrupt`"
         ) from None
 
 
@@ -91,7 +92,9 @@ def _values(image: Image.Image, white: int) -> np.ndarray:
 
 def _deep_colours(image: Image.Image) -> bool:
     """Whether an image, not yet loaded, has colours of 16 bits: Pillow keeps the upper 8."""
-    return white_of(image) is None and any(";16" in str(tile.args) for tile in image.tile)
+    return white_of(image) is None and any(
+        ";16" in str(tile.args) for tile in getattr(image, "tile", ())
+    )
 
 
 @contextlib.contextmanager
