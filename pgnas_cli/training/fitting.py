@@ -41,6 +41,7 @@ from ..run.posterior import (
     Objective,
     Posterior,
     SupernetSpec,
+    check_supernet,
     posterior_of,
     write_posterior,
 )
@@ -128,6 +129,8 @@ def fit_events(
             f"'{run.folder}' must lie on a file system that all machines share",
         )
         if finished:
+            if rank() == 0:
+                keep_skipping(run, settings)
             yield _finished(run)
         else:
             yield from _fitted(run, settings, unfinished, save_minutes, machine, resume_with)
@@ -367,6 +370,10 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         source, seed=settings.seed, held_out=settings.held_out,
         preprocessing=backbone.images, size=size, channels=channels,
     )  # fmt: skip
+    named = SupernetSpec(
+        backbone.name, backbone.options, "", "", data.classes, data.preprocessing, data.name
+    )
+    check_supernet(named, None)
     split = DataSplit(
         settings.seed, settings.held_out, len(data.fit), len(data.held_out),
         data_digest(data.held_out), data_digest(data.fit),
@@ -388,9 +395,8 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
     target = target_of(network, params=settings.target_params, macs=settings.target_macs)
     prior = prior_of(recipe, len(data.fit), constant=settings.constant_l2)
     posterior = Posterior(
-        SupernetSpec(
-            backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
-            data.preprocessing, data.name,
+        dataclasses.replace(
+            named, layers=recipe.gates, groups=recipe.groups, preprocessing=data.preprocessing
         ),
         split,
         Objective(prior, settings.fixed_drop, target),
