@@ -151,7 +151,7 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = re.sub(r"^.*[[].*?[]] ", "", one_line(error))[:80]  # less the place in gloo's source
+        why = re.sub(r"^.*\[.*?\] ", "", one_line(error))[:80]  # less the place in gloo's source
         _lost = _lost or LostProcess(
             f"another process has ended, or does not answer ({why}); look at what it said; what was"
             " saved is kept"
