@@ -4,7 +4,7 @@ Outside of `together` each process is alone: `world_size()` is 1, and no functio
 Within it all processes call the same functions in the same order, and only the first one writes
 files and talks. A process that is lost ends the others with a PgnasError.
 
-Nothing is pickled: what travels is numbers.
+What travels is numbers, no objects of Python.
 """
 
 import atexit
@@ -151,7 +151,7 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = re.sub(r"^.*[[].*?[]] ", "", one_line(error))[:80]  # less the place in gloo's source
+        why = re.sub(r"^.*\[.*?\] ", "", one_line(error))[:80]  # less the place in gloo's source
         _lost = _lost or LostProcess(
             f"another process has ended, or does not answer ({why}); look at what it said; what was"
             " saved is kept"

@@ -17,14 +17,16 @@ from pgnas_cli.data import load_data, training_batches
 from pgnas_cli.distributed import Process, Rows, rows_of
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import gates, logistic_noise, make_concrete_
-from pgnas_cli.machine import find_machine
+from pgnas_cli.machine import Machine, find_machine
 from pgnas_cli.registry import Recipe
+from pgnas_cli.run import FitSettings
 from pgnas_cli.seeds import generator
 from pgnas_cli.sizes import Target
 from pgnas_cli.training import fit_network, prior_of
+from pgnas_cli.training.fitting import _prepared
 from pgnas_cli.training.loop import train
 
-from .networks import Five
+from .networks import Five, assert_exact, random_keep, tiny
 from .processes import ends, together
 from .training.conftest import loop_of, prepared
 
@@ -159,6 +161,33 @@ def test_what_processes_tell_each_other(worked: Path) -> None:
         }  # fmt: skip
         assert told["largest"] == 3
     assert (worked / "order").read_text() == "01"
+
+
+def test_a_network_with_common_batch_norm_statistics_is_cut_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = tiny()
+    assert distributed.synchronised(network, CPU) is network  # one process has all statistics
+    monkeypatch.setattr(distributed, "_now", Process(0, 2))
+    with pytest.raises(PgnasError, match="`sync_bn` needs GPUs"):
+        distributed.synchronised(network, CPU)
+    names = list(network.state_dict())
+    network = distributed.synchronised(network, torch.device("cuda"))
+    found = {type(module).__name__ for module in network.modules()}
+    assert {"SyncBatchNorm"} == {name for name in found if "BatchNorm" in name}
+    assert list(network.state_dict()) == names
+    assert_exact(network.eval(), random_keep(network, 0.5))
+
+
+def test_a_batch_needs_two_images_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_now", Process(0, 20))
+    monkeypatch.setattr(distributed, "_most", list)  # nobody has more
+    settings = FitSettings(recipe={"epochs": 1, "batch_size": 39})
+    with pytest.raises(PgnasError, match="39 images is too small for 20 processes, which need two"):
+        _prepared(settings, None, Machine())
+    settings.recipe["batch_size"] = 40
+    told = _prepared(settings, None, Machine()).remarks
+    assert told[-1] == "20 processes share each batch of 40"
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 32, 57])

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ..distributed import largest, launched, rank, together
-from ..errors import PgnasError, command
+from ..errors import command
 from ..registry import Recipe
 from ..run import FitSettings, Run, remember, run_to_fit
 from ..units import clock, large, percent
@@ -42,8 +42,6 @@ def fit(
     from ..training import fit_events, with_fixed_rate
     from .tensorboard import with_tensorboard
 
-    if launched().world_size > 1 and run is None:
-        raise PgnasError("name the folder of the run with `run`: several processes share it")
     machine = find_machine(device, workers)
     with together(machine.device):
         if run is not None and largest(launched().restarts):  # by torchrun, with the same line

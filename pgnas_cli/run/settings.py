@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..distributed import launched
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset, shortened
@@ -182,6 +183,8 @@ def run_to_fit(
     `given` holds the options that the user named, as `settings_of` takes them.
     """
     asked = settings_of(given)
+    if folder is None and launched().world_size > 1:
+        raise PgnasError("name the folder of the run with `run`: several processes share it")
     if folder is None and resume:
         run = newest_run()
     elif folder is None:
