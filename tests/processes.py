@@ -28,9 +28,9 @@ def together(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit status, stdout and stderr of each, once all have ended; none outlives a minute."""
+    """Exit status, stdout and stderr of each, once all have ended; none outlives five minutes."""
     try:
-        told = [process.communicate(timeout=60) for process in processes]
+        told = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
