@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..distributed import largest, launched, rank, together
 from ..errors import command
 from ..registry import Recipe
-from ..run import FitSettings, Run, remember, run_to_fit
+from ..run import FitSettings, Run, check_named, remember, run_to_fit
 from ..units import clock, large, percent
 from . import options
 from .options import takes, terminal_of, typed_line
@@ -43,6 +43,7 @@ def fit(
     from .tensorboard import with_tensorboard
 
     machine = find_machine(device, workers)
+    check_named(run)
     with together(machine.device):
         if run is not None and largest(launched().restarts):  # by torchrun, with the same line
             resume, force = resume or Run(run).settings.exists(), False

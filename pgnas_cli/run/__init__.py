@@ -8,6 +8,7 @@ from .history import Command, commands_of, now, remember
 from .lock import last_written, writing
 from .settings import (
     FitSettings,
+    check_named,
     check_recipe,
     keep_skipping,
     read_settings,

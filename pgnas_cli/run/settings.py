@@ -175,6 +175,12 @@ def run_name(backbone: str) -> str:
     return name.replace("/", "-").replace(":", "-")
 
 
+def check_named(folder: Path | None) -> None:
+    """Raise PgnasError where several processes would each find a folder of their own."""
+    if folder is None and launched().world_size > 1:
+        raise PgnasError("name the folder of the run with `run`: several processes share it")
+
+
 def run_to_fit(
     folder: Path | None, given: dict[str, Any], *, resume: bool
 ) -> tuple[Run, FitSettings]:
@@ -182,9 +188,8 @@ def run_to_fit(
 
     `given` holds the options that the user named, as `settings_of` takes them.
     """
+    check_named(folder)
     asked = settings_of(given)
-    if folder is None and launched().world_size > 1:
-        raise PgnasError("name the folder of the run with `run`: several processes share it")
     if folder is None and resume:
         run = newest_run()
     elif folder is None:
