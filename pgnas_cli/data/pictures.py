@@ -147,7 +147,8 @@ def facts_of(path: Path) -> Facts | str:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            turned, deep = orientation_of(image) > 1, _deep_colours(image)
+            deep = _deep_colours(image)  # before the orientation, for which a PNG is loaded
+            turned = orientation_of(image) > 1
             if min(image.size) > 8 * SMALL:
                 image.draft(None, (image.width // 8, image.height // 8))
             read = as_rgb(image)
