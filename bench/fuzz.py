@@ -4,8 +4,9 @@
 
 The product writes one small file of each kind. Each is changed: bits, runs of bytes, its end, the
 description of its tensors, its JSON. What reads it may take the file or raise a PgnasError. All
-else is counted: a traceback, more than 5 s, more than 1.5 GiB, a process that dies, code that ran,
-and a file that was taken although its tensors have other shapes than the network.
+else is counted: a traceback, more than 5 s of the processor or a minute by the clock, more than
+1.5 GiB, a process that dies, code that ran, and a file that was taken although its tensors have
+other shapes than the network.
 """
 
 import argparse
@@ -52,7 +53,7 @@ from pgnas_cli.training.finetuning import FinetunePlan, finetune_events
 from pgnas_cli.training.fitting import NUMBERS, fit_events, supernet_loop
 from pgnas_cli.training.loop import Loop
 
-SECONDS = 5.0  # of one file
+SECONDS, CLOCK = 5.0, 60.0  # of one file: of the processor, which others share, and in all
 BYTES = 3 * 2**29  # that one file may add to the memory of the process
 AT_ONCE = 200  # files that one process reads
 
@@ -412,7 +413,8 @@ def verdict(kind: Kind, ran: list[str]) -> tuple[str, str]:
     """What reading the file that lies there comes to, and what is known of a fault."""
     before = memory_peak(reset=True)
     ran.clear()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, CLOCK)
     try:
         found = kind.read()
         outcome = ("refused" if found == 1 and type(found) is int else "taken", "")
@@ -433,6 +435,7 @@ def verdict(kind: Kind, ran: list[str]) -> tuple[str, str]:
             f"{type(error).__name__}: {str(error)[:200]} at {at.filename}:{at.lineno}",
         )
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     if memory_peak() - before > BYTES:
         outcome = ("memory", f"{(memory_peak() - before) / 2**20:.0f} MiB")
@@ -473,6 +476,7 @@ def read_some(
     """Read the files of `plan` in this process; a line for each goes to `out`."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _ring)
+    signal.signal(signal.SIGPROF, _ring)
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 8 * BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     ran: list[str] = []
@@ -508,7 +512,12 @@ def in_a_process(work: Callable[[int], None]) -> list[list[Any]]:
 
 
 def fuzz(
-    n: int, seed: int, folder: Path, only: set[str] | None, minutes: float
+    n: int,
+    seed: int,
+    folder: Path,
+    only: set[str] | None,
+    minutes: float,
+    numbers: set[int] | None = None,
 ) -> dict[str, Counter[str]]:
     """Outcomes by kind of `n` files, or as many as `minutes` allow; faults are printed."""
     torch.set_num_threads(1)
@@ -520,6 +529,7 @@ def fuzz(
     rng = random.Random(seed)
     shares = [kind.share for kind in kinds.values()]
     plan = list(enumerate(rng.choices(list(kinds), shares, k=n)))
+    plan = [one for one in plan if numbers is None or one[0] in numbers]
     counts: dict[str, Counter[str]] = {name: Counter() for name in kinds}
     began = time.monotonic()
     while plan and time.monotonic() - began < 60 * minutes:
@@ -551,12 +561,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default="")
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--numbers", type=int, nargs="*", help="of the files; default: all")
     given = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         only = set(given.kinds.split(",")) if given.kinds else None
-        counts = fuzz(given.n, given.seed, Path(folder) / "files", only, given.minutes)
+        numbers = None if given.numbers is None else set(given.numbers)
+        counts = fuzz(given.n, given.seed, Path(folder) / "files", only, given.minutes, numbers)
     columns = ("files", "taken", "refused", *FAULTS)
     print(f"{'':16}" + "".join(f"{column:>13}" for column in columns))
     for name, found in [*counts.items(), ("all", sum(counts.values(), Counter()))]:

@@ -71,18 +71,18 @@ def steps_of(folder: Path, run: str) -> list[tuple[int, float]]:
     return [(int(pair[0]), float(pair[1])) for pair in pairs if len(pair) == 2]
 
 
-def lost(folder: Path, run: str) -> float:
-    """Seconds of the steps that a life did and its checkpoint lacks."""
+def lost(folder: Path, run: str, before: int) -> float:
+    """Seconds of the steps that a life did, behind `before` others, and its checkpoint lacks."""
     path = Run(folder / run).checkpoint
     kept = 0
     if path.exists():
         with safetensors.safe_open(path, framework="pt") as handle:
             kept = json.loads(handle.metadata()["pgnas"])["step"]
-    done = steps_of(folder, run)
+    done = steps_of(folder, run)[before:]
     if not done or done[-1][0] <= kept:
         return 0.0
-    at = dict(done)  # the last time that each was done
-    return done[-1][1] - at.get(kept, min(at.values()))
+    at = dict(done)
+    return done[-1][1] - at.get(kept, done[0][1])
 
 
 def killed(folder: Path, run: str, workers: int, kills: int, life: float, seed: int) -> list[float]:
@@ -101,7 +101,7 @@ def killed(folder: Path, run: str, workers: int, kills: int, life: float, seed: 
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            losses.append(lost(folder, run))
+            losses.append(lost(folder, run, before))
             continue
         assert process.returncode == 0, said
         return losses

@@ -9,6 +9,7 @@ names from their face (`__init__.py`):
     seeds           every draw as a function of seed and purpose
     progress        progress of long work, silent unless somebody listens
     signals         signals as requests to stop, none of them lost
+    distributed     several processes that work as one, under torchrun
     machine         device and worker processes
     storage         files that a crash cannot halve, records as JSON
     tensors         safetensors with a schema

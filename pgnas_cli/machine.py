@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .distributed import Process, launched
 from .errors import PgnasError
 from .fields import check_range
 
@@ -28,9 +29,14 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
     """The device called `device` ("auto": a GPU where there is one) and its worker processes.
 
     `workers` None: one for each core, up to eight, beside a GPU up to sixteen. A process that works
-    on its CPU is set up for it (`tune_for_cpu`). Raises PgnasError for a device that is not here.
+    on its CPU is set up for it (`tune_for_cpu`). Each of several processes that torchrun started
+    has a GPU of its own, and its share of the cores. Raises PgnasError for a device that is not
+    here.
     """
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    process = launched()
+    if process.world_size > 1 and str(chosen).startswith("cuda"):
+        chosen = _own_gpu(str(chosen), process)
     try:
         found = torch.device(chosen)
         if found.type not in ("cpu", "cuda", "mps"):
@@ -44,8 +50,8 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
         check_range("workers", workers, 0)
     if found.type == "cpu":
         tune_for_cpu()
-    most = 8 if found.type == "cpu" else 16
-    return Machine(found, min(most, cores()) if workers is None else workers)
+    most = min(8 if found.type == "cpu" else 16, max(1, cores() // process.local_world_size))
+    return Machine(found, most if workers is None else workers)
 
 
 PRECISIONS = ("float32", "bfloat16")
@@ -74,6 +80,28 @@ def cores() -> int:
     """Cores that this process may use: on a shared machine not all that are there."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 numbers itself, at more than the speed of float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # no public names yet
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in able)
+
+
+def _own_gpu(chosen: str, process: Process) -> str:
+    """The GPU of one of several processes on a machine; it becomes the current one."""
+    there = torch.cuda.device_count()
+    if chosen != "cuda":
+        raise PgnasError(f"`device` {chosen} is one GPU for several processes; possible: cuda, cpu")
+    if process.local_world_size > there:
+        raise PgnasError(
+            f"{process.local_world_size} processes on a machine with {there} GPU(s); start"
+            " torchrun with --nproc-per-node gpu, or choose `device` cpu"
+        )
+    torch.cuda.set_device(process.local_rank)
+    return f"cuda:{process.local_rank}"
 
 
 def tune_for_cpu() -> None:

@@ -21,9 +21,14 @@ def derived_seed(seed: int, purpose: str, *coordinates: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(seed: int, purpose: str, *coordinates: int) -> torch.Generator:
-    """A fresh CPU generator for one draw; see the module's text for what the arguments are."""
-    return torch.Generator().manual_seed(derived_seed(seed, purpose, *coordinates))
+def generator(
+    seed: int, purpose: str, *coordinates: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A fresh generator for one draw; see the module's text for what the arguments are.
+
+    Devices of one kind draw the same numbers, those of another kind others.
+    """
+    return torch.Generator(device).manual_seed(derived_seed(seed, purpose, *coordinates))
 
 
 def numpy_generator(seed: int, purpose: str, *coordinates: int) -> np.random.Generator:

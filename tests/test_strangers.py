@@ -168,9 +168,22 @@ def test_what_a_file_says_of_its_network_is_bounded_before_it_is_built(
     fitted: Run, name: str, change: Callable[[dict[str, Any], object], object], message: str
 ) -> None:
     path = fitted.folder / f"{name}.safetensors"
-    rewrite(path, f"pgnas.{'network' if name == 'best' else name}/1", change)
+    rewrite(path, "pgnas.network/1" if name == "best" else "pgnas.posterior/2", change)
     with at_most(256), pytest.raises(PgnasError, match=message):
         load(path) if name == "best" else read_posterior(path)
+
+
+@pytest.mark.parametrize("backbone", ["timm/regnety_2560", "timm/resnet152"])
+def test_a_file_that_says_it_was_cut_names_no_network_of_another_size(
+    fitted: Run, backbone: str
+) -> None:
+    def cut(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        content["supernet"]["backbone"] = backbone
+        tensors["drop_logit"][0] = torch.inf
+
+    rewrite(fitted.posterior, "pgnas.posterior/2", cut)
+    with at_most(256), pytest.raises(PgnasError, match=r"more than .* weights|which has"):
+        read_posterior(fitted.posterior)
 
 
 def test_numbers_that_no_fit_writes_are_refused(fitted: Run) -> None:
@@ -182,7 +195,7 @@ def test_numbers_that_no_fit_writes_are_refused(fitted: Run) -> None:
         (set_in("seed", to=2**64), "its field posterior.seed is not what"),
     ):
         fitted.posterior.write_bytes(original)
-        rewrite(fitted.posterior, "pgnas.posterior/1", change)
+        rewrite(fitted.posterior, "pgnas.posterior/2", change)
         with pytest.raises(PgnasError, match=message):
             read_posterior(fitted.posterior)
 
@@ -266,7 +279,7 @@ def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
 
 def test_control_characters_of_a_file_reach_no_message(fitted: Run) -> None:
     evil = "timm/\x1b]0;a\x07\u202e\n" + "x" * 900
-    rewrite(fitted.posterior, "pgnas.posterior/1", set_in("supernet", "backbone", to=evil))
+    rewrite(fitted.posterior, "pgnas.posterior/2", set_in("supernet", "backbone", to=evil))
     said = refused("sample", "--run", str(fitted.folder))
     assert r"no network '\x1b]0;a\x07\u202e\nxxx" in said
     assert said.isprintable() and len(said) < 710

@@ -1,6 +1,7 @@
 """Tensor files: written whole, and what a damaged or foreign one meets."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def test_tensors_come_back_and_equal_content_gives_equal_bytes(tmp_path: Path) -
     found, content = read_tensors(tmp_path / "a", KIND)
     assert all(torch.equal(found[name], tensor) for name, tensor in written.items())
     assert content == {"a": None, "b": 1, **versioned(KIND)}
+
+
+def test_a_folder_whose_name_is_not_utf8_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"r\xf6") / "x.safetensors"
+    path.parent.mkdir()
+    write_tensors(path, "pgnas.test/1", {"a": torch.arange(6).reshape(2, 3)}, {"n": 1})
+    tensors, content = read_tensors(path, "pgnas.test/1")
+    assert torch.equal(tensors["a"], torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    assert content["n"] == 1
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(

@@ -6,12 +6,14 @@ import inspect
 import io
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from ..distributed import LostProcess, launched, lost_process
 from ..errors import Interrupted, PgnasError, command
 from ..run import last_written
 from ..signals import Stopped, received, stoppable
@@ -57,7 +59,14 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+SHARED = ("fit", "rank")  # commands that several processes carry out together
+# Seconds in which the first of several processes says what ends all of them: whichever ends first
+# has torchrun end the others.
+POLITENESS = 5.0
+
+
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit."),
@@ -68,6 +77,12 @@ def _main(
     Train a gated super-network, sample candidates from its posterior, rank them on held-out images,
     export the best as it is.
     """
+    processes, named = launched().world_size, context.invoked_subcommand
+    if processes > 1 and named not in SHARED:
+        raise PgnasError(
+            f"{named} is the work of one process, and torchrun started {processes}; type"
+            f" {command(named or '')} without it; possible: {', '.join(SHARED)}"
+        )
 
 
 app.callback(help=_paragraphs(_main))(_main)
@@ -76,7 +91,8 @@ app.callback(help=_paragraphs(_main))(_main)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a PgnasError becomes one line on stderr and exit status 1.
 
-    SIGINT and SIGTERM become one line and 128 + their number, wherever they arrive.
+    SIGINT and SIGTERM become one line and 128 + their number, wherever they arrive. Of several
+    processes the first one talks; the others say only what they alone found.
     """
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
@@ -88,10 +104,13 @@ def main(arguments: list[str] | None = None) -> None:
     context = contextvars.copy_context()  # a listening terminal ends with the command
     context.run(typed.set, tuple(sys.argv[1:] if arguments is None else arguments))
     try:
-        with stoppable():
+        with stoppable(), _silence() if launched().rank else contextlib.nullcontext():
             _carried_out(context, arguments)
     except Stopped as stop:
-        _fail(f"interrupted; {standing(context.get(typed, ())[:1])}", 128 + stop.number)
+        if lost := lost_process():  # torchrun ends those that are left
+            _fail(str(lost), 1, at_once=True)
+        text = f"interrupted; {standing(context.get(typed, ())[:1])}"
+        _fail(text, 128 + stop.number, at_once=True)
 
 
 def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> None:
@@ -103,17 +122,30 @@ def _carried_out(context: contextvars.Context, arguments: list[str] | None) -> N
     except Interrupted as error:
         _fail(str(error), 128 + error.number)
     except PgnasError as error:
-        _fail(str(error), 1)
+        _fail(str(error), 1, at_once=isinstance(error, LostProcess))
     except Exception as error:
         if received():  # what became of it on its way
             raise Stopped(received()) from None
         if isinstance(error, OSError):  # of the surroundings, where no room has words for it
             _fail(_unusable(error), 1)
         raise
-    except SystemExit:
+    except SystemExit as end:
         if received():  # it was lost on its way
             raise Stopped(received()) from None
+        if launched().rank and end.code:
+            time.sleep(POLITENESS)
         raise
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Context of a process that is not the first of several."""
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def standing(words: tuple[str, ...]) -> str:
@@ -138,9 +170,19 @@ def _unusable(error: OSError) -> str:
     return f"the output cannot be written: {why}; files that were written are there"
 
 
-def _fail(text: str, status: int) -> NoReturn:
+def _fail(text: str, status: int, *, at_once: bool = False) -> NoReturn:
     from .terminal import failure  # slow to import
 
-    with contextlib.suppress(OSError):  # nobody listens
+    rank = launched().rank
+    if rank:
+        if not at_once:
+            time.sleep(POLITENESS)
+        if status > 128:  # a signal stops all, and the first one says so
+            sys.exit(status)
+        text = f"process {rank}: {text}"
+    with (
+        contextlib.suppress(OSError),  # nobody listens
+        contextlib.redirect_stderr(sys.__stderr__) if rank else contextlib.nullcontext(),
+    ):
         failure(flagged(text))
     sys.exit(status)

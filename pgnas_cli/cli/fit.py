@@ -6,9 +6,10 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from ..distributed import largest, launched, rank, together
 from ..errors import command
 from ..registry import Recipe
-from ..run import FitSettings, Run, remember, run_to_fit
+from ..run import FitSettings, Run, check_named, remember, run_to_fit
 from ..units import clock, large, percent
 from . import options
 from .options import takes, terminal_of, typed_line
@@ -43,13 +44,19 @@ def fit(
     from .tensorboard import with_tensorboard
 
     machine = find_machine(device, workers)
-    where, settings = run_to_fit(run, with_fixed_rate(given), resume=resume)
-    terminal.note(f"run: {where.folder}")
-    events = fit_events(
-        where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
-    )
-    events = with_tensorboard(tensorboard, where, events)
-    summary = show_fit(terminal, where, events, line=typed_line(), verbose=verbose)
+    check_named(run)
+    with together(machine.device):
+        if run is not None and largest(launched().restarts):  # by torchrun, with the same line
+            resume, force = resume or Run(run).settings.exists(), False
+        where, settings = run_to_fit(run, with_fixed_rate(given), resume=resume)
+        terminal.note(f"run: {where.folder}")
+        events = fit_events(
+            where, settings, resume=resume, force=force, save_minutes=save_minutes, machine=machine
+        )
+        first = rank() == 0
+        events = with_tensorboard(tensorboard if first else None, where, events)
+        line = typed_line() if first else ""
+        summary = show_fit(terminal, where, events, line=line, verbose=verbose)
     if as_json:
         terminal.json({**dataclasses.asdict(summary), "run": str(summary.run)})
     else:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..distributed import launched
 from ..errors import command
 from ..units import clock
 from . import options
@@ -51,7 +52,8 @@ def rank(
     )  # fmt: skip
     seconds = time.perf_counter() - began
     waiting = len(where.budgets()) - len(boards)
-    remember(where, typed_line())
+    if launched().rank == 0:
+        remember(where, typed_line())
     if as_json:
         terminal.json(ranking_json(boards, top, waiting=waiting, seconds=seconds))
     show_ranking(terminal, boards, top, waiting, seconds, result=not as_json, tables=not as_json)

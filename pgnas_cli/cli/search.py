@@ -18,6 +18,7 @@ from ..errors import PgnasError
 from ..fields import check_range
 from ..registry import Recipe
 from ..run import (
+    MOST_CANDIDATES,
     RUNS,
     FitSettings,
     Run,
@@ -71,7 +72,7 @@ def search(
     Fits, samples, ranks, exports, evaluates and reports. Repeating the command resumes it.
     """
     terminal = terminal_of(quiet)
-    check_range("n", n, 1)
+    check_range("n", n, 1, MOST_CANDIDATES)
     if max_params and max_macs:
         raise PgnasError("`max_params` and `max_macs` are mutually exclusive; give one")
     kind, size = ("macs", max_macs) if max_macs else ("params", max_params or "60%")

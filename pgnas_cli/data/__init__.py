@@ -6,6 +6,7 @@ from .batches import (
     placed,
     steps_per_epoch,
     training_batches,
+    training_rows,
 )
 from .dataset import (
     DataName,

@@ -25,6 +25,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..distributed import Rows, rows_of
 from ..errors import PgnasError
 from ..machine import free_memory
 from ..progress import note, track
@@ -32,7 +33,9 @@ from ..seeds import derived_seed, generator
 from ..signals import StopRequest
 from ..units import large
 from .crops import RandomCrops
-from .dataset import ImageData, Part, Preprocessing
+from .dataset import ImageData, Part, Preprocessing, levels
+
+CPU = torch.device("cpu")
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
@@ -49,14 +52,14 @@ def augmented(
     mirror: bool,
 ) -> Tensor:
     """Crop out of the padded image and mirror, image by image, as one gather."""
-    size = images.shape[-1]
+    size, device = images.shape[-1], images.device
     padded = F.pad(images, (pad,) * 4)
     shift = (draws[:, :2] * (2 * pad + 1)).long()
-    rows = shift[:, :1] + torch.arange(size)
-    columns = shift[:, 1:2] + torch.arange(size)
+    rows = shift[:, :1] + torch.arange(size, device=device)
+    columns = shift[:, 1:2] + torch.arange(size, device=device)
     if mirror:
         columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
-    picture = torch.arange(len(images))[:, None, None]
+    picture = torch.arange(len(images), device=device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(
         0, 3, 1, 2
     )
@@ -69,13 +72,13 @@ def cut_out(
     level: Sequence[float],  # what it is filled with, per channel, in [0, 1]
 ) -> Tensor:
     """Blank a square out of each image (DeVries and Taylor, 2017)."""
-    middle = (centres * torch.tensor(images.shape[-2:])).long()
     inside = []
     for axis, length in enumerate(images.shape[-2:]):
-        from_start = torch.arange(length) - middle[:, axis, None] + size // 2
+        middle = (centres[:, axis, None] * length).long()
+        from_start = torch.arange(length, device=images.device) - middle + size // 2
         inside.append((from_start >= 0) & (from_start < size))
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    blank = (torch.tensor(level) * 255).round().to(images.dtype).view(1, -1, 1, 1)
+    blank = levels(tuple(level), images.device).round().to(images.dtype)
     return torch.where(square, blank, images)
 
 
@@ -101,27 +104,83 @@ def training_batches(
     workers: int,
     cutout: int = 0,  # pixels; small images only
     scale: tuple[float, float] = (0.35, 1.0),  # shares that a crop of a photo takes
+    device: torch.device = CPU,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit."""
+    """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit.
+
+    They are on `device`: images in memory are kept and augmented there, of others the next batch is
+    copied while one is used. Each of several processes reads its rows of each batch.
+    """
     part = data.fit
     schedule = _schedule(part, batch, seed, first_step, steps)
     if part.pixels is not None:
         pad = max(1, part.pixels.shape[-1] // 8)
+        pixels, labels = part.pixels.to(device), part.labels.to(device)
         drawn, draws = -1, torch.empty(0)
-        for step, (epoch, indices) in enumerate(schedule, first_step):
+        for step, (epoch, batched) in enumerate(schedule, first_step):
+            own = rows_of(len(batched)).part
             if drawn != epoch:
                 randomness = generator(seed, "augment", epoch)
-                drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness)
-            images = augmented(part.pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
+                drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness).to(device)
+            indices = batched[own].to(device, non_blocking=True)
+            images = augmented(pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
             if cutout:
-                centres = torch.rand(len(images), 2, generator=generator(seed, "cutout", step))
-                images = cut_out(images, centres, cutout, data.preprocessing.mean)
-            yield images, part.labels[indices]
+                randomness = generator(seed, "cutout", step, device=device)
+                centres = torch.rand(len(batched), 2, generator=randomness, device=device)
+                images = cut_out(images, centres[own], cutout, data.preprocessing.mean)
+            yield images, labels[indices]
         return
     about = data.preprocessing
     crops = RandomCrops(about.size, _mode(about.channels), scale, about.interpolation, data.mirror)
-    plan = ([(epoch, int(i)) for i in indices] for epoch, indices in schedule)
-    yield from _loaded(_Crops(part, crops, seed), plan, workers)
+    plan = (
+        [(epoch, int(i)) for i in batched[rows_of(len(batched)).part]]
+        for epoch, batched in schedule
+    )
+    source = _Crops(part, crops, seed)
+    with closing(_loaded(source, plan, workers, pinned=device.type == "cuda")) as batches:
+        yield from _ahead(batches, device)
+
+
+def _ahead(
+    batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Batches on `device`; a GPU copies the next one beside its work on this one."""
+    if device.type != "cuda":
+        for images, labels in batches:
+            yield images.to(device), labels.to(device)
+        return
+    copying = torch.cuda.Stream(device)
+    waiting: list[tuple[list[Tensor], torch.cuda.Event]] = []
+
+    def arrived() -> tuple[Tensor, Tensor]:
+        (images, labels), copied = waiting.pop()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied)
+        for tensor in (images, labels):
+            tensor.record_stream(current)
+        return images, labels
+
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+            copied = copying.record_event()
+        found = arrived() if waiting else None
+        waiting.append((moved, copied))
+        if found:
+            yield found
+    if waiting:
+        yield arrived()
+
+
+def training_rows(
+    part: Part, *, batch: int, seed: int, first_step: int, steps: int
+) -> Iterator[Rows]:
+    """The rows of this process in each of those batches."""
+    if not part.damaged:
+        yield from itertools.repeat(rows_of(batch), steps - first_step)
+        return
+    for _, batched in _schedule(part, batch, seed, first_step, steps):
+        yield rows_of(len(batched))
 
 
 def _schedule(
@@ -230,7 +289,11 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def _loaded(
-    source: Dataset[Any], plan: Iterable[list[tuple[int, int]]], workers: int
+    source: Dataset[Any],
+    plan: Iterable[list[tuple[int, int]]],
+    workers: int,
+    *,
+    pinned: bool = False,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     loader: Iterable[Any] = DataLoader(
         source,
@@ -238,7 +301,7 @@ def _loaded(
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_leave_signals_to_the_parent,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         generator=generator(0, "loader"),
     )
     with StopRequest():  # a half-started loader cannot be ended

@@ -27,7 +27,7 @@ from ..units import clock
 from .listing import Listing
 from .pictures import Facts, endings, facts_of, silenced
 
-_SCHEMA = "pgnas.checked/2"
+_SCHEMA = "pgnas.checked/3"
 _AT_ONCE = 256  # files whose check an interrupt has to wait for, at most
 
 

@@ -89,9 +89,11 @@ def without_copies(
     ]
 
 
-def oddities(train: Listing, copy_of: Tensor | None, facts: Mapping[str, Findings]) -> list[str]:
+def oddities(
+    splits: Mapping[str, Listing], copy_of: Tensor | None, facts: Mapping[str, Findings]
+) -> list[str]:
     """What was done to images, and labels that contradict each other."""
-    found = []
+    found, train = [], splits["train"]
     turned = sum(int(one.turned.sum()) for one in facts.values())
     if turned:
         images = sum(int(one.good().sum()) for one in facts.values())
@@ -107,13 +109,17 @@ def oddities(train: Listing, copy_of: Tensor | None, facts: Mapping[str, Finding
             pairs = [f"'{train.names[int(copy_of[i])]}' and '{train.names[i]}'"
                      for i in torn.tolist()]  # fmt: skip
             found.append(f"{len(torn)} pictures lie in two classes: {some(pairs)}")
-    brightest = facts["train"].brightest.masked_fill(~facts["train"].good(), -1)
-    deep = int((brightest >= 0).sum())
-    if deep and float(brightest.max()) < 0.5:
+    tones = {split: one.brightest.masked_fill(~one.good(), -1) for split, one in facts.items()}
+    deep = sum(int((tone >= 0).sum()) for tone in tones.values())
+    split = max(
+        (split for split in tones if len(tones[split])), key=lambda s: float(tones[s].max())
+    )
+    most = float(tones[split].max())
+    if deep and most < 0.5:
         raise PgnasError(
-            f"the {deep} images of more than 8 bits reach {float(brightest.max()):.3g} of white at"
-            f" most ('{train.path(int(brightest.argmax()))}'); white is 65535 of integers and 1 of"
-            " floats: scale them to it"
+            f"the {deep} images of more than 8 bits reach {most:.3g} of white at most"
+            f" ('{splits[split].path(int(tones[split].argmax()))}'); white is 65535 of integers and"
+            " 1 of floats: scale them to it"
         )
     return found
 

@@ -68,14 +68,17 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Files in `folder` and its folders; links are followed, each folder is read once."""
-    seen, left = set(), [str(folder)]
+    """Files in `folder` and its folders; links are followed, each folder is read once.
+
+    A link to what `folder` lies in is not: it would bring all classes into this one.
+    """
+    seen, left = {_node(path) for path in folder.absolute().parents}, [str(folder)]
     while left:
         place = left.pop()
-        about = Path(place).stat()
-        if (about.st_dev, about.st_ino) in seen:
+        node = _node(Path(place))
+        if node in seen:
             continue
-        seen.add((about.st_dev, about.st_ino))
+        seen.add(node)
         folders = []
         with os.scandir(place) as entries:
             for entry in entries:
@@ -101,6 +104,12 @@ def ending_of(name: str) -> str:
     return name[at:].lower() if 0 < at < len(name) - 1 else ""
 
 
+def _node(folder: Path) -> tuple[int, int]:
+    """What a folder is, by whatever links it is reached."""
+    about = folder.stat()
+    return about.st_dev, about.st_ino
+
+
 def test_folder_of(folder: Path, classes: set[str]) -> tuple[Path | None, list[str]]:
     """The first test folder that has the classes of train/; and remarks on others."""
     there = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
@@ -114,17 +123,18 @@ def test_folder_of(folder: Path, classes: set[str]) -> tuple[Path | None, list[s
                     f"'{path}' has other classes than '{folder / 'train'}': missing"
                     f" {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
                 )
-    return good, [
-        f"'{path}' is not used: "
-        + ("it has other classes" if found[path] else f"expected {path}/<class>/*.jpg")
-        for path in there
-        if good is None or (path != good and found[path] != classes)
-    ]
+    why = {path: "it has other classes" if found[path] else f"expected {path}/<class>/*.jpg"
+           for path in there if path != good}  # fmt: skip
+    why |= {path: f"'{good}' is" for path in why if found[path] == classes}
+    return good, [f"'{path}' is not used: {reason}" for path, reason in why.items()]
 
 
 def listing_of(folder: Path, classes: Mapping[str, Sequence[Path]]) -> Listing:
     """All images of a split; raises PgnasError for a class that has none."""
-    others: collections.Counter[str] = collections.Counter()
+    others = collections.Counter(
+        f"{ending_of(path.name) or 'no ending'} in no class" for path in folder.iterdir()
+        if not hidden(path.name) and not path.is_dir()
+    )  # fmt: skip
     labels, stamps = array("q"), array("q")
 
     def names() -> Iterator[str]:
@@ -175,10 +185,10 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def left_out(splits: Mapping[str, Listing]) -> list[str]:
-    """How many files are no images, by ending."""
+    """How many files are no images or in no class, by ending."""
     counts = sum((collections.Counter(s.others) for s in splits.values()), collections.Counter())
     if not counts:
         return []
     rows = [f"{n} {ending}" for ending, n in sorted(counts.items(), key=lambda x: (-x[1], x[0]))]
     heic = "; pip install pillow-heif reads HEIC" if {".heic", ".heif"} & set(counts) else ""
-    return [f"{sum(counts.values())} files left out, no images: {some(rows, 8)}{heic}"]
+    return [f"{sum(counts.values())} files left out: {some(rows, 8)}{heic}"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import PgnasError
 
@@ -48,7 +48,8 @@ def read_picture(path: Path, read: Callable[[Image.Image], Read]) -> Read:
             return read(image)
     except Exception as error:  # Pillow raises many kinds
         raise PgnasError(
-            f"'{path}' does not decode ({reason_of(error)}); remove it or add `skip_corrupt`"
+            f"'{path}' does not decode ({reason_of(error)}); bring it back, or leave it out: pgnas"
+            " fit `resume` `skip_corrupt`"
         ) from None
 
 
@@ -77,7 +78,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     white = white_of(image)
     if white is None:
         return image
-    values = np.asarray(image)
+    values = _values(image, white)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # not-a-number fails both
         raise ValueError(
@@ -93,6 +94,22 @@ def white_of(image: Image.Image) -> int | None:
     if image.mode == "F":
         return 1
     return 65535 if image.mode.startswith("I") else None
+
+
+def _values(image: Image.Image, white: int) -> np.ndarray:
+    """Of a channel of more than 8 bits, 0 is black: in 8 bits alone, Pillow heeds TIFFs where 0 is
+    white."""
+    values = np.asarray(image)
+    if getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) != 0:
+        return values
+    return white - values.astype(np.int64 if white > 1 else values.dtype)
+
+
+def _deep_colours(image: Image.Image) -> bool:
+    """Whether an image, not yet loaded, has colours of 16 bits: Pillow keeps the upper 8."""
+    return white_of(image) is None and any(
+        ";16" in str(tile.args) for tile in getattr(image, "tile", ())
+    )
 
 
 @contextlib.contextmanager
@@ -130,12 +147,16 @@ def facts_of(path: Path) -> Facts | str:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
+            deep = _deep_colours(image)  # before the orientation, for which a PNG is loaded
             turned = orientation_of(image) > 1
             if min(image.size) > 8 * SMALL:
                 image.draft(None, (image.width // 8, image.height // 8))
-            width, height = as_rgb(image).size
+            read = as_rgb(image)
+            width, height = read.size
             white = white_of(image)
-            brightest = -1.0 if white is None else float(np.asarray(image).max()) / white
+            brightest = float(np.asarray(read).max()) / 255 if deep else -1.0
+            if white is not None:
+                brightest = float(_values(image, white).max()) / white
     except Exception as error:  # Pillow raises many kinds
         return reason_of(error)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()

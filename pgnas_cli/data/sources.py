@@ -123,7 +123,7 @@ def _folder(folder: Path, name: DataName, *, skip_corrupt: bool, reads: Sequence
     remarks += damaged(folder, read, classes, found, skip_corrupt)
     copy_of = copies(found["train"])
     small, odd = small_size(splits["train"], found["train"])
-    remarks += oddities(splits["train"], copy_of, found) + odd
+    remarks += oddities(splits, copy_of, found) + odd
     parts = {split: _part(splits[split], one, skip_corrupt) for split, one in found.items()}
     test = parts["test"].readable() if "test" in parts else None
     return Source(name, classes, parts["train"], test, small, True, copy_of, tuple(remarks))

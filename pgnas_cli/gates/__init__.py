@@ -1,6 +1,6 @@
 """Gates on input channels: layers that carry them, where they can sit, posterior and prior."""
 
-from .layers import Gated, hard_keep, logistic_noise, relaxed_keep
+from .layers import Gated, hard_keep, logistic_noise, relaxed_keep, undecided
 from .placement import followers, gateable, segments
 from .prior import Prior, kl
 from .supernet import (

@@ -27,8 +27,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def logistic_noise(shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
-    """Standard logistic numbers: the difference of two Gumbel variables in Eq. 16."""
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float32)
+    """Standard logistic numbers, on the generator's device: two Gumbel variables' difference."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device=generator.device)
     # rand() is in [0, 1) on a grid of 2^-24: the clamp keeps the ends finite.
     return uniform.clamp_(2.0**-25, 1 - 2.0**-24).logit_()
 
@@ -48,16 +48,21 @@ def hard_keep(
     *,
     generator: torch.Generator,
     rows: tuple[int, ...] = (),
+    open_gates: Tensor | None = None,  # `undecided` of the probabilities, if known
 ) -> Tensor:  # bool (*rows, gates), True stays
     """Bernoulli draws of whole channels; probability 0 always keeps and 1 always drops.
 
     No number is drawn for those two.
     """
+    places = undecided(drop_probability) if open_gates is None else open_gates
     keep = (drop_probability < 1).expand(*rows, -1).clone()
-    undecided = (drop_probability > 0) & (drop_probability < 1)
-    uniform = torch.rand(*rows, int(undecided.sum()), generator=generator)
-    keep[..., undecided] = uniform.to(keep.device) >= drop_probability[undecided]
-    return keep
+    uniform = torch.rand(*rows, len(places), generator=generator, device=generator.device)
+    return keep.index_copy_(-1, places, uniform.to(keep.device) >= drop_probability[places])
+
+
+def undecided(drop_probability: Tensor) -> Tensor:
+    """Places of the gates that draws differ in, int64; finding them waits for a device."""
+    return ((drop_probability > 0) & (drop_probability < 1)).nonzero().flatten()
 
 
 class Gated:

@@ -24,8 +24,35 @@ class Prior:
         return 2 * self.l2 * (1 - drop_probability) / self.images
 
     def divergence(self, network: nn.Module) -> Tensor:  # (), nats per image
-        """The prior's part of the loss."""
-        return kl(network, l2=self.l2, images=self.images, constant=self.constant)
+        """The prior's part of the loss, differentiable."""
+        return self._of(network, squared_norms(network))
+
+    def _of(self, network: nn.Module, sums: Tensor) -> Tensor:
+        bank = gates(network)
+        return kl_divergence(
+            per_group(sums, network), bank.drop_logit, bank.channels, l2=self.l2,
+            images=self.images, constant=self.constant,
+        )  # fmt: skip
+
+    def backward(self, network: nn.Module) -> Tensor:  # (), nats per image
+        """Add the gradients of `divergence` to those of weights and drop logits; returns it.
+
+        The gradient of a squared weight is known, and added in one pass: autograd takes four.
+        """
+        with torch.no_grad():
+            sums = squared_norms(network)
+        sums.requires_grad_()
+        with torch.enable_grad():
+            found = self._of(network, sums)
+            found.backward()
+        slopes = cast(Tensor, sums.grad).mul_(2)
+        with torch.no_grad():
+            for weight, places in weights_behind(network):
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+                slope = slopes[places].view(1, -1, *[1] * (weight.dim() - 2))
+                weight.grad.addcmul_(weight, slope.to(weight.dtype))
+        return found.detach()
 
 
 def bernoulli_entropy(drop_logit: Tensor) -> Tensor:
@@ -69,24 +96,36 @@ def kl_divergence(
     return (cost - channels * bernoulli_entropy(drop_logit)).sum() / images
 
 
+def weights_behind(network: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """Weights (outputs, inputs, ...) of all layers with gates, and the gates of their inputs."""
+    modules, bank = dict(network.named_modules()), gates(network)
+    return [
+        (cast(nn.Parameter, modules[name].weight), bank.places_of(name))
+        for name in bank.spans
+        if not isinstance(modules[name], OperationGate)
+    ]
+
+
 def squared_norms(network: nn.Module) -> Tensor:
     """Sum of the squared weights behind each gate, (gates,), differentiable."""
-    modules = dict(network.named_modules())
-    total: list[Tensor] = []
-    places: list[Tensor] = []
-    bank = gates(network)
-    for name in bank.spans:
-        module = modules[name]
-        places.append(bank.places_of(name))
-        if isinstance(module, OperationGate):
-            total.append(bank.drop_logit.new_tensor([module.cost]))
-            continue
-        weight = cast(Tensor, module.weight)
-        total.append(weight.square().sum([a for a in range(weight.dim()) if a != 1]))
-    if not total:
+    modules, bank = dict(network.named_modules()), gates(network)
+    costs = [
+        (bank.drop_logit.new_full((1,), float(modules[name].cost)), bank.places_of(name))
+        for name in bank.spans
+        if isinstance(modules[name], OperationGate)
+    ]
+    found = [(_input_squares(weight), places) for weight, places in weights_behind(network)] + costs
+    if not found:
         return bank.drop_logit.new_zeros(bank.count)
-    sums = torch.cat(total)
-    return sums.new_zeros(bank.count).index_add(0, torch.cat(places), sums)
+    sums = torch.cat([values for values, _ in found])
+    places = torch.cat([places for _, places in found])
+    return sums.new_zeros(bank.count).index_add(0, places, sums)
+
+
+def _input_squares(weight: Tensor) -> Tensor:
+    """(outputs, inputs, ...) -> (inputs,); rows of inputs lie side by side in channels-last."""
+    rows = weight.movedim(1, -1).reshape(-1, weight.shape[1])
+    return (rows * rows).sum(0)
 
 
 def per_group(values: Tensor, network: nn.Module) -> Tensor:
@@ -97,12 +136,4 @@ def per_group(values: Tensor, network: nn.Module) -> Tensor:
 
 def kl(network: nn.Module, *, l2: float, images: float, constant: bool = False) -> Tensor:
     """The divergence term of the loss for this network, (), nats per image (Eq. 15, c = 1)."""
-    bank = gates(network)
-    return kl_divergence(
-        per_group(squared_norms(network), network),
-        bank.drop_logit,
-        bank.channels,
-        l2=l2,
-        images=images,
-        constant=constant,
-    )
+    return Prior(l2, images, constant).divergence(network)

@@ -286,12 +286,17 @@ def masked(network: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
 
 
 def relaxed(
-    network: nn.Module, *, batch: int, generator: torch.Generator, temperature: float
+    network: nn.Module,
+    *,
+    batch: int,
+    generator: torch.Generator,
+    temperature: float,
+    part: slice = slice(None),  # of the batch, where other processes have the rest
 ) -> AbstractContextManager[None]:
     """Context: relaxed gates, one draw per image and gate (Eq. 16), differentiable in p."""
     check_range("temperature", temperature, 0, open=True)
     bank = gates(network)
-    noise = logistic_noise((batch, bank.count), generator=generator)
+    noise = logistic_noise((batch, bank.count), generator=generator)[part]
     noise = noise.to(bank.drop_logit.device, non_blocking=True)
     logits = per_gate(network, bank.drop_logit)
     return _kept(network, relaxed_keep(logits, noise, temperature=temperature))

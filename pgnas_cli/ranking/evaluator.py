@@ -5,7 +5,8 @@ down to what candidates can keep, in evaluation mode under the candidate's mask,
 bfloat16, by choice), channels-last, in forwards of one fixed number of pairs (the last one padded),
 whose images and candidates may all differ. Logits change in their last bits with the size of a
 batch though not with what else is in it, so the outcome of a (candidate, image) pair does not
-depend on when it is evaluated, nor beside what.
+depend on when it is evaluated, nor beside what. Several processes share the forwards; each knows
+all outcomes.
 
 Order: fewer errors, then fewer parameters, then the smaller id. Either every pair is evaluated, or
 only those that the first K depend on (race.py); the first K are the same.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageData, Preprocessing, placed
+from ..distributed import rank, summed, world_size
 from ..gates import masked, remaining
 from ..machine import computing, free_memory
 from ..progress import Task, task
@@ -68,15 +70,20 @@ class Evaluator:
         numbers = "full float32" if self.precision == "float32" else self.precision
         return f"{self.batch} pairs, {numbers}, {self.labels.device.type}{cut}"
 
+    @property
+    def chunk(self) -> int:
+        """Pairs that all processes evaluate at once, each in one forward."""
+        return self.batch * world_size()
+
     @torch.inference_mode()
     def __call__(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Of pairs of int64 (pairs,): wrong, bool; and score of the label less the best other."""
-        wrong, margin = [], []
-        for some, shown in zip(candidates.split(self.batch), images.split(self.batch), strict=True):
-            found = self._forward(some.to(self.labels.device), shown.to(self.labels.device))
-            wrong.append(found[0].cpu())
-            margin.append(found[1].cpu())
-        return torch.cat(wrong), torch.cat(margin)
+        found = torch.zeros(2, len(candidates))
+        for part in torch.arange(len(candidates)).split(self.batch)[rank() :: world_size()]:
+            pairs = candidates[part].to(self.labels.device), images[part].to(self.labels.device)
+            found[:, part] = torch.stack(self._forward(*pairs)).cpu()
+        wrong, margin = summed(found)
+        return wrong > 0, margin
 
     def _forward(self, candidates: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         pairs = len(candidates)
@@ -139,7 +146,7 @@ def races(
             assert race is not None
         yield race
         for _ in run(
-            race, lambda c, i: evaluator(c, i)[0], fill=evaluator.batch, chunk=evaluator.batch
+            race, lambda c, i: evaluator(c, i)[0], fill=evaluator.batch, chunk=evaluator.chunk
         ):
             _show(shown, race)
             yield race
@@ -159,7 +166,7 @@ def _with_pilots(
     if race is not None:  # stopped among its pilots
         found = [(race.row(int(pilot)), race.margins[i]) for i, pilot in enumerate(race.pilots)]
     whole = len(found)
-    for some in torch.arange(whole * images, len(ids) * images).split(evaluator.batch):
+    for some in torch.arange(whole * images, len(ids) * images).split(evaluator.chunk):
         found.append(evaluator(ids[some // images], some % images))
         pairs = int(some[-1]) + 1
         if pairs // images > whole:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import check_alike, largest, together
+from ..distributed import rank as process_rank
 from ..errors import Interrupted, PgnasError, command
 from ..fields import check_choice, check_range
 from ..machine import PRECISIONS, Machine, full_float32
@@ -116,14 +118,15 @@ def rank(
     """Find the best candidates of a run on its held-out images, and how certain that is.
 
     Returns one leaderboard per budget that was begun, in the order of `Run.budgets`. Raises
-    Interrupted, with all that was found saved, on SIGINT and SIGTERM.
+    Interrupted, with all that was found saved, on SIGINT and SIGTERM. The processes that torchrun
+    started all return the same; the first one alone writes.
     """
     run = run_at(run)
     check_range("top", top, 1)
     check_choice("precision", precision, PRECISIONS)
     if time_limit is not None:
         check_range("time_limit", time_limit, 0, open=True)
-    with writing(run):
+    with together(machine.device), writing(run):
         return _ranked(run, top, exhaustive, time_limit, budget, data, precision, machine)
 
 
@@ -144,36 +147,45 @@ def _ranked(
     evaluator = held_out_evaluator(network, drawn[0].keep, images, machine.device, precision)
     begun: list[tuple[Candidates, Race]] = []
     start = time.perf_counter()
+    first = process_rank() == 0  # of several processes the one that writes
     with StopRequest() as request:
 
         def stopping() -> bool:
             spent = time.perf_counter() - start
-            return bool(request.asked) or (time_limit is not None and spent > 60 * time_limit)
+            late = time_limit is not None and spent > 60 * time_limit
+            return bool(largest(bool(request.asked) or late))
 
         for candidates in drawn:
             saving = Saving()
             wanted = len(candidates) if exhaustive else min(top, len(candidates))
             own = evaluator.of(candidates.keep)
             earlier = _race_to_resume(run, candidates, own)
+            check_alike(
+                f"{candidates.digest} {earlier and earlier.pairs}",
+                f"'{run.folder}' must lie on a file system that all machines share",
+            )
             if begun and earlier is None and stopping():
                 continue  # no time left to begin it; others are shown as far as they came
             for race in races(own, candidates.sizes.params, top=wanted, race=earlier):
-                if saving.due():
+                if first and saving.due():
                     saving(partial(_write, run, candidates, race, own))
                 if stopping():
                     break
-            _write(run, candidates, race, own)
+            if first:
+                _write(run, candidates, race, own)
             begun.append((candidates, race))
         undecided = sum(len(race.walking()) for _, race in begun)
-        if request.asked and undecided:
+        asked = int(largest(request.asked))
+        if asked and undecided:
             raise Interrupted(
                 f"interrupted; {undecided} candidates are undecided, resume with"
                 f" {rank_again(run, top, exhaustive, data, precision)}",
-                request.asked,
+                asked,
             )
         boards = [leaderboard_of(candidates, race, posterior.seed) for candidates, race in begun]
         for board in boards:
-            _write_table(run, board)
+            if first:
+                _write_table(run, board)
             if guessing := like_guessing(int(board.errors[board.best]), evaluator.labels.cpu()):
                 note(f"warning: the winner{board.within}: {guessing}")
     return boards

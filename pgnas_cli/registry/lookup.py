@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PgnasError
+from ..fields import check_range
 from .backbone import Backbone, Builder, Start
 
 GROUP = "pgnas.backbones"
+MOST_PIXELS = 8192  # height = width of an image
 LIBRARIES = ("timm", "torchvision")  # entry points for many networks: "timm/NAME"
 
 
@@ -65,8 +67,8 @@ def load_backbone(
     one), for a backbone whose package does not import, for one that takes other images than
     square ones of `channels` or grey, and for weights that do not fit.
     """
-    if size is not None and size < 1:
-        raise PgnasError(f"`img_size` {size} is out of range; possible: 1 or more")
+    if size is not None:
+        check_range("img_size", size, 1, MOST_PIXELS)
     entry, model = _entry(name)
     called = f"backbone '{name}' (from {_package(entry)}"
     build = _builder(entry, name, called)

@@ -1,7 +1,9 @@
 """Load starting weights from a plain state dict in a safetensors file."""
 
 import json
+import re
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ..errors import PgnasError
 from ..storage import check_regular
 from ..tensors import read_plain_header, read_values, restore_
 
+_COUNTER = "n_averaged"  # beside the weights in AveragedModel
 LISTED = 5  # names in a message
 _WRAPPERS = {"_orig_mod", "module"}  # parts of names, of torch.compile and DataParallel
 
@@ -20,7 +23,7 @@ def load_weights_(network: nn.Module, path: Path, heads: Iterable[str]) -> dict[
     """Load `path` into `network`; returns the heads that were replaced, with a remark on each.
 
     The layers named in `heads` may have another number of classes or be missing, one with another
-    name in their place: they keep their fresh weights. A prefix that all names share is taken off.
+    name in their place: they keep their fresh weights. A prefix of all its names is taken off.
     Anything else that is missing, surplus or of another shape is a PgnasError.
     """
     return fit_weights_(network, _plain_weights(path), path, heads)
@@ -112,19 +115,24 @@ def fit_weights_(
 
 
 def _unwrapped(found: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """`found` by the names that the network has: without wrappers, or a prefix shared by all."""
+    """`found` by the names that the network has: without wrappers, and without the prefix under
+    which most of these names are."""
     parts = {part for key in own for part in key.split(".")}
     foreign = _WRAPPERS - parts
-    found = {
-        ".".join(part for part in key.split(".") if part not in foreign): tensor
-        for key, tensor in found.items()
-    }
-    while not any(key in own for key in found):
-        firsts = {key.partition(".")[0] for key in found}
-        if len(firsts) != 1 or not all("." in key for key in found):
-            break
-        found = {key.partition(".")[2]: tensor for key, tensor in found.items()}
-    return found
+    shorter = {key: ".".join(p for p in key.split(".") if p not in foreign) for key in found}
+    found = {name: found[key] for key, name in shorter.items() if name and name != _COUNTER}
+    splits = [(key, end) for key in found for end in (0, *_ends(key)) if key[end:] in own]
+    fitting = Counter(key[:end] for key, end in splits)
+    (prefix, most), (_, second) = [*fitting.most_common(2), ("", 0), ("", 0)][:2]
+    names = {key: key.removeprefix(prefix) for key in found}
+    if most == second or len(set(names.values())) < len(names):
+        return found  # nothing fits, or two networks do
+    return {names[key]: tensor for key, tensor in found.items()}
+
+
+def _ends(key: str) -> list[int]:
+    """Where its prefixes end."""
+    return [dot.end() for dot in re.finditer(r"\.", key)]
 
 
 def _other_head(surplus: Collection[str]) -> str:

@@ -3,11 +3,12 @@
 This face imports no torch; the fitted super-network is imported from `run.posterior`.
 """
 
-from .directory import RUNS, Run, newest_run, run_at
+from .directory import MOST_CANDIDATES, RUNS, Run, newest_run, run_at
 from .history import Command, commands_of, now, remember
 from .lock import last_written, writing
 from .settings import (
     FitSettings,
+    check_named,
     check_recipe,
     keep_skipping,
     read_settings,

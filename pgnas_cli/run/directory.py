@@ -21,6 +21,7 @@ from pathlib import Path
 from ..errors import PgnasError
 
 RUNS = Path("runs")
+MOST_CANDIDATES = 1_000_000  # in a run
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..distributed import rank
 from ..errors import PgnasError
 from ..progress import note
 from ..storage import remove_leftovers
@@ -28,9 +29,10 @@ def writing(run: Run, *, new: bool = False) -> Iterator[None]:
     """Context in which no other process or thread writes into the run; `new` makes its folder.
 
     The lock is the kernel's (flock), on a file of its own that holds who has it. Raises PgnasError,
-    in one line, where somebody else has it. What killed commands left is removed first.
+    in one line, where somebody else has it. What killed commands left is removed first. Of several
+    processes that work as one, the first has it.
     """
-    if not new and not run.folder.is_dir():
+    if rank() > 0 or (not new and not run.folder.is_dir()):
         yield  # nothing to protect: whoever reads it says so
         return
     key = threading.get_ident(), run.folder.resolve()

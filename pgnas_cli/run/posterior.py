@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
+from ..distributed import first_here
 from ..errors import PgnasError, command
 from ..fields import check_fields
 from ..gates import Prior, gates
-from ..registry import Recipe
+from ..registry import MOST_PIXELS, Recipe
 from ..registry.build import create_supernet
 from ..registry.measure import Measure, measured
 from ..sizes import Target
@@ -93,7 +94,7 @@ class Posterior:
 
 MOST_CLASSES = 100_000
 MOST_NAMED = 1_000  # characters of a name
-MOST_CHANNELS, MOST_PIXELS = 256, 8192  # of an image
+MOST_CHANNELS = 256  # of an image
 MOST_ACTIVATIONS = 2**33  # bytes of all steps on one image
 SPARE, PER_WEIGHT = 2**29, 400  # bytes; and within that many, and so many times the weights
 MOST_MACS = 4 * 10**12  # on one image
@@ -103,8 +104,9 @@ INTERPOLATIONS = (
 )  # fmt: skip
 
 
-def check_supernet(spec: SupernetSpec, path: Path) -> Measure | None:
-    """Raise PgnasError where the file at `path` names a network that is out of bounds.
+def check_supernet(spec: SupernetSpec, path: Path | None) -> Measure | None:
+    """Raise PgnasError where the file at `path` names a network that is out of bounds; None: a fit
+    that is to begin, whose files would be refused.
 
     Returns the network on the meta device, and what it takes; None where it cannot be measured.
     """
@@ -123,6 +125,8 @@ def check_supernet(spec: SupernetSpec, path: Path) -> Measure | None:
         "interpolation": images.interpolation not in INTERPOLATIONS,
     }
     impossible = [name for name, is_wrong in wrong.items() if is_wrong]
+    if impossible and path is None:
+        raise PgnasError(f"no file of a run may have such {impossible[0]}; see SECURITY.md")
     if impossible:
         raise PgnasError(f"'{path}' is damaged: its {impossible[0]} cannot be")
     if ":" in spec.backbone or spec.backbone.endswith(".safetensors"):
@@ -135,8 +139,9 @@ def check_supernet(spec: SupernetSpec, path: Path) -> Measure | None:
         weights = sum(t.nbytes for t in found.network.state_dict().values())
         most = min(MOST_ACTIVATIONS, SPARE + PER_WEIGHT * weights)
         if found.activations > most or found.macs > MOST_MACS:
+            said = "the fit" if path is None else f"'{path}'"
             raise PgnasError(
-                f"'{path}' names images of {images.size} pixels, on which {spec.backbone} would"
+                f"{said} names images of {images.size} pixels, on which {spec.backbone} would"
                 f" take {found.activations / 2**30:.3g} GiB and {found.macs:.2g} MACs; possible:"
                 f" {most / 2**30:.3g} GiB and {MOST_MACS:.2g} MACs"
             )
@@ -261,15 +266,16 @@ def held_out_of(
     name = moved or settings.data
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise PgnasError(f"no folder '{name}' with the images of the fit; name it with `data`")
-    data = load_data(
-        name,
-        seed=posterior.split.seed,
-        held_out=posterior.split.held_out,
-        root=Path(settings.data_root),
-        skip_corrupt=settings.skip_corrupt,
-        preprocessing=posterior.supernet.preprocessing,
-        fitting=fitting,
-    )
+    with first_here():
+        data = load_data(
+            name,
+            seed=posterior.split.seed,
+            held_out=posterior.split.held_out,
+            root=Path(settings.data_root),
+            skip_corrupt=settings.skip_corrupt,
+            preprocessing=posterior.supernet.preprocessing,
+            fitting=fitting,
+        )
     if data_digest(data.held_out) != posterior.split.digest:
         raise PgnasError(
             f"the images of '{name}' are not those of the fit: the held-out part has changed; bring"

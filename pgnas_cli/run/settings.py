@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..distributed import launched
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset, shortened
@@ -59,8 +60,17 @@ class FitSettings:
     target_params: str | None = option(None, "Mean size of the candidates: 60%, or 10M parameters.")
     target_macs: str | None = option(None, "The same in MACs: 60%, or 2G.")
     precision: str = option(
-        "float32", "float32 or bfloat16.", choices=("float32", "bfloat16"), advanced=True
-    )
+        "float32", "float32, bfloat16, or auto: bfloat16 where the device computes in it.",
+        choices=("float32", "bfloat16", "auto"), advanced=True,
+    )  # fmt: skip
+    compile: bool = option(
+        False, "Compile the network first, for long fits on a GPU.", flags=("--compile",),
+        advanced=True,
+    )  # fmt: skip
+    sync_bn: bool = option(
+        False, "Batch-norm statistics over all processes of torchrun; on GPUs.",
+        flags=("--sync-bn",), advanced=True,
+    )  # fmt: skip
     seed: int = option(0, "Seed of every random draw.")
     preset: str | None = option(
         None, "published: the backbone's recipe in the paper; paper: its gates alone."
@@ -167,6 +177,12 @@ def run_name(backbone: str) -> str:
     return name.replace("/", "-").replace(":", "-")
 
 
+def check_named(folder: Path | None) -> None:
+    """Raise PgnasError where several processes would each find a folder of their own."""
+    if folder is None and launched().world_size > 1:
+        raise PgnasError("name the folder of the run with `run`: several processes share it")
+
+
 def run_to_fit(
     folder: Path | None, given: dict[str, Any], *, resume: bool
 ) -> tuple[Run, FitSettings]:
@@ -174,6 +190,7 @@ def run_to_fit(
 
     `given` holds the options that the user named, as `settings_of` takes them.
     """
+    check_named(folder)
     asked = settings_of(given)
     if folder is None and resume:
         run = newest_run()

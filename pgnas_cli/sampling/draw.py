@@ -18,7 +18,7 @@ from ..errors import PgnasError
 from ..fields import check_range
 from ..gates import drop_probabilities, gates, hard_keep, per_gate
 from ..progress import track
-from ..run import Run, run_at, writing
+from ..run import MOST_CANDIDATES, Run, run_at, writing
 from ..run.posterior import Posterior, posterior_of
 from ..seeds import generator
 from ..sizes import ROWS, Sizes, Target, budgets_of, count, joined, whole_sizes
@@ -72,7 +72,7 @@ def sample(
     PgnasError for a budget that draws cannot keep within, and where other candidates are ranked.
     """
     run = run_at(run)
-    check_range("n", n, 1)
+    check_range("n", n, 1, MOST_CANDIDATES)
     with writing(run):
         drawn, posterior = _drawn(run, n, baseline, seed, max_params, max_macs)
         _write(run, drawn, posterior, posterior.seed if seed is None else seed, force)

@@ -27,7 +27,7 @@ class ExpectedSize:
         bank = gates(network)
         self.graph: Graph = bank.graph
         self.spans = bank.spans
-        self.group = bank.group.cpu()
+        self.group = bank.group
         self.modules = dict(network.named_modules())
         self.followers = followers(bank.graph)
         self.whole = parameter_count(network), whole_macs(network)
@@ -37,16 +37,18 @@ class ExpectedSize:
         self.cut = self.graph.cut()
 
     def shares(self, drop_probability: Tensor) -> dict[str, Tensor]:
-        """Of the whole network's parameters and MACs, each (); (groups,) on the CPU."""
+        """Of the whole network's parameters and MACs, each (), from (groups,) on any device."""
         params, macs = self(drop_probability)
         return {"params": params / self.whole[0], "macs": macs / max(1, self.whole[1])}
 
     def __call__(self, drop_probability: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters (the file's count) and MACs, each (), from (groups,) on the CPU."""
+        """Parameters (the file's count) and MACs, each (), from (groups,) on any device."""
+        if self.group.device != drop_probability.device:
+            self.group = self.group.to(drop_probability.device)
         drop = drop_probability.double().clamp(LEAST, 1 - LEAST)[self.group]
         kept = {layer: 1 - drop[first:last] for layer, (first, last) in self.spans.items()}
-        unneeded = self._settled(self._unneeded(kept))
-        params, macs = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        unneeded = self._settled(self._unneeded(kept, drop))
+        params, macs = drop.new_zeros(()), drop.new_zeros(())
         for calls in self.cut.values():
             for call in calls:
                 node = self.graph.nodes[call]
@@ -58,7 +60,7 @@ class ExpectedSize:
                     params = params + weights + others
         return params + self.untouched, macs + self.rest_macs
 
-    def _unneeded(self, kept: dict[str, Tensor]) -> list[Tensor]:  # noqa: C901, PLR0915 - one rule per kind of node
+    def _unneeded(self, kept: dict[str, Tensor], like: Tensor) -> list[Tensor]:  # noqa: C901, PLR0915 - one rule per kind of node
         """Per node, the logarithm of the probability that nobody needs a channel, (channels,).
 
         Nodes on a chain share one tensor, which keeps the number of operations small.
@@ -72,17 +74,16 @@ class ExpectedSize:
 
         for position in range(len(nodes) - 1, -1, -1):
             node, known = nodes[position], found[position]
-            own = torch.zeros(node.channels, dtype=torch.float64) if known is None else known
+            own = like.new_zeros(node.channels) if known is None else known
             found[position] = own
             if node.kind in ("output", "opaque"):
                 for source in node.inputs:
-                    needed = torch.full((nodes[source].channels,), math.log(LEAST))
-                    found[source] = needed.double()
+                    found[source] = like.new_full((nodes[source].channels,), math.log(LEAST))
             elif node.kind == "mix":
                 if node.layer in self.followers and node.layer in self.spans:
                     continue  # its gates are those of another consumer
                 width = nodes[node.inputs[0]].channels
-                share = kept.get(node.layer, torch.ones(width, dtype=torch.float64))
+                share = kept.get(node.layer, like.new_ones(width))
                 reads = -torch.expm1(own.sum()) * share
                 add(node.inputs[0], torch.log((1 - reads).clamp(min=LEAST)))
             elif node.kind == "grouped":
@@ -91,7 +92,7 @@ class ExpectedSize:
                 found[position] = spread(per_group, node.channels)  # a group is cut whole
                 add(source, spread(per_group, nodes[source].channels))
             elif node.kind == "switch":
-                share = kept.get(node.layer, torch.ones(1, dtype=torch.float64))
+                share = kept.get(node.layer, like.new_ones(1))
                 reads = -torch.expm1(own) * share
                 add(node.inputs[0], torch.log((1 - reads).clamp(min=LEAST)))
             elif node.kind == "concatenate":

@@ -12,7 +12,18 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from ..gates import Prior, drop_probabilities, gates, hard_keep, masked, opened, per_gate, relaxed
+from ..distributed import Rows
+from ..gates import (
+    Prior,
+    drop_probabilities,
+    gates,
+    hard_keep,
+    masked,
+    opened,
+    per_gate,
+    relaxed,
+    undecided,
+)
 from ..registry import Recipe
 from ..seeds import generator
 from ..sizes import ExpectedSize, Target
@@ -60,6 +71,7 @@ class DropLearning:
         # counted by its share of the full rate.
         self.before = drop_probabilities(self.network).expand(2, -1).clone()
         self.rate_steps = [0.0, 0.0]
+        self.open_gates: Tensor | None = None  # in which draws differ, once p is frozen
 
     def start_epoch(self, epoch: int) -> bool:
         """Begin to measure how far p moves, where a window ends with `epoch` epochs done.
@@ -103,27 +115,32 @@ class DropLearning:
     @property
     def price(self) -> float:
         """Nats per image that the target makes the whole network's size worth, or 0."""
-        return self.control.price if self.control else 0.0
+        return float(self.control.price) if self.control else 0.0
 
-    def gates_of(self, step: int, batch: int) -> AbstractContextManager[None]:
-        """Context: how the gates act in a training step."""
+    def gates_of(self, step: int, rows: Rows) -> AbstractContextManager[None]:
+        """Context: how the gates act in a training step, on the rows of this process."""
         if self.fixed_drop == 0:
             return opened(self.network)
-        draws = generator(self.seed, "gates", step, 0)
+        draws = generator(self.seed, "gates", step, 0, device=self.drop_logit.device)
         if self.is_frozen(step):
-            return masked(self.network, self.hard_keep(draws, batch))
+            return masked(self.network, self.hard_keep(draws, rows.of)[rows.part])
         return relaxed(
-            self.network, batch=batch, generator=draws, temperature=self.recipe.temperature
-        )
+            self.network, batch=rows.of, generator=draws, temperature=self.recipe.temperature,
+            part=rows.part,
+        )  # fmt: skip
 
     def hard_keep(self, draws: torch.Generator, batch: int) -> Tensor:
         """Hard gates for each of `batch` images, bool (batch, gates)."""
-        drop = per_gate(self.network, drop_probabilities(self.network)).cpu()
-        return hard_keep(drop, generator=draws, rows=(batch,))
+        drop = per_gate(self.network, drop_probabilities(self.network))
+        return hard_keep(drop, generator=draws, rows=(batch,), open_gates=self.open_gates)
 
     def divergence(self) -> Tensor:
         """The prior's part of the loss, (), nats per image."""
         return self.prior.divergence(self.network)
+
+    def add_divergence(self) -> Tensor:
+        """The same; its gradients are added to those of the step."""
+        return self.prior.backward(self.network)
 
     def update(self, step: int) -> None:
         """Move p by one step; gradients are in place."""
@@ -140,10 +157,15 @@ class DropLearning:
             if step + 1 == self.phases.freeze:
                 logits = certain(logits, self.recipe.certain)
             self.drop_logit.data.copy_(logits)
+            self._note_open(step + 1)
             self._count(1.0)  # a step to the size does not depend on the rate
         elif learning:
             rate = cast(float, self.optimizer.param_groups[0]["lr"])
             self._count(rate / (self.rate or 1.0))
+
+    def _note_open(self, step: int) -> None:
+        if self.is_frozen(step):
+            self.open_gates = undecided(per_gate(self.network, drop_probabilities(self.network)))
 
     def _count(self, share: float) -> None:
         self.rate_steps = [steps + share for steps in self.rate_steps]
@@ -172,8 +194,9 @@ class DropLearning:
         restore_optimizer(self.optimizer, "drops", state)
         self.before = state.tensors["epoch.before"].to(self.drop_logit.device)
         self.rate_steps = [state.numbers["rate_steps"], state.numbers["newer_rate_steps"]]
+        self._note_open(state.step)
         if self.control is not None:
-            self.control.price = state.numbers["price"]
+            self.control.price = torch.tensor(state.numbers["price"], dtype=torch.float64)
 
 
 def certain(drop_logit: Tensor, bound: float) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed import Rows, rows_of, summed
 from ..errors import PgnasError
 from ..gates import drop_probabilities, masked, per_gate, relaxed
 from ..seeds import generator
@@ -26,7 +27,7 @@ class EpochRecord:
     loss: float  # mean cross-entropy under relaxed gates, nats per image
     kl: float  # divergence term of the loss at the epoch's end, nats per image
     train_error: float
-    soft_error: float  # held-out, relaxed gates
+    soft_error: float  # held-out, relaxed gates; once p is frozen, as the next
     hard_error: float  # held-out, hard gates drawn anew for every image: the mean candidate
     expected_params: float  # the file's count, mean over the posterior
     expected_macs: float  # mean over the posterior
@@ -126,27 +127,38 @@ class EpochWatch:
 
 @torch.no_grad()
 def held_out_errors(loop: Loop, epoch: int) -> tuple[float, float]:
-    """Held-out errors under relaxed gates, and under hard gates drawn anew for each image."""
+    """Held-out errors under relaxed gates, and under hard gates drawn anew for each image.
+
+    Weights that are trained on hard gates are judged on them alone.
+    """
     assert loop.drops is not None
     network = loop.network.eval()
-    wrong = [0, 0]
-    for place, (images, labels) in enumerate(_held_out_batches(loop)):
-        soft = relaxed(
-            network, batch=len(images), generator=generator(loop.seed, "soft", epoch, place),
-            temperature=loop.recipe.temperature,
-        )  # fmt: skip
-        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), len(images))
-        for which, context in enumerate((soft, masked(network, keep))):
-            with context:
-                wrong[which] += int((network(images).argmax(1) != labels).sum())
-    images_in_all = len(loop.data.held_out)
-    return wrong[0] / images_in_all, wrong[1] / images_in_all
+    frozen, wrong = loop.drops.is_frozen(loop.step), torch.zeros(2, dtype=torch.int64)
+    for place, (images, labels, rows) in enumerate(_held_out_batches(loop)):
+        if not rows.count:
+            continue
+        keep = loop.drops.hard_keep(generator(loop.seed, "hard", epoch, place), rows.of)
+        with masked(network, keep[rows.part]):
+            wrong[1] += int((network(images).argmax(1) != labels).sum())
+        if frozen:
+            continue
+        draws = generator(loop.seed, "soft", epoch, place)
+        temperature = loop.recipe.temperature
+        with relaxed(
+            network, batch=rows.of, generator=draws, temperature=temperature, part=rows.part
+        ):
+            wrong[0] += int((network(images).argmax(1) != labels).sum())
+    soft, hard = (number / len(loop.data.held_out) for number in summed(wrong).tolist())
+    return (hard if frozen else soft), hard
 
 
-def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
+def _held_out_batches(loop: Loop) -> Iterator[tuple[Tensor, Tensor, Rows]]:
+    """Images and labels of this process, and which rows of each batch they are."""
     part = loop.data.held_out
     assert part.pixels is not None, "the caller decodes the held-out images once"
     for images, labels in zip(
         part.pixels.split(loop.batch), part.labels.split(loop.batch), strict=True
     ):
-        yield loop.data.preprocessing.normalised(images.to(loop.device)), labels.to(loop.device)
+        rows = rows_of(len(images))
+        own = images[rows.part].to(loop.device)
+        yield loop.data.preprocessing.normalised(own), labels[rows.part].to(loop.device), rows

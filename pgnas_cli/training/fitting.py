@@ -6,6 +6,7 @@ it.
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -19,9 +20,18 @@ from torch import nn
 
 from ..data import ImageData, cut_data, find_data, held_out_decoded, remarks_on
 from ..data import digest as data_digest
+from ..distributed import (
+    check_alike,
+    first_here,
+    rank,
+    synchronised,
+    together,
+    wait,
+    world_size,
+)
 from ..errors import PgnasError, command
 from ..gates import Prior, gates, make_concrete_
-from ..machine import Machine
+from ..machine import Machine, computes_bfloat16
 from ..progress import note
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
@@ -31,13 +41,14 @@ from ..run.posterior import (
     Objective,
     Posterior,
     SupernetSpec,
+    check_supernet,
     posterior_of,
     write_posterior,
 )
 from ..sampling import fixed_rate
 from ..signals import StopRequest
 from ..sizes import Target, parameter_count, target_of
-from ..storage import differences, remove
+from ..storage import differences, remove, to_json
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .cutting import ELEMENTWISE
 from .drop_learning import DropLearning
@@ -110,48 +121,62 @@ def fit_events(
     """Fit a super-network; yields what was set up, a record per epoch, and a summary.
 
     An unfinished fit is saved on the way, and on SIGINT or SIGTERM at the next step, which ends it
-    with `Interrupted`. One that is finished and resumed yields its summary.
+    with `Interrupted`. One that is finished and resumed yields its summary. The processes that
+    torchrun started all yield the same; the first one alone writes.
     """
-    with writing(run, new=True):
-        if resume and not force and run.posterior.exists():
+    with together(machine.device), writing(run, new=True):
+        finished = resume and not force and run.posterior.exists()
+        unfinished = None if finished else _claim(run, resume, force)
+        check_alike(
+            f"{finished} {unfinished and unfinished[0].step}",
+            f"'{run.folder}' must lie on a file system that all machines share",
+        )
+        if finished:
+            if rank() == 0:
+                keep_skipping(run, settings)
             yield _finished(run)
         else:
-            yield from _fitted(run, settings, resume, force, save_minutes, machine, resume_with)
+            yield from _fitted(run, settings, unfinished, save_minutes, machine, resume_with)
 
 
 def _fitted(
     run: Run,
     settings: FitSettings,
-    resume: bool,
-    force: bool,
+    unfinished: tuple[State, Posterior] | None,
     save_minutes: float | None,
     machine: Machine,
     resume_with: str,
 ) -> FitEvents:
-    unfinished = _claim(run, resume, force)
     began = time.perf_counter()
     prepared = _prepared(settings, None if unfinished is None else unfinished[1], machine)
     network, posterior, data = prepared.network, prepared.posterior, prepared.data
+    first = rank() == 0  # of several processes the one that writes
     loop = supernet_loop(
         network, data, posterior.recipe, posterior.objective.prior, seed=settings.seed,
         device=machine.device, fixed_drop=settings.fixed_drop, target=posterior.objective.target,
-        bfloat16=settings.precision == "bfloat16",
+        bfloat16=settings.precision == "bfloat16"
+        or (settings.precision == "auto" and computes_bfloat16(machine.device)),
+        compiled=settings.compile,
     )  # fmt: skip
     watch = EpochWatch(loop)
     remarks = [*prepared.remarks, *_idle(posterior.recipe, settings, data)]
     if unfinished is None:
-        remarks += _probed(prepared, settings.seed, machine)
-        _begin(run, settings)
+        if first:  # training begins with its weights
+            remarks += _probed(prepared, settings.seed, machine)
+            _begin(run, settings)
         history = History(run)
     else:
         state = _same_fit(run, loop, posterior, *unfinished)
-        keep_skipping(run, settings)
+        if first:
+            keep_skipping(run, settings)
         loop.restore(state)
         watch.restore(state)
         history = History(run, _saved_epochs(run)[: loop.step // loop.per_epoch])
     yield _plan(loop, posterior, prepared.recipe_of, remarks)
 
     def save(state: State) -> None:
+        if not first:
+            return
         history.write()  # a checkpoint is never ahead of it
         whole = dataclasses.replace(state, numbers={**state.numbers, **watch.numbers()})
         write_checkpoint(run.checkpoint, whole, posterior)
@@ -160,23 +185,32 @@ def _fitted(
         passes = train(
             loop, workers=machine.workers, save=save, save_seconds=seconds_of(save_minutes),
             what="fitting",
-            resume_with=resume_with or command("fit", "--resume", "--run", run.folder),
+            resume_with=resume_with or _resume_with(run),
         )  # fmt: skip
         with closing(passes):
             for done in passes:
                 record = watch.record(done)
-                history.add(record)
+                history.add(record, write=first)
                 yield record
         loop.refuse_what_is_not_finite()
-        history.write()
-        write_posterior(run.posterior, loop.network, posterior)
-        with contextlib.suppress(OSError):  # else the next command does
-            run.checkpoint.unlink(missing_ok=True)
+        if first:
+            history.write()
+            write_posterior(run.posterior, loop.network, posterior)
+            with contextlib.suppress(OSError):  # else the next command does
+                run.checkpoint.unlink(missing_ok=True)
+        wait()
     bank = gates(network)
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
         _hard_error(loop, history), parameter_count(network), len(bank.groups), bank.count,
     )  # fmt: skip
+
+
+def _resume_with(run: Run) -> str:
+    line = command("fit", "--resume", "--run", run.folder)
+    if world_size() == 1:
+        return line
+    return f"torchrun ... -m pgnas_cli -- {line.removeprefix('pgnas ')}"
 
 
 def _finished(run: Run) -> FitSummary:
@@ -262,7 +296,7 @@ def fit_network(
             yield watch.record(done)
 
 
-def supernet_loop(
+def supernet_loop(  # noqa: PLR0913 - what a fit consists of
     network: nn.Module,
     data: ImageData,
     recipe: Recipe,
@@ -273,6 +307,7 @@ def supernet_loop(
     fixed_drop: float | None = None,
     target: Target | None = None,
     bfloat16: bool = False,
+    compiled: bool = False,
 ) -> Loop:
     """The training loop of a gated network."""
     if target is not None and fixed_drop is not None:
@@ -286,7 +321,7 @@ def supernet_loop(
 
     return Loop(
         network, data, recipe, seed=seed, device=device, weight_decay=prior.weight_decay(),
-        drops=drops, bfloat16=bfloat16,
+        drops=drops, bfloat16=bfloat16, compiled=compiled,
     )  # fmt: skip
 
 
@@ -316,9 +351,10 @@ class _Prepared:
 
 def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine) -> _Prepared:
     """Data and gated network; `started` is of an unfinished fit, whose recipe a later one keeps."""
-    source = find_data(
-        settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt
-    )
+    with first_here():
+        source = find_data(
+            settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt
+        )
     backbone = build_backbone(
         settings.backbone, classes=len(source.classes), channels=source.channels,
         size=source.small if settings.img_size is None else settings.img_size,
@@ -337,6 +373,10 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         source, seed=settings.seed, held_out=settings.held_out,
         preprocessing=backbone.images, size=size, channels=channels,
     )  # fmt: skip
+    named = SupernetSpec(
+        backbone.name, backbone.options, "", "", data.classes, data.preprocessing, data.name
+    )
+    check_supernet(named, None)
     split = DataSplit(
         settings.seed, settings.held_out, len(data.fit), len(data.held_out),
         data_digest(data.held_out), data_digest(data.fit),
@@ -353,20 +393,37 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         recipe = dataclasses.replace(recipe, probe=False)
     check_recipe(recipe, settings)
     network = gated(backbone, recipe)
+    if settings.sync_bn:
+        network = synchronised(network, machine.device)
     target = target_of(network, params=settings.target_params, macs=settings.target_macs)
     prior = prior_of(recipe, len(data.fit), constant=settings.constant_l2)
     posterior = Posterior(
-        SupernetSpec(
-            backbone.name, backbone.options, recipe.gates, recipe.groups, data.classes,
-            data.preprocessing, data.name,
+        dataclasses.replace(
+            named, layers=recipe.gates, groups=recipe.groups, preprocessing=data.preprocessing
         ),
         split,
         Objective(prior, settings.fixed_drop, target),
         recipe,
         settings.seed,
     )  # fmt: skip
-    remarks = (*backbone.remarks, *data.remarks, *remarks_on(data))
+    check_alike(
+        json.dumps(to_json(posterior), sort_keys=True),
+        "all machines need the same images, options and versions of pgnas, torch and timm",
+    )
+    shares = _shares(recipe, len(data.fit))
+    remarks = (*backbone.remarks, *data.remarks, *remarks_on(data), *shares)
     return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
+
+
+def _shares(recipe: Recipe, images: int) -> list[str]:
+    """How several processes share a batch; raises PgnasError for one that is too small."""
+    batch, processes = min(recipe.batch_size, images), world_size()
+    if processes > 1 and batch < 2 * processes:
+        raise PgnasError(
+            f"a batch of {batch} images is too small for {processes} processes, which need two"
+            " each: raise `batch_size`, or start fewer"
+        )
+    return [f"{processes} processes share each batch of {batch}"] if processes > 1 else []
 
 
 def gated(backbone: Backbone, recipe: Recipe) -> nn.Module:
@@ -419,6 +476,8 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
         found.append(
             f"a step of `opt` {recipe.opt} depends on whole layers: nothing is cut while training"
         )
+    if settings.sync_bn and world_size() == 1:
+        found.append("`sync_bn`: no effect in one process")
     late = [epoch for epoch in recipe.decay_milestones if epoch >= recipe.epochs]
     if late:
         found.append(f"`decay_milestones` {late} lie behind the {recipe.epochs} epochs")

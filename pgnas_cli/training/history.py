@@ -35,10 +35,11 @@ class History:
         self.path, self.rows, self.written = run.metrics, list(rows), True
         self.saving = Saving()
 
-    def add(self, record: EpochRecord) -> None:
+    def add(self, record: EpochRecord, *, write: bool = True) -> None:
         self.rows.append((json.dumps(to_json(record)), record))
         self.written = False
-        self.saving(self.write)
+        if write:
+            self.saving(self.write)
 
     def write(self) -> None:
         if not self.written:

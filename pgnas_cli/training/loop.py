@@ -1,11 +1,13 @@
 """The training loop, of a super-network with its drop probabilities and of an exported network.
 
 Per step (Eq. 14-15): mean cross-entropy, under one relaxed draw per image and gate where there are
-gates, plus the divergence from the prior. Randomness is a function of seed and step.
+gates, plus the divergence from the prior. Randomness is a function of seed and step. Several
+processes share the images of a batch: their steps are those of one process with the whole batch.
 """
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -18,12 +20,21 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..data import ImageData, placed, steps_per_epoch, training_batches
+from ..data import ImageData, placed, steps_per_epoch, training_batches, training_rows
+from ..distributed import (
+    Rows,
+    broadcast_,
+    largest,
+    rank,
+    summed,
+    summed_gradients,
+    wait,
+    world_size,
+)
 from ..errors import Interrupted, PgnasError
 from ..gates import gates, of_rows
 from ..progress import note, task
 from ..registry import Recipe
-from ..run.posterior import is_sound
 from ..seeds import derived_seed, seeded_globals
 from ..signals import StopRequest
 from ..slimming import Remainder, everything, remainder, stored
@@ -53,9 +64,11 @@ class Loop:
         weight_decay: float,  # of matrices that no prior pulls
         drops: Callable[["Loop"], DropLearning] | None = None,  # None: no gates
         bfloat16: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.whole, self.device = placed(network, device), device
-        self.left = everything(self.whole)
+        self.compiled = compiled
+        self._train_on(everything(self.whole))
         self.weight_decay = weight_decay
         self.data, self.recipe, self.seed = data, recipe, seed
         self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
@@ -68,6 +81,7 @@ class Loop:
         self.drops = None if drops is None else drops(self)
         self._start_optimizer()
         self.watched = torch.zeros(4, device=self.device)  # of the first step that is not finite
+        self.watch_every = 1 if self.device.type == "cpu" else WATCHED  # steps
         self.inputs = torch.empty(0)  # of the last step, to look at when it failed
         self.start_epoch()
         self._set_rates()
@@ -76,6 +90,13 @@ class Loop:
     def network(self) -> nn.Module:
         """The network that is trained: the whole one, or what is left of it."""
         return self.left.network
+
+    def _train_on(self, left: Remainder) -> None:
+        self.left = left
+        self.forward = left.network
+        if self.compiled:  # which looks at the gradient of gates, and is warned that it has none
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            self.forward = torch.compile(left.network)  # type: ignore[assignment]
 
     def _start_optimizer(self) -> None:
         recipe = self.recipe
@@ -124,12 +145,13 @@ class Loop:
         """Go on with what candidates can keep of the network; gates have closed for good."""
         if self.recipe.opt not in ELEMENTWISE:
             return
+        broadcast_(self.network)  # all processes cut the same
         self.write_back()
         left = remainder(self.whole)
         if left is None:
             return
         placed(left.network, self.device)
-        if differs_in_training(self.whole, left.network) > TOLERANCE:
+        if largest(differs_in_training(self.whole, left.network)) > TOLERANCE:
             note("nothing is cut while training: this network does something else in training")
             return
         self._follow(left)
@@ -138,7 +160,7 @@ class Loop:
         """Train `left` from here on."""
         before, source = self.weights, self.left
         placed(left.network, self.device).train(self.network.training)
-        self.left = left
+        self._train_on(left)
         self._start_optimizer()
         carry_over_(before, source, self.weights, left, self.whole)
         if self.drops is not None:
@@ -165,31 +187,27 @@ class Loop:
         """Share of the images seen in the epoch that were wrong."""
         return float(self.wrong) / max(1, self.seen)
 
-    def advance(self, images: Tensor, labels: Tensor) -> None:
-        """One step of all optimizers."""
+    def advance(self, images: Tensor, labels: Tensor, rows: Rows | None = None) -> None:
+        """One step of all optimizers; the images are `rows` of the batch, or all of it."""
+        rows = rows or Rows(0, len(images), len(images))
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         inputs = self.data.preprocessing.normalised(images)
         if hasattr(self.network, "at_progress"):  # noise of its own that grows with time
             self.network.at_progress(min(1.0, (self.step + 1) / self.round))  # type: ignore[operator]
         # A network's own dropout draws from the global generators: a function of the step too.
-        own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, 0))
-        acting = (
-            nullcontext() if self.drops is None else self.drops.gates_of(self.step, len(images))
-        )
+        own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, rank()))
+        acting = nullcontext() if self.drops is None else self.drops.gates_of(self.step, rows)
         with self.autocast, acting, own_draws:
             parts = torch.arange(len(inputs)).chunk(self.recipe.accumulate)
             found = [
-                self._passes(inputs, labels, slice(int(p[0]), int(p[-1]) + 1), p is parts[-1])
+                self._passes(inputs, labels, slice(int(p[0]), int(p[-1]) + 1), rows, p is parts[-1])
                 for p in parts
             ]
-            shown, losses, extras = zip(*found, strict=True)
-            logits = torch.cat(shown)
-            loss, extra = (torch.stack(parts).sum(0) for parts in (losses, extras))
-            divergence = torch.zeros((), device=self.device)
-            if self.drops is not None:
-                divergence = self.drops.divergence()
-                divergence.backward()
+        shown, losses, extras = zip(*found, strict=True)
+        logits = torch.cat(shown)
+        loss, extra = (torch.stack(values).sum(0) for values in (losses, extras))
+        divergence = self.drops.add_divergence() if self.drops else torch.zeros_like(loss)
         self.inputs = inputs
         self._watch(loss + extra, divergence)
         self.weights.step()
@@ -197,29 +215,35 @@ class Loop:
         if self.drops is not None:
             self.drops.update(self.step)
             self.drops.optimizer.zero_grad()
-        self.loss_sum += loss.detach() * len(inputs)
-        self.wrong += (logits.detach().argmax(1) != labels).sum()
-        self.seen += len(inputs)
+        wrong = (logits.argmax(1) != labels)[: rows.count].sum()
+        sums = summed(torch.stack([loss * rows.count, wrong]))
+        self.loss_sum += sums[0]
+        self.wrong += sums[1]
+        self.seen += rows.of
         self.step += 1
         if self.drops is not None and self.drops.froze(self.step):
             self.cut()
         self._set_rates()
 
     def _passes(
-        self, inputs: Tensor, labels: Tensor, rows: slice, last: bool
+        self, inputs: Tensor, labels: Tensor, part: slice, rows: Rows, last: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Forward and backward of some images of a batch: logits, and their part of its losses."""
-        whole = self.drops is None or rows == slice(0, len(inputs))
-        with nullcontext() if whole else of_rows(self.network, rows):
-            logits = self.network(inputs[rows])
-        share = (rows.stop - rows.start) / len(inputs)
+        """Forward and backward of a part of `rows`: logits, and its share of their losses."""
+        whole = self.drops is None or part == slice(0, len(inputs))
+        with nullcontext() if whole else of_rows(self.network, part):
+            logits = self.forward(inputs[part])
+        share = (part.stop - part.start) / len(inputs)
         extra = torch.zeros((), device=self.device)
         if isinstance(logits, tuple):  # in training only, beside the logits
             logits, other = logits
-            extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels[rows])
-        loss = self._cross_entropy(logits, labels[rows])
-        # The gates of all images come from one draw, whose graph the next part needs as well.
-        (share * (loss + extra)).backward(retain_graph=not last)
+            extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels[part])
+        loss = self._cross_entropy(logits, labels[part])
+        total = share * (loss + extra)
+        if world_size() > 1:
+            total = total * (rows.count / rows.of)
+        with summed_gradients(self.network) if last else nullcontext():
+            # The gates of all images come from one draw, whose graph the next part needs as well.
+            total.backward(retain_graph=not last)
         return logits.detach(), share * loss.detach(), share * extra.detach()
 
     def _watch(self, loss: Tensor, divergence: Tensor) -> None:
@@ -232,7 +256,7 @@ class Loop:
         step = torch.full_like(norm, self.step)
         now = torch.stack([loss.detach(), divergence.detach(), norm, step])
         self.watched = torch.where(self.watched.isfinite().all(), now, self.watched)
-        look = self.device.type == "cpu" or self.step % WATCHED == 0
+        look = self.step % self.watch_every == 0
         if look and not bool(self.watched.isfinite().all()):
             self.refuse_what_is_not_finite()
 
@@ -241,7 +265,11 @@ class Loop:
         loss, divergence, norm, step = self.watched.tolist()
         numbers = {"loss": loss, "divergence": divergence, "gradient": norm}
         found = [f"the {name} is {x}" for name, x in numbers.items() if not math.isfinite(x)]
-        if not found and all(is_sound(*named) for named in self.network.state_dict().items()):
+        state = self.network.state_dict()
+        logits = state.pop("gates.drop_logit", torch.zeros(1))  # infinite where p is 0 or 1
+        weights = [v for v in state.values() if v.is_floating_point()]
+        sound = math.isfinite(float(get_total_norm(weights))) and not bool(logits.isnan().any())
+        if not found and sound:
             return
         at = f"in epoch {int(step) // self.per_epoch + 1}, step {int(step) + 1}"
         largest = float(self.inputs.abs().max())
@@ -307,11 +335,16 @@ def train(
 ) -> Generator[Pass, None, None]:
     """Train to the end; yields after each epoch, whose sums `loop` still holds.
 
-    On SIGINT or SIGTERM saves after the step and raises Interrupted.
+    On SIGINT or SIGTERM saves after the step and raises Interrupted. Of several processes each
+    calls this, and the first one saves; all stop after the same step.
     """
     batches = training_batches(
         loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.most_steps,
-        workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale,
+        workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale, device=loop.device,
+    )  # fmt: skip
+    parts = training_rows(
+        loop.data.fit, batch=loop.batch, seed=loop.seed, first_step=loop.step,
+        steps=loop.most_steps,
     )  # fmt: skip
 
     waiting = Waiting()
@@ -323,16 +356,18 @@ def train(
             save(loop.state())
             raise
 
+    broadcast_(loop.network)
     loop.network.train()
     with StopRequest() as request, closing(batches), task(what, loop.steps) as shown:
         saving = Saving(save_seconds)
         began, seen = time.perf_counter(), 0
-        for images, labels in readable():
-            loop.advance(images, labels)
-            seen += len(images)
+        for (images, labels), rows in zip(readable(), parts, strict=False):
+            loop.advance(images, labels, rows)
+            seen += rows.of
             shown.update(loop.step)
             if loop.step % loop.per_epoch == 0:
                 seconds = time.perf_counter() - began
+                broadcast_(loop.network)  # batch-norm statistics differ
                 loop.write_back()
                 yield Pass(loop.step // loop.per_epoch, seconds, seen, waiting.taken())
                 loop.start_epoch()
@@ -340,14 +375,14 @@ def train(
                     break
                 loop.network.train()
                 began, seen = time.perf_counter(), 0
-            stopping = request.asked and loop.step < loop.steps
-            if stopping or saving.due():
+            asked = int(largest(request.asked))
+            stopping = asked and loop.step < loop.steps
+            if rank() == 0 and (stopping or saving.due()):
                 write = partial(save, loop.state())
                 write() if stopping else saving(write)
             if stopping:
+                wait()  # whoever ends first has torchrun end the others
                 at = f"after step {loop.step} of {loop.steps}"
                 if not resume_with:
-                    raise Interrupted(f"interrupted {at}", request.asked)
-                raise Interrupted(
-                    f"interrupted; saved {at}, resume with {resume_with}", request.asked
-                )
+                    raise Interrupted(f"interrupted {at}", asked)
+                raise Interrupted(f"interrupted; saved {at}, resume with {resume_with}", asked)

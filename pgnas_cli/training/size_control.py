@@ -65,25 +65,28 @@ class SizeControl:
         # However short the fit, a logit can cross the range in which p is undecided.
         travel = 16 / max(1, phases.freeze - phases.delay)
         self.limit = max(4 * rate, travel)
-        self.price = 0.0
+        self.price = torch.zeros((), dtype=torch.float64)
 
     def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
-        """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size."""
+        """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size.
+
+        Nothing waits for the device, but at the freeze.
+        """
         slots, betas = optimizer.state[drop_logit], optimizer.param_groups[0]["betas"]
         progress = (step + 1 - self.phases.delay) / (self.phases.ramp - self.phases.delay)
         aim = 1 - (1 - self.target.share) * min(1.0, progress)
-        logits = drop_logit.detach().cpu().double()
+        logits = exactly(drop_logit)
         if self.phases.ramp <= step:
             span = max(1, self.phases.freeze - self.phases.ramp)
             logits = (logits * self.sharpen ** (1 / span)).clamp(-DECIDED, DECIDED)
         # The mean squared gradient is, up to a factor, the Fisher information: the step to the size
         # is the one that changes the predictions least, and spares channels that much hangs on.
-        information = slots["exp_avg_sq"].cpu().double()
+        information = exactly(slots["exp_avg_sq"])
         metric = information + 1e-3 * information.mean() + 1e-30
         closer = partial(step_to_size, self.share, metric=metric, aim=aim, limit=self.limit)
         logits, slope = closer(logits)
         if step < self.phases.ramp:  # sharpening is no term of the loss: it has no price
-            gradient = slots["exp_avg"].cpu().double() / (1 - betas[0] ** float(slots["step"]))
+            gradient = exactly(slots["exp_avg"]) / (1 - betas[0] ** slots["step"].double())
             self.price = price_of_size(gradient, slope, metric)
         if step + 1 == self.phases.freeze:
             for _ in range(100):  # what is left of the way, since nothing moves p afterwards
@@ -99,7 +102,7 @@ class SizeControl:
 
 def step_to_size(
     size: Callable[[Tensor], Tensor],
-    drop_logit: Tensor,  # float64 (groups,), on the CPU
+    drop_logit: Tensor,  # float64 (groups,)
     metric: Tensor,  # (groups,), positive: what moving each logit costs
     aim: float,
     *,
@@ -116,18 +119,21 @@ def step_to_size(
     now = size(torch.sigmoid(logits))
     (slope,) = torch.autograd.grad(now, logits)
     direction = slope / metric
-    steepness = float(slope @ direction)
-    if steepness <= 0:
-        return drop_logit, slope
-    step = direction * ((aim - float(now.detach())) / steepness)
-    return drop_logit + step.clamp(-limit, limit), slope
+    steepness = slope @ direction
+    step = direction * ((aim - now.detach()) / steepness)
+    return torch.where(steepness > 0, drop_logit + step.clamp(-limit, limit), drop_logit), slope
 
 
-def price_of_size(gradient: Tensor, slope: Tensor, metric: Tensor) -> float:
+def price_of_size(gradient: Tensor, slope: Tensor, metric: Tensor) -> Tensor:  # ()
     """The price at which a prior exp(-price x size) holds the drop logits where they are.
 
     `gradient` is that of all other terms of the loss, in nats per image; each (groups,). The usual
     estimate of a multiplier: least squares in `metric`. Nats per image for the whole network.
     """
-    steepness = float(slope @ (slope / metric))
-    return -float(gradient @ (slope / metric)) / steepness if steepness > 0 else 0.0
+    steepness = slope @ (slope / metric)
+    return torch.where(steepness > 0, -(gradient @ (slope / metric)) / steepness, 0.0)
+
+
+def exactly(values: Tensor) -> Tensor:
+    """In float64, where they are; on the CPU where a device has none (mps)."""
+    return values.detach().to("cpu" if values.device.type == "mps" else values.device).double()

@@ -72,6 +72,22 @@ def test_a_fit_whose_photos_go_bad_is_saved_and_goes_on_without_them(
     assert refused(*fit, "--run", "r").startswith("error: 'r' holds a fitted posterior")
 
 
+def test_a_photo_that_goes_bad_behind_the_fit_is_skipped_by_the_line_that_the_error_names(
+    photo_folder: Folder,
+) -> None:
+    folder = photo_folder()
+    assert run("fit", "--data", str(folder), *TINY, "--epochs", "1", "--run", "r", "-q") == 0
+    assert run("sample", "-n", "3", "--run", "r", "-q") == 0
+    for path in (folder / "train").rglob("*.jpg"):
+        if path.name < "04.jpg":
+            break_(path)
+    before = Path("r/posterior.safetensors").read_bytes()
+    assert refused("rank", "--run", "r").endswith("pgnas fit --resume --skip-corrupt")
+    assert run("fit", "--resume", "--skip-corrupt", "--run", "r", "-q") == 0
+    assert run("rank", "--run", "r", "-q") == 0
+    assert Path("r/posterior.safetensors").read_bytes() == before
+
+
 def test_a_search_goes_on_with_skip_corrupt_in_the_same_folder(photo_folder: Folder) -> None:
     folder = photo_folder(size=(24, 24))
     search = ["search", "--data", str(folder), *TINY, "--epochs", "1", "-n", "3"]

@@ -65,13 +65,22 @@ def test_a_mistake_ends_in_one_line(arguments: list[str], message: str) -> None:
     assert "Traceback" not in err
 
 
+def test_a_network_that_no_later_stage_would_open_is_refused_before_it_is_trained(
+    photo_folder: Callable[..., Path],
+) -> None:
+    """Files are bounded when they are read; what is written keeps within the same bounds."""
+    line = refused("fit", "--data", str(photo_folder()), "--img-size", "4096", "--run", "r")
+    assert "the fit names images of 4096 pixels, on which multibranch-tiny would take" in line
+    assert not Path("r").exists()
+
+
 @pytest.mark.parametrize(
     ("call", "arguments", "message"),
     [
         (lambda: pgnas_cli.rank("r", top=0), ["rank", "--top", "0"],
          "{top} 0 is out of range; possible: 1 or more"),
         (lambda: pgnas_cli.sample("r", 0), ["sample", "--n", "0"],
-         "{n} 0 is out of range; possible: 1 or more"),
+         "{n} 0 is out of range; possible: 1 to 1e+06"),
         (lambda: pgnas_cli.export("a.onnx", "r", round_to=0),
          ["export", "a.onnx", "--round-to", "0"],
          "{round_to} 0 is out of range; possible: 1 to 1024"),

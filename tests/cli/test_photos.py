@@ -130,5 +130,5 @@ def test_a_fine_tuning_says_of_its_photos_what_the_fit_said(
     assert run("export", "a.safetensors", "--candidate", "whole", "--run", "r", "-q") == 0
     status, _, tuned = said("finetune", "a.safetensors", "--epochs", "1", "--run", "r")
     assert status == 0
-    remark = "note: 1 files left out, no images: 1 .txt"
+    remark = "note: 1 files left out: 1 .txt"
     assert remark in fitted.splitlines() and remark in tuned.splitlines()

@@ -119,8 +119,8 @@ def test_photos_without_test_images_are_searched_all_the_same(
         (["--max-params", "0"], "--max-params 0 is out of range"),
         (["--max-macs", "120%"], "--max-macs 120% is out of range"),
         (["--max-params", "0.001%"], "is out of reach"),
-        (["-n", "0"], "--n 0 is out of range; possible: 1 or more"),
-        (["-n", "-3"], "--n -3 is out of range; possible: 1 or more"),
+        (["-n", "0"], "--n 0 is out of range; possible: 1 to 1e+06"),
+        (["-n", "-3"], "--n -3 is out of range; possible: 1 to 1e+06"),
         (["--data", "nowhere"], "no data set 'nowhere'"),
     ],
 )

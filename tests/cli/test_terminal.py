@@ -57,7 +57,7 @@ def test_a_search_fits_a_terminal_in_colours_unless_they_are_unwanted(tmp_path: 
     assert len(tables) > 30
     assert len(epochs) == 2
     assert max(map(len, tables + epochs)) <= 80
-    assert all(word in epochs[1] for word in ("loss", "held-out", "size", "p moves", "left"))
+    assert all(word in epochs[1] for word in ("loss", "held-out", "size", "cut to", "left"))
 
 
 def test_work_that_will_last_says_so_in_its_first_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,13 +109,13 @@ def test_a_memory_that_is_no_memory_is_taken_anew(
     first = found_in(folder)
     path = memory(tmp_path)
     kept = path.read_bytes()
-    rows, about = read_tensors(path, "pgnas.checked/2")
+    rows, about = read_tensors(path, "pgnas.checked/3")
     if content == "pillow":
-        write_tensors(path, "pgnas.checked/2", rows, {"pillow": "0.1"})
+        write_tensors(path, "pgnas.checked/3", rows, {"pillow": "0.1"})
     elif content in ("order", "type", "fewer"):
         key = rows["key"]
         other = {"order": key.flip(0), "type": key.float(), "fewer": key[1:]}[content]
-        write_tensors(path, "pgnas.checked/2", {**rows, "key": other}, about)
+        write_tensors(path, "pgnas.checked/3", {**rows, "key": other}, about)
     else:
         path.write_bytes(kept[: len(kept) // 2] if content == "half" else content.encode())
     decoded.clear()

@@ -93,8 +93,18 @@ def test_a_set_of_16_bit_images_that_never_come_near_white_is_refused(tmp_path: 
     """12 bits in 16 would be read as black; a dark image among bright ones is not refused."""
     assert of_16_bits(tmp_path / "16", 65535).train.open(0).getextrema()[0][1] < 52
     for bits in (8, 12):
-        with pytest.raises(PgnasError, match=r"the 8 images of more than 8 bits reach 0\.\d+ of w"):
+        with pytest.raises(
+            PgnasError, match=r"the 12 images of more than 8 bits reach 0\.\d+ of w"
+        ):
             of_16_bits(tmp_path / f"{bits}", 2**bits)
+
+
+def test_16_bit_images_to_test_on_that_never_come_near_white_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PgnasError, match="12 images of more than 8 bits reach"):
+        of_16_bits(tmp_path, 2**12)
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(PgnasError, match="4 images of more than 8 bits reach"):
+        find_data(str(tmp_path), reads=("test",))
 
 
 def test_damaged_images_are_listed_by_class(photo_folder: Folder) -> None:

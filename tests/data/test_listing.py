@@ -49,9 +49,18 @@ def test_files_that_are_no_images_are_counted_by_ending(photo_folder: Folder) ->
         (folder / split / "red" / name).write_text("text")
     (remark,) = find_data(str(folder)).remarks
     assert remark == (
-        "5 files left out, no images: 2 .txt, 1 .heic, 1 .mp4, 1 no ending; pip install"
-        " pillow-heif reads HEIC"
+        "5 files left out: 2 .txt, 1 .heic, 1 .mp4, 1 no ending; pip install pillow-heif reads HEIC"
     )
+
+
+def test_photos_beside_the_class_folders_are_counted(photo_folder: Folder) -> None:
+    folder = photo_folder()
+    for split in ("train", "val"):
+        shutil.copy(folder / "train" / "red" / "00.jpg", folder / split)
+        (folder / split / ".hidden").write_text("text")
+    source = find_data(str(folder))
+    assert len(source.train) == 24
+    assert source.remarks == ("2 files left out: 2 .jpg in no class",)
 
 
 def test_links_are_followed_once_and_loops_end(photo_folder: Folder, tmp_path: Path) -> None:
@@ -62,7 +71,6 @@ def test_links_are_followed_once_and_loops_end(photo_folder: Folder, tmp_path: P
     (red / "again").symlink_to(red)
     (red / "up").symlink_to(folder)
     (store / "linked.jpg").symlink_to(shutil.copy(red / "00.jpg", tmp_path / "elsewhere.jpg"))
-    (red / "up").unlink()
     (store / "loop").symlink_to(store)
     keys = find_data(str(folder)).train.keys
     assert len(keys) == len(set(keys)) == 25
@@ -80,7 +88,7 @@ def test_a_pipe_is_no_photo(photo_folder: Folder) -> None:
     folder = photo_folder()
     os.mkfifo(folder / "train" / "red" / "pipe.jpg")
     (remark,) = find_data(str(folder)).remarks
-    assert remark == "1 files left out, no images: 1 .jpg"
+    assert remark == "1 files left out: 1 .jpg"
 
 
 def test_class_names_in_two_unicode_forms_are_one_class(photo_folder: Folder) -> None:
@@ -119,6 +127,13 @@ def test_an_unlabelled_test_folder_does_not_hide_val(photo_folder: Folder, insid
     assert len(source.test) == 12
     (remark,) = source.remarks
     assert remark.startswith(f"'{folder}/test' is not used: ")
+
+
+def test_a_second_folder_of_test_photos_is_said_not_to_be_used(photo_folder: Folder) -> None:
+    folder = photo_folder()
+    shutil.copytree(folder / "val", folder / "test")
+    (remark,) = find_data(str(folder)).remarks
+    assert remark == f"'{folder}/val' is not used: '{folder}/test' is"
 
 
 def test_a_flat_val_is_said_in_one_line(photo_folder: Folder) -> None:

@@ -1,7 +1,9 @@
 """One image file: upright, in 8 bits by one rule, of every kind that Pillow opens."""
 
+import struct
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,37 @@ def test_deep_images_are_scaled_by_one_rule_whatever_else_is_in_the_file(
     assert np.array_equal(found[0][1:], found[1][1:])
     assert np.abs(found[1] - 255 * shares).max() <= 1
     assert facts_of(dark).brightest == pytest.approx(0.1, abs=1e-3)
+
+
+def test_a_tiff_in_which_0_is_white_is_read_as_one_in_which_0_is_black(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 80).reshape(8, 10).astype(np.uint16)
+    path = saved(values, tmp_path / "black.tif")
+    other = tmp_path / "white.tif"
+    Image.fromarray(65535 - values).save(other, tiffinfo={262: 0})
+    with Image.open(other) as stored:
+        assert stored.mode == "I;16"
+        assert np.array_equal(stored, 65535 - values)  # Pillow leaves it to the reader
+    assert np.array_equal(open_picture(other), open_picture(path))
+    assert facts_of(other).brightest == facts_of(path).brightest == 1
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_the_brightest_colour_of_16_bits_is_found(tmp_path: Path, bits: int) -> None:
+    """In a PNG that is made by hand: Pillow writes none."""
+    values = np.full((4, 5, 3), 2**bits - 1, ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+    )
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in (*chunks, (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + kind + body
+        content += struct.pack(">I", zlib.crc32(kind + body))
+    path = tmp_path / "colour.png"
+    path.write_bytes(content)
+    assert facts_of(path).brightest == pytest.approx(2.0 ** (bits - 16), abs=1 / 255)
+    assert facts_of(saved(np.zeros((4, 5, 3), np.uint8), tmp_path / "plain.png")).brightest == -1
 
 
 @pytest.mark.parametrize(

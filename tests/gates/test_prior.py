@@ -102,3 +102,28 @@ def test_n_is_ten_times_the_images_but_never_below_the_papers_smallest(
     kl_images: float | None, images: int, n: int
 ) -> None:
     assert prior_of(Recipe(kl_images=kl_images), images).images == n
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("groups", ["layer", "channel"])
+def test_gradients_that_are_added_are_those_of_autograd(constant: bool, groups: str) -> None:
+    """Beside gradients that are there already, weights without any included."""
+    network = tiny(groups=groups).double()
+    gates(network).drop_logit.data = torch.randn(
+        len(gates(network).groups), generator=seeded(), dtype=torch.float64
+    )
+    prior = Prior(50.0, 1000, constant)
+    images = torch.randn(4, *gates(network).graph.input_shape, generator=seeded()).double()
+    (network(images).square().mean() + prior.divergence(network)).backward()
+    expected = {name: p.grad.clone() for name, p in network.named_parameters()}  # type: ignore[union-attr]
+    for there in (True, False):
+        network.zero_grad()
+        if there:
+            network(images).square().mean().backward()
+        added = prior.backward(network)
+        assert float(added) == pytest.approx(float(prior.divergence(network).detach()), rel=1e-12)
+        if not there:
+            network(images).square().mean().backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-12, atol=1e-15)

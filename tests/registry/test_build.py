@@ -29,7 +29,8 @@ def test_building_leaves_the_global_generators_alone() -> None:
         (1, None, "1 classes are too few; possible: 2 or more"),
         (10, (3, 64, 96), r"input_shape \(3, 64, 96\) is not \(channels, size, size\)"),
         (10, (0, 64, 64), r"is not \(channels, size, size\)"),
-        (10, (3, 0, 0), "`img_size` 0 is out of range; possible: 1 or more"),
+        (10, (3, 9000, 9000), "`img_size` 9000 is out of range; possible: 1 to 8192"),
+        (10, (3, 0, 0), "`img_size` 0 is out of range; possible: 1 to 8192"),
     ],
 )
 def test_wrong_arguments_are_refused(

@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import Start
@@ -78,6 +79,32 @@ def test_a_body_is_taken_without_its_head_or_with_another_one(
     save_file({**state, "head.weight": torch.ones(7), "other.bias": torch.ones(7)}, path)
     with pytest.raises(PgnasError, match=r"missing none; surplus head\.weight, other\.bias"):
         load_backbone("timm/test_resnet", classes=3, start=Start(weights=path))
+
+
+def test_a_body_is_found_under_its_prefix_beside_a_head_of_another_name(tmp_path: Path) -> None:
+    """And where two networks lie in a file, none is chosen."""
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    path = tmp_path / "w.safetensors"
+    body = {f"backbone.{key}": value for key, value in state.items()}
+    save_file({**body, "head.fc.weight": torch.ones(7, 3)}, path)
+    found = load_backbone("timm/test_resnet", classes=3, start=Start(weights=path))
+    assert found.remarks == ("no weights for the head 'fc', but for 'head': new",)
+    assert torch.equal(found.network.conv1[0].weight, state["conv1.0.weight"])
+    save_file({**body, **{f"ema.{key}": value.clone() for key, value in state.items()}}, path)
+    with pytest.raises(PgnasError, match=r"missing .* surplus backbone\."):
+        load_backbone("timm/test_resnet", classes=3, start=Start(weights=path))
+
+
+def test_the_mean_of_many_steps_is_loaded(tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    mean = AveragedModel(network)
+    assert "n_averaged" in mean.state_dict()
+    save_file(mean.state_dict(), tmp_path / "w.safetensors")
+    found = load_backbone(
+        "timm/test_resnet", classes=3, start=Start(weights=tmp_path / "w.safetensors")
+    )
+    assert found.remarks == ()
+    assert torch.equal(found.network.fc.weight, network.fc.weight)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -82,7 +82,7 @@ def test_candidates_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "`n` 0 is out of range; possible: 1 or more"),
+        ({"n": 0}, "`n` 0 is out of range; possible: 1 to 1e"),
         ({"baseline": "random"}, "no baseline 'random'; possible: permuted, fixed"),
         ({"max_params": "80%", "baseline": "fixed"}, "leave out `max_params` and"),
     ],

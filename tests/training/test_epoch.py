@@ -9,8 +9,9 @@ from pgnas_cli.data import ImageData
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import gates, kl
 from pgnas_cli.sizes import Target
+from pgnas_cli.training.epoch import held_out_errors
 
-from .conftest import small_fit
+from .conftest import loop_of, small_fit
 
 
 def test_one_record_per_epoch_and_the_loss_falls(digits: ImageData) -> None:
@@ -71,3 +72,16 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(digits: ImageData) -> None
         PgnasError, match=r"the (loss|gradient) is (nan|inf) in epoch \d+, step \d+; lower `lr`"
     ):
         small_fit(digits, lr=1000.0, l2=1e8)
+
+
+def test_weights_that_learn_on_hard_gates_are_judged_on_them_alone(digits: ImageData) -> None:
+    loop = loop_of(digits, target=Target("params", 0.5), epochs=2)
+    forwards: list[int] = []
+    loop.whole.register_forward_hook(lambda *_: forwards.append(loop.step))
+    assert loop.drops is not None
+    for step, passes in ((0, 2), (loop.drops.phases.freeze, 1)):
+        loop.step = step
+        forwards.clear()
+        soft, hard = held_out_errors(loop, 1)
+        assert len(forwards) == passes * -(-len(digits.held_out) // loop.batch)
+        assert (soft == hard) == (passes == 1)

@@ -76,7 +76,8 @@ def straight(
 def timeless(run: Run) -> list[dict[str, Any]]:
     """The records of a run, but for times."""
     records = map(json.loads, run.metrics.read_text().splitlines())
-    return [{k: v for k, v in r.items() if not k.endswith(("seconds", "_second"))} for r in records]
+    times = ("seconds", "_second", "waited_share")
+    return [{k: v for k, v in r.items() if not k.endswith(times)} for r in records]
 
 
 @pytest.mark.parametrize("stop_at", [1, 11, 12, 20])

@@ -1,12 +1,15 @@
 """One step of training is the objective written out; with and without gates the loop is one."""
 
 import dataclasses
-from typing import cast
+from collections import Counter
+from typing import Any, cast
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgnas_cli.data import ImageData, Preprocessing, training_batches
 from pgnas_cli.gates import gates, logistic_noise, make_concrete_
@@ -77,6 +80,81 @@ def test_with_every_gate_open_and_no_prior_the_loop_is_that_of_a_network_without
     found = gated.network.state_dict()
     for name, value in bare.state_dict().items():
         assert torch.equal(value, found[name]), name
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that wait for a device, or copy numbers of this process to one."""
+
+    def __init__(self, aside: set[int]) -> None:
+        super().__init__()
+        self.aside, self.waiting, self.total = aside, Counter[str](), 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = str(function.overloadpacket).removeprefix("aten.")
+        self.total += 1
+        if name in ("_local_scalar_dense", "nonzero", "lift_fresh") and not (
+            isinstance(args[0], Tensor) and args[0].data_ptr() in self.aside
+        ):
+            self.waiting[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("target", [None, Target("params", 0.5)])
+def test_a_step_waits_for_nothing(digits: ImageData, target: Target | None) -> None:
+    """Not when p learns, is brought to its size, nor on hard gates behind the cut.
+
+    Adam counts its steps on the CPU, wherever it works. Learning ends with the freeze, which looks.
+    """
+    loop = loop_of(digits, target=target, epochs=2, drop_delay_epochs=0.0)
+    loop.watch_every = 10**9
+    loop.network.train()
+    freeze = loop.drops.phases.freeze if loop.drops and target else None
+    counted = {}
+    for batch in training_batches(
+        digits, batch=loop.batch, seed=0, first_step=0, steps=loop.steps, workers=0
+    ):
+        assert loop.drops is not None
+        aside = {
+            slots["step"].data_ptr()
+            for slots in loop.drops.optimizer.state.values()
+            if isinstance(slots.get("step"), Tensor)
+        }
+        with Operations(aside) as operations:
+            loop.advance(*batch)
+        counted[loop.step] = operations
+        if loop.step == loop.per_epoch:
+            loop.start_epoch()
+    first, *others = (counted[step].waiting for step in counted if step not in (1, freeze))
+    assert not first
+    assert not any(others)
+    assert len(others) > 15
+    if freeze:
+        assert counted[freeze].waiting  # the mode sees what waits
+        assert counted[freeze + 1].total < counted[freeze - 1].total / 2
+
+
+def test_a_compiled_network_takes_the_same_steps_in_two_graphs(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One before the cut and one behind it; a backend that only traces compares bit by bit."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="aot_eager"))
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    losses = []
+    for compiled in (False, True):
+        network, recipe = prepared(epochs=1, drop_delay_epochs=0.0)
+        loop = supernet_loop(
+            network, digits, recipe, prior_of(recipe, len(digits.fit)), seed=0, device=CPU,
+            target=Target("params", 0.5), compiled=compiled,
+        )  # fmt: skip
+        losses.append([float(loop.loss_sum) for _ in steps(loop)])
+        assert loop.left.network is not loop.whole
+    assert losses[0] == losses[1]
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
 
 
 def test_a_networks_own_dropout_has_no_hidden_state(digits: ImageData) -> None:
