@@ -199,10 +199,11 @@ class Loop:
         own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, rank()))
         acting = nullcontext() if self.drops is None else self.drops.gates_of(self.step, rows)
         with self.autocast, acting, own_draws:
-            parts = torch.arange(len(inputs)).chunk(self.recipe.accumulate)
+            size = -(-len(inputs) // self.recipe.accumulate)
+            ends = range(size, len(inputs) + size, size)
             found = [
-                self._passes(inputs, labels, slice(int(p[0]), int(p[-1]) + 1), rows, p is parts[-1])
-                for p in parts
+                self._passes(inputs, labels, slice(end - size, end), rows, last=end == ends[-1])
+                for end in ends
             ]
         shown, losses, extras = zip(*found, strict=True)
         logits = torch.cat(shown)
@@ -229,6 +230,7 @@ class Loop:
         self, inputs: Tensor, labels: Tensor, part: slice, rows: Rows, last: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward of a part of `rows`: logits, and its share of their losses."""
+        part = slice(part.start, min(part.stop, len(inputs)))
         whole = self.drops is None or part == slice(0, len(inputs))
         with nullcontext() if whole else of_rows(self.network, part):
             logits = self.forward(inputs[part])
