@@ -197,6 +197,11 @@ def to_json(record: Any) -> dict[str, Any]:
     return dataclasses.asdict(record)
 
 
+def as_read(value: Any) -> Any:
+    """A plain value as it comes back from a JSON file: a tuple is a list."""
+    return json.loads(json.dumps(value))
+
+
 def from_json(record: type[Record], value: Any, path: Path) -> Record:
     """The record that `to_json` was made from; every field's type is checked.
 

@@ -12,7 +12,7 @@ from ..distributed import launched
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
 from ..registry import Backbone, Recipe, preset, shortened
-from ..storage import from_json, read_json, to_json, write_text
+from ..storage import as_read, from_json, read_json, to_json, write_text
 from .directory import RUNS, Run, newest_run
 
 # Second-order, or only with packages for CUDA.
@@ -209,10 +209,8 @@ def run_to_fit(
     stored = read_settings(run)
     for key in (key for key in given if key != "skip_corrupt"):
         if key in asked.recipe:  # one that was not named has the backbone's value: compared later
-            value = asked.recipe[key]
-            then = stored.recipe.get(key, value)
-            value = list(value) if isinstance(value, tuple) else value  # as JSON has it
-            then = list(then) if isinstance(then, tuple) else then
+            value = as_read(asked.recipe[key])
+            then = as_read(stored.recipe.get(key, value))
         else:
             then, value = getattr(stored, key), getattr(asked, key)
         if then != value:

@@ -48,7 +48,7 @@ from ..run.posterior import (
 from ..sampling import fixed_rate
 from ..signals import StopRequest
 from ..sizes import Target, parameter_count, target_of
-from ..storage import differences, remove, to_json
+from ..storage import as_read, differences, remove, to_json
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .cutting import ELEMENTWISE
 from .drop_learning import DropLearning
@@ -374,7 +374,7 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         preprocessing=backbone.images, size=size, channels=channels,
     )  # fmt: skip
     named = SupernetSpec(
-        backbone.name, backbone.options, "", "", data.classes, data.preprocessing, data.name
+        backbone.name, as_read(backbone.options), "", "", data.classes, data.preprocessing, data.name
     )
     check_supernet(named, None)
     split = DataSplit(

@@ -96,3 +96,13 @@ def test_an_interrupted_fit_resumes_to_the_same_bytes_and_records(
     assert run.posterior.read_bytes() == wanted.posterior.read_bytes()
     assert timeless(run) == timeless(wanted)
     assert not run.checkpoint.exists()
+
+
+def test_an_inflated_network_resumes_too(tmp_path: Path) -> None:
+    """Its options hold a tuple, which a file gives back as a list."""
+    run, recipe = Run(tmp_path / "run"), {"epochs": 1, "batch_size": 300}
+    settings = FitSettings(backbone="resnet50", fixed_drop=0.0, recipe=recipe)
+    for resume, end in ((False, 1), (True, 2)):
+        stop = Heard(lambda task, done, end=end: task == "fitting" and done == end)
+        with listening(stop), pytest.raises(Interrupted, match=f"saved after step {end} of"):
+            list(fit_events(run, settings, resume=resume))
