@@ -15,6 +15,7 @@ import pgnas_cli
 from bench.figures import Row
 from pgnas_cli import count, find_machine, slim
 from pgnas_cli.data import ImageData
+from pgnas_cli.machine import Machine
 from pgnas_cli.ranking import Race, finished, held_out_evaluator
 from pgnas_cli.training import score
 from pgnas_cli.training.scoring import Score
@@ -22,8 +23,10 @@ from pgnas_cli.training.scoring import Score
 CPU = find_machine("cpu", workers=0)  # and this process is set up for it
 
 
-def machine_line() -> str:
+def machine_line(machine: Machine = CPU) -> str:
     """What the figures were taken on."""
+    if machine.device.type == "cuda":
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name(machine.device)}"
     return f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
@@ -36,11 +39,11 @@ def code() -> str:
     return digest.hexdigest()
 
 
-def about() -> Row:
+def about(machine: Machine = CPU) -> Row:
     """What a row was taken with."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "on": machine_line(), "code": code(), "torch": torch.__version__,
+        "on": machine_line(machine), "code": code(), "torch": torch.__version__,
         "timm": timm.__version__, "torchvision": torchvision.__version__,
     }  # fmt: skip
 
@@ -55,9 +58,12 @@ def one_checkout() -> None:
         raise SystemExit(f"{told}; install this checkout: pip install --editable .")
 
 
-def ranked(network: nn.Module, keep: Tensor, data: ImageData, top: int | None = None) -> Race:
+def ranked(
+    network: nn.Module, keep: Tensor, data: ImageData, top: int | None = None,
+    machine: Machine = CPU,
+) -> Race:  # fmt: skip
     """The first `top` of the candidates, bool (candidates, gates); None: all, on every image."""
-    evaluator = held_out_evaluator(network, keep, data, CPU.device)
+    evaluator = held_out_evaluator(network, keep, data, machine.device)
     return finished(evaluator, count(network, keep).params, top)
 
 

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,10 @@ from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from bench import CPU, about, one_checkout, ranked
+from bench import about, one_checkout, ranked
 from bench.figures import DATA, Row, append, latest, prose, table, taken
 from bench.tasks import task_of
-from pgnas_cli import Target, drop_probabilities, fit_network
+from pgnas_cli import Target, drop_probabilities, find_machine, fit_network
 from pgnas_cli.data import (
     ImageData,
     cut_data,
@@ -48,6 +47,7 @@ from pgnas_cli.data import (
     steps_per_epoch,
     training_batches,
 )
+from pgnas_cli.machine import computing
 from pgnas_cli.ranking import evaluator
 from pgnas_cli.registry import Backbone, Recipe, Start
 from pgnas_cli.registry.build import build_backbone
@@ -57,7 +57,7 @@ from pgnas_cli.training.fitting import supernet_loop
 from pgnas_cli.training.loop import Loop
 
 PATH = DATA / "speed.jsonl"
-CANDIDATES = 300
+CANDIDATES, WARM = 300, 2
 
 
 def task(net: str, options: argparse.Namespace) -> tuple[Backbone, ImageData]:
@@ -76,11 +76,13 @@ def task(net: str, options: argparse.Namespace) -> tuple[Backbone, ImageData]:
             weights = Path(folder) / "weights.safetensors"
             save_file(timm.create_model(net).state_dict(), weights)
             backbone = build_backbone(
-                f"timm/{net}", classes=10, size=96, start=Start(weights=weights)
+                f"timm/{net}", classes=10, size=options.size, start=Start(weights=weights)
             )
         source = find_data(str(options.photos))
-        data = cut_data(source, seed=0, held_out=0.2, preprocessing=backbone.images, size=96)
-        data = held_out_decoded(data, 0)
+        data = cut_data(
+            source, seed=0, held_out=0.2, preprocessing=backbone.images, size=options.size
+        )
+        data = held_out_decoded(data, options.machine.workers)
     recipe = dataclasses.replace(
         backbone.recipe,
         epochs=options.epochs,
@@ -100,17 +102,21 @@ def some_images(data: ImageData, number: int) -> ImageData:
 class Plain:
     """Plain training of a whole network."""
 
-    def __init__(self, network: nn.Module, data: ImageData, recipe: Recipe, bfloat16: bool) -> None:
-        self.network, self.data, self.recipe = placed(network, CPU.device).train(), data, recipe
+    def __init__(
+        self, network: nn.Module, data: ImageData, recipe: Recipe, options: argparse.Namespace
+    ) -> None:
+        self.machine, self.bfloat16 = options.machine, options.precision == "bfloat16"
+        self.network, self.data, self.recipe = network, data, recipe
+        placed(network, self.machine.device).train()
         self.optimizer = create_optimizer_v2(
             network, opt=recipe.opt, lr=recipe.lr, weight_decay=1e-5, momentum=recipe.momentum
         )
-        self.bfloat16 = bfloat16
+        self.forward = torch.compile(network) if options.compile else network
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         inputs = self.data.preprocessing.normalised(images)
-        with torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext():
-            loss = F.cross_entropy(self.network(inputs), labels)
+        with computing(self.machine.device, "bfloat16" if self.bfloat16 else "float32"):
+            loss = F.cross_entropy(self.forward(inputs), labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -120,21 +126,31 @@ class Plain:
         size = min(self.recipe.batch_size, len(self.data.fit))
         steps = self.recipe.epochs * steps_per_epoch(len(self.data.fit), size)
         batches = training_batches(
-            self.data, batch=size, seed=0, first_step=0, steps=steps, workers=0,
-            scale=self.recipe.scale,
+            self.data, batch=size, seed=0, first_step=0, steps=steps, scale=self.recipe.scale,
+            workers=self.machine.workers, device=self.machine.device,
         )  # fmt: skip
         for step, batch in enumerate(batches, 1):
             self.step(*batch)
             if step % steps_per_epoch(len(self.data.fit), size) == 0:
-                score(self.network, self.data.held_out, self.data.preprocessing)
+                score(
+                    self.network, self.data.held_out, self.data.preprocessing, machine=self.machine
+                )
                 self.network.train()
                 yield
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    waited()
     began = time.perf_counter()
     work()
+    waited()
     return time.perf_counter() - began
+
+
+def waited() -> None:
+    """Until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def loop_of(
@@ -143,23 +159,24 @@ def loop_of(
     recipe = backbone.recipe
     target = Target(options.target, options.share) if options.target else None
     return supernet_loop(
-        network, data, recipe, prior_of(recipe, len(data.fit)), seed=0, device=CPU.device,
-        target=target, bfloat16=options.precision == "bfloat16",
+        network, data, recipe, prior_of(recipe, len(data.fit)), seed=0,
+        device=options.machine.device, target=target, bfloat16=options.precision == "bfloat16",
+        compiled=options.compile,
     )  # fmt: skip
 
 
 def plain_of(net: str, data: ImageData, options: argparse.Namespace) -> Plain:
     backbone = task(net, options)[0]
-    return Plain(backbone.network, data, backbone.recipe, options.precision == "bfloat16")
+    return Plain(backbone.network, data, backbone.recipe, options)
 
 
 def turns(loop: Loop, plain: Plain, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Median ratio of the steps of both sides; the first pair warms up."""
+    """Median ratio of the steps of both sides; the first pairs warm up."""
     pairs = [
         (seconds(partial(loop.advance, *batch)), seconds(partial(plain.step, *batch)))
         for batch in batches
     ]
-    return statistics.median(a / b for a, b in pairs[1:])
+    return statistics.median(a / b for a, b in pairs[WARM:])
 
 
 def steps_row(net: str, options: argparse.Namespace) -> Row:
@@ -173,14 +190,15 @@ def steps_row(net: str, options: argparse.Namespace) -> Row:
     loop.network.train()
     size = min(backbone.recipe.batch_size, len(data.fit))
     batches = list(training_batches(
-        data, batch=size, seed=0, first_step=0, steps=options.rounds, workers=0
+        data, batch=size, seed=0, first_step=0, steps=options.rounds, workers=0,
+        device=options.machine.device,
     ))  # fmt: skip
     # The steps to the size take their share between the end of the delay and the freeze.
     loop.step = drops.phases.delay
     row: Row = {
         "part": "steps", "net": net, "batch": size, "px": data.preprocessing.size,
-        "precision": options.precision, "rounds": len(batches), "target": options.target,
-        "share": options.share, "learning": turns(loop, plain, batches),
+        "precision": options.precision, "compiled": options.compile, "rounds": len(batches),
+        "target": options.target, "share": options.share, "learning": turns(loop, plain, batches),
     }  # fmt: skip
 
     def share(work: Callable[[], Any]) -> float:
@@ -210,7 +228,7 @@ def settle(loop: Loop) -> None:
     assert drops.control is not None
     for step in range(drops.phases.delay, drops.phases.freeze):
         noise = torch.randn(drops.drop_logit.shape, generator=torch.Generator().manual_seed(step))
-        drops.drop_logit.grad = noise * 1e-6
+        drops.drop_logit.grad = 1e-6 * noise.to(drops.drop_logit.device)
         drops.update(step)
     loop.step = drops.phases.freeze
     loop.cut()
@@ -224,8 +242,8 @@ def fit_row(net: str, options: argparse.Namespace) -> Row:
     plain = plain_of(net, data, options).epochs()
     network = gated(backbone, recipe)
     fit = fit_network(
-        network, data, recipe, seed=0, machine=CPU, target=Target(options.target, options.share),
-        bfloat16=options.precision == "bfloat16",
+        network, data, recipe, seed=0, machine=options.machine,
+        target=Target(options.target, options.share), bfloat16=options.precision == "bfloat16",
     )  # fmt: skip
     ours, theirs, records = [], [], []
     for _ in range(recipe.epochs):
@@ -239,7 +257,7 @@ def fit_row(net: str, options: argparse.Namespace) -> Row:
     real = evaluator.remainder
     for side in ("cut", "whole") * 2:
         evaluator.remainder = real if side == "cut" else lambda _: None  # type: ignore[attr-defined]
-        ranking[side].append(seconds(lambda: ranked(network, keep, data, 1)))
+        ranking[side].append(seconds(lambda: ranked(network, keep, data, 1, options.machine)))
     evaluator.remainder = real  # type: ignore[attr-defined]
     last = records[-1]
     return {
@@ -256,16 +274,25 @@ def peak(net: str, side: str, options: argparse.Namespace) -> None:
     """Print the bytes that five steps add to this process at their peak."""
     backbone, data = task(net, options)
     size = min(backbone.recipe.batch_size, len(data.fit))
-    batches = list(training_batches(data, batch=size, seed=0, first_step=0, steps=5, workers=0))
+    batches = list(training_batches(
+        data, batch=size, seed=0, first_step=0, steps=5, workers=0, device=options.machine.device
+    ))  # fmt: skip
     advance: Callable[..., None]
     if side == "plain":
-        advance = Plain(backbone.network, data, backbone.recipe, False).step
+        advance = Plain(backbone.network, data, backbone.recipe, options).step
     else:
         loop = loop_of(backbone, data, options, gated(backbone, backbone.recipe))
         if side == "cut":
             settle(loop)
         loop.network.train()
         advance = loop.advance
+    if options.machine.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for batch in batches:
+            advance(*batch)
+        print(json.dumps(torch.cuda.max_memory_allocated() - before))
+        return
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")
     for batch in batches:
@@ -282,9 +309,13 @@ def memory_row(net: str, options: argparse.Namespace) -> Row:
         line = [sys.executable, "-m", "bench.speed", "peak", "--nets", net, "--side", side,
                 "--epochs", str(options.epochs), "--images", str(options.images),
                 "--target", options.target, "--share", str(options.share),
-                "--batch", str(options.batch)]  # fmt: skip
+                "--batch", str(options.batch), "--size", str(options.size),
+                "--precision", options.precision, "--device", options.device,
+                "--data", str(options.data), "--photos", str(options.photos),
+                "--cifar", str(options.cifar)]  # fmt: skip
         found[side] = json.loads(subprocess.run(line, check=True, capture_output=True).stdout)
-    return {"part": "memory", "net": net, "batch": options.batch, "target": options.target,
+    return {"part": "memory", "net": net, "batch": options.batch, "px": options.size,
+            "precision": options.precision, "target": options.target,
             "share": options.share, "bytes": found, "learning": found["learning"] / found["plain"],
             "cut": found["cut"] / found["plain"]}  # fmt: skip
 
@@ -334,18 +365,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="0: that of the recipe")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--size", type=int, default=96, help="of the images of a timm network")
+    parser.add_argument("--compile", action="store_true", help="both sides")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--side", default="plain")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the weights")
     parser.add_argument("--photos", type=Path, default=Path("data/photos"))
     parser.add_argument("--cifar", type=Path, default=Path("data/cifar"))
     options = parser.parse_args()
+    options.machine = find_machine(options.device, options.workers)
     one_checkout()
     if options.part == "peak":
         peak(options.nets[0], options.side, options)
         return
     rows = {"steps": steps_row, "fit": fit_row, "memory": memory_row}
     for net in options.nets:
-        row = rows[options.part](net, options) | about()
+        row = rows[options.part](net, options) | about(options.machine)
         append(PATH, row)
         print({k: v for k, v in row.items() if k not in ("ours", "plain", "code")}, flush=True)
 

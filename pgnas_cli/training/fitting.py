@@ -374,8 +374,9 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         preprocessing=backbone.images, size=size, channels=channels,
     )  # fmt: skip
     named = SupernetSpec(
-        backbone.name, as_read(backbone.options), "", "", data.classes, data.preprocessing, data.name
-    )
+        backbone.name, as_read(backbone.options), "", "", data.classes, data.preprocessing,
+        data.name,
+    )  # fmt: skip
     check_supernet(named, None)
     split = DataSplit(
         settings.seed, settings.held_out, len(data.fit), len(data.held_out),
