@@ -194,7 +194,7 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
                 " that it does"
             )
         tracer, program = _traced(network, image)
-    logits = tracer.values[next(reversed(program.nodes))]
+    logits = tracer.values[next(iter(reversed(program.nodes)))]
     tolerance = 1e-5 * float(expected.abs().max())
     if not torch.allclose(logits, expected, rtol=1e-4, atol=tolerance):
         raise PgnasError(
@@ -243,7 +243,7 @@ def _traced(network: nn.Module, image: Tensor) -> tuple[_Tracer, fx.Graph]:
             return tracer, tracer.trace(network, _defaults(network))
         except Exception as error:  # fx and strangers' code raise many kinds
             if attempt is attempts[-1]:
-                last = next(reversed(tracer.graph.nodes), None)
+                last = next(iter(reversed(tracer.graph.nodes)), None)
                 where = f"behind step {described(last)}: " if last is not None else ""
                 advice = (
                     "; a forward that branches on tensor values cannot be searched, rewrite it"
