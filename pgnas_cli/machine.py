@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
         check_range("workers", workers, 0)
     if found.type == "cpu":
         tune_for_cpu()
+    elif found.type == "cuda":
+        repeatable_on_gpu()
     most = min(8 if found.type == "cpu" else 16, max(1, cores() // process.local_world_size))
     return Machine(found, most if workers is None else workers)
 
@@ -120,6 +123,19 @@ def tune_for_cpu() -> None:
     # Older versions take no more than 32 MB. Either setting ends glibc's own adjustment of both.
     if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def repeatable_on_gpu() -> None:
+    """Have this process take GPU kernels that give the same bits again, wherever there are any.
+
+    The backward pass of a few layers has none (max pooling, some adaptive pooling and resizing).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # every element is written anyway
 
 
 @contextmanager

@@ -74,20 +74,35 @@ def test_steps_are_those_of_a_cpu(digits: ImageData, monkeypatch: pytest.MonkeyP
         return real(shape, generator=own).to(generator.device)
 
     monkeypatch.setattr(supernet, "logistic_noise", noise)
-    found = []
+    found, losses = [], []
     for device in (CPU, GPU):
         draws["number"] = 0
         loop = loop_on(device, digits)
         loop.network.train()
         with full_float32():
-            for batch in batches_of(loop, 8):
-                loop.advance(*batch)
+            loop.advance(*batches_of(loop, 1)[0])
         found.append({k: v.detach().cpu() for k, v in loop.network.state_dict().items()})
-    assert draws["number"] == 8
+        losses.append(loop.loss)
+    assert draws["number"] == 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (found[0].pop("gates.drop_logit") - found[1].pop("gates.drop_logit")).abs().mean() < 0.02
     for name, value in found[0].items():
         assert torch.allclose(value.double(), found[1][name].double(), rtol=1e-3, atol=1e-4), name
 
 
+def test_the_graph_that_a_gpu_replays_gives_the_size_and_its_slope(digits: ImageData) -> None:
+    controls = [loop_on(device, digits).drops.control for device in (GPU, CPU)]  # type: ignore[union-attr]
+    noise = torch.randn(6, len(controls[1].size.group.unique()), dtype=torch.float64)  # type: ignore[union-attr]
+    for logits in noise:
+        found, wanted = (
+            [value.cpu() for value in control.share_and_slope(logits.to(device))]  # type: ignore[union-attr]
+            for control, device in zip(controls, (GPU, CPU), strict=True)
+        )
+        assert torch.allclose(found[0], wanted[0], rtol=1e-12)
+        assert torch.allclose(found[1], wanted[1], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_no_step_waits_for_the_gpu(digits: ImageData, bfloat16: bool) -> None:
     """Neither while p learns nor behind the cut; the step that cuts may."""

@@ -45,13 +45,16 @@ class Prior:
         with torch.enable_grad():
             found = self._of(network, sums)
             found.backward()
-        slopes = cast(Tensor, sums.grad).mul_(2)
-        with torch.no_grad():
-            for weight, places in weights_behind(network):
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-                slope = slopes[places].view(1, -1, *[1] * (weight.dim() - 2))
-                weight.grad.addcmul_(weight, slope.to(weight.dtype))
+        behind = weights_behind(network)
+        if behind:
+            of_inputs = 2 * cast(Tensor, sums.grad)[torch.cat([places for _, places in behind])]
+            slopes = of_inputs.split([len(places) for _, places in behind])
+            with torch.no_grad():
+                for (weight, _), slope in zip(behind, slopes, strict=True):
+                    if weight.grad is None:
+                        weight.grad = torch.zeros_like(weight)
+                    shaped = slope.view(1, -1, *[1] * (weight.dim() - 2)).to(weight.dtype)
+                    weight.grad.addcmul_(weight, shaped)
         return found.detach()
 
 
@@ -124,6 +127,10 @@ def squared_norms(network: nn.Module) -> Tensor:
 
 def _input_squares(weight: Tensor) -> Tensor:
     """(outputs, inputs, ...) -> (inputs,); rows of inputs lie side by side in channels-last."""
+    if weight.is_cuda and not torch.is_grad_enabled():  # one kernel; slow on a CPU
+        others = [axis for axis in range(weight.dim()) if axis != 1]
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=others)
+        return norms.square()
     rows = weight.movedim(1, -1).reshape(-1, weight.shape[1])
     return (rows * rows).sum(0)
 

@@ -14,6 +14,7 @@ Outside of them the gates are open. An infinite drop logit is a p of exactly 0 o
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import cast
 
@@ -83,9 +84,9 @@ class Gates(nn.Module):
     def places_of(self, layer: str) -> Tensor:
         """Positions of the gates on the inputs of `layer`, int64 (inputs,)."""
         first, last = self.spans[layer]
-        if self.places is None:
-            return torch.arange(first, last, device=self.group.device)
-        return self.places[first:last]
+        return (positions(self.count, self.group.device) if self.places is None else self.places)[
+            first:last
+        ]
 
     def forward(self, input: Tensor) -> Tensor:
         """The input: where the network is an nn.Sequential, its gates are called last."""
@@ -95,6 +96,13 @@ class Gates(nn.Module):
     def count(self) -> int:
         """Number of gates."""
         return self.group.numel()
+
+
+@cache
+def positions(number: int, device: torch.device) -> Tensor:
+    """0, 1, ... on a device; made once, since each kernel of a step counts. Not to be changed."""
+    with torch.inference_mode(False):
+        return torch.arange(number, device=device)
 
 
 def gates(network: nn.Module) -> Gates:

@@ -66,6 +66,7 @@ class SizeControl:
         travel = 16 / max(1, phases.freeze - phases.delay)
         self.limit = max(4 * rate, travel)
         self.price = torch.zeros((), dtype=torch.float64)
+        self.share_and_slope = Replayed(partial(value_and_slope, self.share))
 
     def corrected(self, drop_logit: Tensor, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
         """The logits, (groups,) float64, after `step` (counted from 0): sharper, at their size.
@@ -83,7 +84,9 @@ class SizeControl:
         # is the one that changes the predictions least, and spares channels that much hangs on.
         information = exactly(slots["exp_avg_sq"])
         metric = information + 1e-3 * information.mean() + 1e-30
-        closer = partial(step_to_size, self.share, metric=metric, aim=aim, limit=self.limit)
+        closer = partial(
+            step_to_size, self.share_and_slope, metric=metric, aim=aim, limit=self.limit
+        )
         logits, slope = closer(logits)
         if step < self.phases.ramp:  # sharpening is no term of the loss: it has no price
             gradient = exactly(slots["exp_avg"]) / (1 - betas[0] ** slots["step"].double())
@@ -100,8 +103,52 @@ class SizeControl:
         return self.size.shares(drop_probability)[self.target.kind]
 
 
+class Replayed:
+    """A function of one tensor, whose hundreds of small kernels a GPU replays as one graph.
+
+    Nothing but that tensor may change between two calls.
+    """
+
+    def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        self.function = function
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, values: Tensor) -> tuple[Tensor, ...]:
+        if values.device.type != "cuda":
+            return self.function(values)
+        if self.graph is None:
+            self._capture(values)
+        self.values.copy_(values)
+        self.graph.replay()  # type: ignore[union-attr]
+        return tuple(found.clone() for found in self.found)
+
+    def _capture(self, values: Tensor) -> None:
+        self.values = values.clone()
+        now, aside = torch.cuda.current_stream(values.device), torch.cuda.Stream(values.device)
+        aside.wait_stream(now)
+        with torch.cuda.stream(aside):  # kernels are loaded, and libraries set up, before
+            for _ in range(3):
+                self.function(self.values)
+        now.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on: those of a loader pin memory.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.found = self.function(self.values)
+        self.graph = graph
+
+
+def value_and_slope(
+    size: Callable[[Tensor], Tensor], drop_logit: Tensor
+) -> tuple[Tensor, Tensor]:  # (), (groups,)
+    """The size at drop logits (groups,), and its gradient."""
+    logits = drop_logit.detach().requires_grad_()
+    now = size(torch.sigmoid(logits))
+    (slope,) = torch.autograd.grad(now, logits)
+    return now.detach(), slope
+
+
 def step_to_size(
-    size: Callable[[Tensor], Tensor],
+    sized: Callable[[Tensor], tuple[Tensor, ...]],
     drop_logit: Tensor,  # float64 (groups,)
     metric: Tensor,  # (groups,), positive: what moving each logit costs
     aim: float,
@@ -110,17 +157,16 @@ def step_to_size(
 ) -> tuple[Tensor, Tensor]:
     """The shortest step of the drop logits that brings the expected size to `aim`, to first order.
 
-    `size` maps drop probabilities to the expected size, (). Lengths are sum(metric x step^2), so
-    the step is slope / metric, times the multiplier of the constraint. Taken after each step of a
-    gradient descent that divides by the same `metric`, it ends at the constrained optimum.
+    `sized` maps drop logits to the expected size, (), and its gradient, (groups,). Lengths are
+    sum(metric x step^2), so the step is slope / metric, times the multiplier of the constraint.
+    Taken after each step of a gradient descent that divides by the same `metric`, it ends at the
+    constrained optimum.
     Returns the logits after the step, and the slope of the size before it.
     """
-    logits = drop_logit.clone().requires_grad_()
-    now = size(torch.sigmoid(logits))
-    (slope,) = torch.autograd.grad(now, logits)
+    now, slope = sized(drop_logit)
     direction = slope / metric
     steepness = slope @ direction
-    step = direction * ((aim - now.detach()) / steepness)
+    step = direction * ((aim - now) / steepness)
     return torch.where(steepness > 0, drop_logit + step.clamp(-limit, limit), drop_logit), slope
 
 

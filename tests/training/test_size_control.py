@@ -1,12 +1,26 @@
 """Steps to a size against a closed form and a solver; the phases of a fit by hand."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from scipy.optimize import brentq, minimize
+from torch import Tensor
 
 from pgnas_cli.registry import Recipe
 from pgnas_cli.sizes import Target
-from pgnas_cli.training.size_control import Phases, phases, price_of_size, step_to_size
+from pgnas_cli.training.size_control import (
+    Phases,
+    phases,
+    price_of_size,
+    step_to_size,
+    value_and_slope,
+)
+
+
+def sized(size: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return partial(value_and_slope, size)
 
 
 def test_descent_with_steps_to_the_size_ends_at_the_constrained_optimum() -> None:
@@ -28,8 +42,8 @@ def test_descent_with_steps_to_the_size_ends_at_the_constrained_optimum() -> Non
         p = torch.sigmoid(logits)
         gradient = (worth + logits) * p * (1 - p)  # of worth * p - entropy
         logits, slope = step_to_size(
-            lambda p: (cost * (1 - p)).sum(), logits - rate * gradient / metric, metric, target,
-            limit=1.0,
+            sized(lambda p: (cost * (1 - p)).sum()), logits - rate * gradient / metric, metric,
+            target, limit=1.0,
         )  # fmt: skip
     price = brentq(excess, 0, 100)
     assert price_of_size(gradient, slope, metric) == pytest.approx(price, rel=0.01)
@@ -43,11 +57,11 @@ def test_no_shorter_step_reaches_the_size() -> None:
     metric = torch.tensor([1.0, 4.0, 0.5], dtype=torch.float64)
     start = torch.tensor([-2.0, -1.0, -1.5], dtype=torch.float64)
 
-    def size(p: torch.Tensor) -> torch.Tensor:
+    def size(p: Tensor) -> Tensor:
         return (cost * (1 - p)).sum()
 
     aim = float(size(torch.sigmoid(start))) - 1e-3  # small: the step is right to first order
-    step = step_to_size(size, start, metric, aim, limit=1.0)[0] - start
+    step = step_to_size(sized(size), start, metric, aim, limit=1.0)[0] - start
     found = minimize(
         lambda d: float((metric * torch.tensor(d) ** 2).sum() * 1e4),
         [0.0, 0.0, 0.0],
@@ -62,7 +76,7 @@ def test_no_shorter_step_reaches_the_size() -> None:
 
 def test_the_step_opens_gates_where_more_is_dropped_than_was_asked_for() -> None:
     logits = torch.full((4,), 2.0, dtype=torch.float64)
-    moved, _ = step_to_size(lambda p: (1 - p).mean(), logits, torch.ones(4), 0.9, limit=0.5)
+    moved, _ = step_to_size(sized(lambda p: (1 - p).mean()), logits, torch.ones(4), 0.9, limit=0.5)
     assert torch.allclose(moved, logits - 0.5)  # as far as the limit allows
 
 
