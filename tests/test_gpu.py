@@ -13,7 +13,7 @@ from torch import Tensor
 from pgnas_cli import find_machine
 from pgnas_cli.data import ImageData, load_data, training_batches
 from pgnas_cli.errors import Interrupted
-from pgnas_cli.gates import drop_probabilities, supernet
+from pgnas_cli.gates import drop_probabilities, gates, masked, supernet
 from pgnas_cli.machine import full_float32
 from pgnas_cli.progress import listening
 from pgnas_cli.ranking import finished, held_out_evaluator
@@ -22,6 +22,7 @@ from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.run import FitSettings, Run
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import Target, count
+from pgnas_cli.slimming import slim
 from pgnas_cli.training import fit_events, fit_network, gated, prior_of
 from pgnas_cli.training.fitting import supernet_loop
 from pgnas_cli.training.loop import Loop
@@ -153,6 +154,18 @@ def test_candidates_are_ranked_as_on_a_cpu(digits: ImageData) -> None:
         errors.append(race.errors.cpu().double())
     assert errors[0].std() > 0
     assert (errors[0] - errors[1]).abs().max() <= 1
+
+
+def test_a_network_on_a_gpu_is_cut_out_there(digits: ImageData) -> None:
+    backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
+    network = gated(backbone, backbone.recipe).to(GPU).eval()
+    keep = draw_candidates(torch.full((len(gates(network).groups),), 0.5), network, 1, 0)[0]
+    images = digits.preprocessing.normalised(batches_of(loop_on(GPU, digits), 1)[0][0])
+    smaller = slim(network, keep)
+    assert any(name.endswith("read") for name, _ in smaller.named_buffers())
+    assert {tensor.device.type for tensor in smaller.state_dict().values()} == {GPU.type}
+    with torch.no_grad(), full_float32(), masked(network, keep):
+        assert torch.allclose(smaller(images), network(images), atol=1e-4)
 
 
 def test_a_gpu_trains_as_well_as_a_cpu(digits: ImageData) -> None:

@@ -176,8 +176,8 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
     if cut.picks or cut.plane:
         layer.__class__ = narrow_class(type(module))  # type: ignore[arg-type]
         layer.plane = cut.plane
-        read = torch.empty(cut.inputs - cut.plane, dtype=torch.int64) if cut.picks else None
-        layer.register_buffer("read", read)
+        read = layer.weight.new_empty(cut.inputs - cut.plane, dtype=torch.int64)
+        layer.register_buffer("read", read if cut.picks else None)
         layer.picks = cut.picks
 
 
