@@ -191,7 +191,7 @@ def test_numbers_that_no_fit_writes_are_refused(fitted: Run) -> None:
     for change, message in (
         (set_in("recipe", "batch_size", to=10**12), "in its recipe: `batch_size` 1e"),
         (set_in("objective", "prior", "images", to=0.0), "its numbers cannot be"),
-        (set_in("split", "held_out", to=7.0), "its numbers cannot be"),
+        (set_in("split", "held_out", to=7.5), "its numbers cannot be"),
         (set_in("seed", to=2**64), "its field posterior.seed is not what"),
     ):
         fitted.posterior.write_bytes(original)

@@ -151,8 +151,9 @@ def memory_lines(plan: "FitPlan") -> list[str]:
         return []
     each, images = plan.activation_bytes, plan.step_images
     return [
-        f"memory: about {large(each)}B of activations per image in float32,"
-        f" {large(each * images)}B for {images} at once (--accumulate divides it)"
+        f"memory: about {large(each)}B of activations per image, {large(each * images)}B for"
+        f" {images}",
+        "  in float32; --accumulate N divides it by N",
     ]
 
 

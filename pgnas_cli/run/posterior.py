@@ -224,6 +224,7 @@ def _check_numbers(posterior: Posterior, path: Path) -> None:
     drop = posterior.objective.fixed_drop
     sane = (
         0 < split.held_out < 2**53
+        and (split.held_out < 1 or split.held_out.is_integer())  # a share, or a number
         and 0 <= split.fit_images < 2**53
         and 0 <= split.held_out_images < 2**53
         and 0 <= prior.l2 <= 1e18

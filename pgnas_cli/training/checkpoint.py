@@ -150,14 +150,18 @@ def _after_a_step(optimizer: torch.optim.Optimizer) -> list[dict[str, Any] | Non
     for device in ("meta", "cpu"):
         twin = object.__new__(type(optimizer))
         twin.__dict__.update(optimizer.__dict__)
-        twin.state = defaultdict(dict)
         twin.param_groups = [
             {**g, "params": [torch.zeros_like(p, device=device) for p in g["params"]]}
             for g in optimizer.param_groups
         ]
         parameters = [p for group in twin.param_groups for p in group["params"]]
-        for parameter in parameters:
+        originals = [p for group in optimizer.param_groups for p in group["params"]]
+        twin.state = defaultdict(dict)
+        for parameter, original in zip(parameters, originals, strict=True):
             parameter.grad = torch.zeros_like(parameter)
+            for slot, value in optimizer.state.get(original, {}).items():  # some have it at once
+                there = isinstance(value, Tensor)
+                twin.state[parameter][slot] = value.to(device, copy=True) if there else value
         with contextlib.suppress(RuntimeError):
             twin.step()
             return [
