@@ -262,7 +262,12 @@ def groups_of(table: str) -> list[list[Side]]:
     m = Cell("m", "posterior", 0, finetuned=True)
     if table == "2":
         constant = dataclasses.replace(m, constant=True)
-        return [[Side("(1-p) in the l2 term", m), Side("constant l2 term", constant)]]
+        aimed = dataclasses.replace(m, target=("params", 0.6))
+        return [
+            [Side("(1-p) in the l2 term", m), Side("constant l2 term", constant)],
+            [Side("(1-p) in the l2 term, at 60 %", aimed),
+             Side("constant l2 term, at 60 %", dataclasses.replace(aimed, constant=True))],
+        ]  # fmt: skip
     if table == "3":
         found = []
         for net in ("m", "mi", "e", "ei"):

@@ -320,38 +320,43 @@ def memory_row(net: str, options: argparse.Namespace) -> Row:
             "cut": found["cut"] / found["plain"]}  # fmt: skip
 
 
-def figures(rows: Sequence[Row]) -> str:
-    """Tables of the newest rows."""
-    keys = ("part", "net", "precision", "target", "share")
-    rows = [{"precision": "", **row} for row in rows]
-    found = latest(rows, *keys)
-    parts = []
-    heads = {
-        "steps": (
-            ["network", "px", "batch", "precision", "p learns", "divergence", "step to the size",
-             "on average", "behind the cut", "left"],
-            ("learning", "divergence", "to_size", "to_size_on_average", "behind the cut", "left"),
-        ),
-        "fit": (
-            ["network", "px", "target", "epochs", "fit / plain", "left", "rank / without cut"],
-            ("ratio", "left", "rank"),
-        ),
-        "memory": (["network", "batch", "p learns", "behind the cut"], ("learning", "cut")),
-    }  # fmt: skip
-    for part, (head, numbers) in heads.items():
-        mine = [row for row in found if row["part"] == part]
-        columns = []
-        for row in mine:
-            said = {
-                "steps": [row["net"], row.get("px"), row.get("batch"), row["precision"]],
-                "fit": [row["net"], row.get("px"), f"{row['share']:.0%} of the {row['target']}",
-                        row.get("epochs")],
-                "memory": [row["net"], row.get("batch")],
-            }[part]  # fmt: skip
-            columns.append([*map(str, said), *(f"{row[k]:.2f}" for k in numbers)])
-        if columns:
-            parts.append(f"{prose(taken(mine))}\n\n{table(head, columns)}")
-    return "\n\n".join(parts)
+UNITS = {"macs": "MACs", "params": "parameters"}
+HEADS = {
+    "steps": (
+        ["network", "device", "px", "batch", "precision", "p learns", "divergence",
+         "step to the size", "on average", "behind the cut", "left"],
+        ("px", "batch", "precision"),
+        ("learning", "divergence", "to_size", "to_size_on_average", "behind the cut", "left"),
+    ),
+    "fit": (
+        ["network", "device", "px", "batch", "target", "epochs", "images", "fit / plain", "left",
+         "rank / without the cut"],
+        ("px", "batch", "target", "epochs", "images"),
+        ("ratio", "left", "rank"),
+    ),
+    "memory": (
+        ["network", "device", "px", "batch", "p learns", "behind the cut"],
+        ("px", "batch"), ("learning", "cut"),
+    ),
+}  # fmt: skip
+
+
+def figures(rows: Sequence[Row], part: str) -> str:
+    """Sentence and table of the newest rows."""
+    rows = [
+        row | {"target": f"{row['share']:.0%} of the {UNITS[row['target']]}",
+               "device": row["on"].partition(", ")[2].removesuffix(" 80GB HBM3")}
+        for row in rows
+        if row["part"] == part
+    ]  # fmt: skip
+    found = latest(rows, "net", "device", "precision", "target")
+    head, said, numbers = HEADS[part]
+    columns = [
+        [row["net"], row["device"], *(row.get(key) for key in said),
+         *(f"{row[key]:.2f}" for key in numbers)]
+        for row in found
+    ]  # fmt: skip
+    return f"{prose(taken(found))}\n\n{table(head, columns)}"
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from bench import (
     paper,
     presets,
     race,
+    speed,
 )  # fmt: skip
 from bench.figures import Row, listed, percent, prose, read, table
 from pgnas_cli.ranking import error_cells
@@ -139,6 +140,9 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "families-torchvision": of("families", lambda rows: families.figures(rows, "torchvision")),
     "latency": of("latency", latency.figures),
     "loader": of("loader", loader.figures),
+    "speed-steps": of("speed", lambda rows: speed.figures(rows, "steps")),
+    "speed-fit": of("speed", lambda rows: speed.figures(rows, "fit")),
+    "speed-memory": of("speed", lambda rows: speed.figures(rows, "memory")),
     "race": of("race", race.figures),
     "race-shares": of("race", race.shares),
     "budgets": of("budgets", budgets.figures),
