@@ -5,6 +5,7 @@ from .placement import followers, gateable, segments
 from .prior import Prior, kl
 from .supernet import (
     check_keep,
+    decided,
     draw,
     drop_probabilities,
     gates,

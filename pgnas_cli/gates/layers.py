@@ -83,12 +83,34 @@ class Gated:
     def forward(self, input: Tensor) -> Tensor:
         if self.keep is None:
             return super().forward(input)  # type: ignore[misc,no-any-return]
+        hard = self.keep.dim() == 1 and self.keep.dtype == torch.bool
+        if hard and torch.is_grad_enabled() and self._masks_weight():
+            return self._with_masked_weight(input, self.keep)
         keep = _shaped_like(self.keep, input, last=isinstance(self, nn.Linear))
         gated = input * keep
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(gated)  # type: ignore[misc,no-any-return]
         with saved_tensors_hooks(_forgetting(input, keep, gated), _remembered):
             return super().forward(gated)  # type: ignore[misc,no-any-return]
+
+    def _masks_weight(self) -> bool:
+        """Whether the layer applies its weights as they are: each mask of an input is one of them.
+
+        Not one that standardises them, nor while it is compiled.
+        """
+        plain = self.ungated in (nn.Conv2d, nn.Linear) or self.ungated.__name__ == "Conv2dSame"
+        alone = getattr(self, "groups", 1) == 1
+        return plain and alone and not torch.compiler.is_compiling()
+
+    def _with_masked_weight(self, input: Tensor, keep: Tensor) -> Tensor:
+        """The same, Eq. 12-13: a weight is smaller than the images of a batch."""
+        weight: Tensor = self._parameters["weight"]  # type: ignore[attr-defined]
+        mask = keep.view(1, -1, *[1] * (weight.dim() - 2)).to(weight.dtype)
+        self.__dict__["weight"] = weight * mask
+        try:
+            return super().forward(input)  # type: ignore[misc,no-any-return]
+        finally:
+            del self.__dict__["weight"]
 
 
 @dataclass(frozen=True)

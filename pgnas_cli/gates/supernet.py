@@ -11,7 +11,7 @@ training step draws all its gates in one call. Three contexts say how the gates 
 Outside of them the gates are open. An infinite drop logit is a p of exactly 0 or 1.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -245,8 +245,11 @@ def layer_gates(network: nn.Module) -> list[LayerGates]:
 
 
 @contextmanager
-def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
-    """Hand each gated layer its part of `keep` (..., gates); restore the former state after."""
+def _kept(
+    network: nn.Module, keep: Tensor | None, alike: Mapping[str, Tensor | None] | None = None
+) -> Iterator[None]:
+    """Hand each gated layer its part of `keep` (..., gates), or what `alike` has for it; restore
+    the former state after."""
     modules = dict(network.named_modules())
     layers = {name: cast(Gated, modules[name]) for name in gates(network).spans}
     before = {name: layer.keep for name, layer in layers.items()}
@@ -259,7 +262,7 @@ def _kept(network: nn.Module, keep: Tensor | None) -> Iterator[None]:
         pieces = keep.split([last - first for first, last in own], -1)
         parts = dict(zip(own, pieces, strict=True))
     for name, span in gates(network).spans.items():
-        layers[name].keep = parts.get(span)
+        layers[name].keep = alike[name] if alike and name in alike else parts.get(span)
     try:
         yield
     finally:
@@ -287,10 +290,31 @@ def opened(network: nn.Module) -> AbstractContextManager[None]:
     return _kept(network, None)
 
 
-def masked(network: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
-    """Context: hard gates; `keep` is bool (gates,), or (batch, gates) with a row per image."""
+def masked(
+    network: nn.Module, keep: Tensor, alike: Mapping[str, Tensor | None] | None = None
+) -> AbstractContextManager[None]:
+    """Context: hard gates; `keep` is bool (gates,), or (batch, gates) with a row per image.
+
+    `alike` holds the layers that have the same gates in all rows (`decided`).
+    """
     check_keep(network, keep, axes=(1, 2))
-    return _kept(network, keep.to(gates(network).group.device))
+    return _kept(network, keep.to(gates(network).group.device), alike)
+
+
+def decided(network: nn.Module) -> dict[str, Tensor | None]:
+    """Layers whose gates are alike in all draws, since p is 0 or 1: their mask, bool (inputs,).
+
+    None where all are open. Finding them waits for a device.
+    """
+    bank = gates(network)
+    p = per_gate(network, drop_probabilities(network))
+    fixed, opened_ = ((p == 0) | (p == 1)).cpu(), (p == 0).cpu()
+    found: dict[str, Tensor | None] = {}
+    for name in bank.spans:
+        own = bank.places_of(name).cpu()
+        if bool(fixed[own].all()):
+            found[name] = None if bool(opened_[own].all()) else opened_[own].to(p.device)
+    return found
 
 
 def relaxed(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..distributed import Rows
 from ..gates import (
     Prior,
+    decided,
     drop_probabilities,
     gates,
     hard_keep,
@@ -71,7 +72,9 @@ class DropLearning:
         # counted by its share of the full rate.
         self.before = drop_probabilities(self.network).expand(2, -1).clone()
         self.rate_steps = [0.0, 0.0]
-        self.open_gates: Tensor | None = None  # in which draws differ, once p is frozen
+        # Once p is frozen: the gates in which draws differ, and the layers in which none do.
+        self.open_gates: Tensor | None = None
+        self.alike: dict[str, Tensor | None] = {}
 
     def start_epoch(self, epoch: int) -> bool:
         """Begin to measure how far p moves, where a window ends with `epoch` epochs done.
@@ -123,7 +126,7 @@ class DropLearning:
             return opened(self.network)
         draws = generator(self.seed, "gates", step, 0, device=self.drop_logit.device)
         if self.is_frozen(step):
-            return masked(self.network, self.hard_keep(draws, rows.of)[rows.part])
+            return masked(self.network, self.hard_keep(draws, rows.of)[rows.part], self.alike)
         return relaxed(
             self.network, batch=rows.of, generator=draws, temperature=self.recipe.temperature,
             part=rows.part,
@@ -163,9 +166,16 @@ class DropLearning:
             rate = cast(float, self.optimizer.param_groups[0]["lr"])
             self._count(rate / (self.rate or 1.0))
 
+    def trains(self, network: nn.Module) -> None:
+        """From here on the gates act in `network`, what is left of the whole one."""
+        self.network = network
+        if self.open_gates is not None:
+            self.alike = decided(network)
+
     def _note_open(self, step: int) -> None:
         if self.is_frozen(step):
             self.open_gates = undecided(per_gate(self.network, drop_probabilities(self.network)))
+            self.alike = decided(self.network)
 
     def _count(self, share: float) -> None:
         self.rate_steps = [steps + share for steps in self.rate_steps]

@@ -164,7 +164,7 @@ class Loop:
         self._start_optimizer()
         carry_over_(before, source, self.weights, left, self.whole)
         if self.drops is not None:
-            self.drops.network = left.network
+            self.drops.trains(left.network)
         self._set_rates()
 
     def write_back(self) -> None:

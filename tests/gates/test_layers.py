@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 from scipy.integrate import quad
+from timm.layers import Conv2dSame, ScaledStdConv2d
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -147,10 +148,36 @@ def test_the_product_is_made_again_for_the_same_gradients(kind: str, rows: tuple
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["conv", "same", "standardised", "grouped", "linear", "tokens"])
+def test_one_mask_for_all_images_gives_what_a_row_for_each_does(kind: str) -> None:
+    """In training it masks the weight; not where the layer computes its weight from it."""
+    layer = {
+        "conv": nn.Conv2d(4, 3, 3, padding=1), "same": Conv2dSame(4, 3, 3, stride=2),
+        "standardised": ScaledStdConv2d(4, 3, 3), "grouped": nn.Conv2d(4, 4, 3, groups=4),
+        "linear": nn.Linear(4, 2), "tokens": nn.Linear(4, 2),
+    }[kind].double()  # fmt: skip
+    layer.__class__ = gated_class(type(layer))
+    shape = {"linear": (3, 4), "tokens": (3, 5, 4)}.get(kind, (3, 4, 6, 6))
+    x = torch.randn(shape, generator=seeded(), dtype=torch.float64)
+    mask = torch.tensor([True, False, True, False])
+    found = []
+    for keep in (mask, mask.expand(3, -1)):
+        layer.zero_grad()
+        layer.keep, input = keep, x.clone().requires_grad_()
+        out = layer(input)
+        out.square().sum().backward()
+        found.append([out, input.grad, *(p.grad for p in layer.parameters())])
+    assert set(dict(layer.named_parameters())) == {"weight", "bias", "gain"} & set(
+        layer._parameters
+    )
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
 def test_an_input_that_is_changed_in_place_after_its_layer_is_told() -> None:
     layer = nn.Conv2d(4, 3, 1)
     layer.__class__ = gated_class(nn.Conv2d)
-    layer.keep = torch.tensor([True, False, True, True])
+    layer.keep = torch.tensor([[True, False, True, True]] * 2)
     x = torch.ones(2, 4, 3, 3)
     out = layer(x)
     x.add_(1)

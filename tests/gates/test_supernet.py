@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgnas_cli import create_supernet
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import (
+    decided,
     draw,
     drop_probabilities,
     gates,
@@ -148,3 +150,19 @@ def test_draw_uses_the_learned_probabilities_unless_told_otherwise() -> None:
     for wrong in (torch.full((3,), 0.5), torch.full((17,), float("nan")), 1.5):
         with pytest.raises(PgnasError, match=r"is a number, or a tensor \(17,\), from 0 to 1"):
             draw(network, generator=seeded(), drop_probability=wrong)
+
+
+def test_layers_are_decided_where_every_p_is_0_or_1() -> None:
+    network = create_supernet("multibranch-tiny", 10, input_shape=(1, 8, 8), groups="channel")
+    bank = gates(network)
+    first, second, third = list(bank.spans)[:3]
+    with torch.no_grad():
+        bank.drop_logit.zero_()
+        for layer, logits in ((first, [-torch.inf]), (second, [torch.inf, -torch.inf])):
+            own = bank.places_of(layer)
+            bank.drop_logit[bank.group[own]] = torch.tensor(logits).repeat(len(own) // len(logits))
+        bank.drop_logit[bank.group[bank.places_of(third)][1:]] = -torch.inf
+    found = decided(network)
+    assert set(found) == {first, second}
+    assert found[first] is None
+    assert found[second].tolist() == [False, True] * (len(bank.places_of(second)) // 2)
