@@ -288,7 +288,7 @@ def groups_of(table: str) -> list[list[Side]]:
         return [[Side("temperature 1/5", m), Side("temperature 2/3", warm),
                  Side("temperature 1/5, fine-tuned", m, "finetuned")]]  # fmt: skip
     if table == "6":
-        return [[Side("best of many", dataclasses.replace(m, many=2000))]]
+        return [[Side("best of 60", dataclasses.replace(m, many=2000))]]
     if table == "7":
         nets = ("m", "mi", "e", "ei")
         return [[Side(net, dataclasses.replace(m, net=net))] for net in nets]

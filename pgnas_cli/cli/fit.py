@@ -153,7 +153,7 @@ def memory_lines(plan: "FitPlan") -> list[str]:
     return [
         f"memory: about {large(each)}B of activations per image, {large(each * images)}B for"
         f" {images}",
-        "  in float32; --accumulate N divides it by N",
+        "  in float32; --accumulate 2 halves it, and so on",
     ]
 
 

@@ -25,7 +25,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..distributed import Rows, rows_of
+from ..distributed import Rows, launched, rows_of
 from ..errors import PgnasError
 from ..machine import free_memory
 from ..progress import note, track
@@ -340,7 +340,7 @@ def held_out_decoded(data: ImageData, workers: int) -> ImageData:
 def _room_for(shape: tuple[int, ...]) -> Tensor:
     """A uint8 tensor in memory, or in a file without a name, which ends with this process."""
     needed, free = math.prod(shape), free_memory(torch.device("cpu"))
-    if needed <= RESIDENT_SHARE * free:
+    if needed * launched().local_world_size <= RESIDENT_SHARE * free:  # each process has them
         return torch.empty(shape, dtype=torch.uint8)
     place = tempfile.gettempdir()
     note(

@@ -4,6 +4,7 @@ A JPEG can be decoded at a half, a quarter or an eighth of its size, which is do
 still has as many pixels as are wanted of it.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,9 @@ class RandomCrops:
         # Of upright photos in 8 bits, which most are, only the crop is copied.
         plain = image.mode in ("RGB", "L") and orientation_of(image) == 1
         if plain and enough < 2 and image.format == "JPEG" and _decode_jpeg is not None:
-            return self._resized(_whole_jpeg(image, self.mode), box, dice)
+            with contextlib.suppress(RuntimeError):  # Pillow reads more of a damaged file
+                return self._resized(_whole_jpeg(image, self.mode), box, dice)
+            image.fp.seek(0)  # type: ignore[attr-defined]
         found = image if plain else as_rgb(image)
         across, down = found.width / whole[0], found.height / whole[1]
         left, top = round(box.left * across), round(box.top * down)

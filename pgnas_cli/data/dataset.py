@@ -189,6 +189,10 @@ def cut_data(
             f"{len(rest)} images are held out, not {held_out:g} of them: more than {HELD_OUT_MOST}"
             f" only by number, as `held_out` {round(held_out * len(source.train))}",
         )
+    elif held_out >= 2 and len(rest) != held_out:
+        remarks += (
+            f"{len(rest)} images are held out, not {held_out:g}: as large a share of each class",
+        )
     return ImageData(
         source.name, source.classes, fit, rest, source.test, preprocessing, source.mirror, remarks
     )

@@ -100,7 +100,8 @@ class Gated:
         """
         plain = self.ungated in (nn.Conv2d, nn.Linear) or self.ungated.__name__ == "Conv2dSame"
         alone = getattr(self, "groups", 1) == 1
-        return plain and alone and not torch.compiler.is_compiling()
+        own = "weight" in self._parameters  # type: ignore[attr-defined] # else it is computed
+        return plain and alone and own and not torch.compiler.is_compiling()
 
     def _with_masked_weight(self, input: Tensor, keep: Tensor) -> Tensor:
         """The same, Eq. 12-13: a weight is smaller than the images of a batch."""

@@ -29,7 +29,7 @@ from ..distributed import (
     wait,
     world_size,
 )
-from ..errors import PgnasError, command
+from ..errors import PgnasError, command, one_line
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine, computes_bfloat16
 from ..progress import note
@@ -374,7 +374,7 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         preprocessing=backbone.images, size=size, channels=channels,
     )  # fmt: skip
     named = SupernetSpec(
-        backbone.name, as_read(backbone.options), "", "", data.classes, data.preprocessing,
+        backbone.name, _kept_options(backbone), "", "", data.classes, data.preprocessing,
         data.name,
     )  # fmt: skip
     check_supernet(named, None)
@@ -416,6 +416,18 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
     return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
 
 
+def _kept_options(backbone: Backbone) -> dict[str, Any]:
+    """The options that a file keeps; raises PgnasError where it would keep something else."""
+    try:
+        found: dict[str, Any] = as_read(backbone.options)
+    except TypeError as error:
+        raise PgnasError(
+            f"the backbone {backbone.name} has `options` that a file cannot keep"
+            f" ({one_line(error)}); possible: text, numbers, lists and dicts of them"
+        ) from None
+    return found
+
+
 def _shares(recipe: Recipe, images: int) -> list[str]:
     """How several processes share a batch; raises PgnasError for one that is too small."""
     batch, processes = min(recipe.batch_size, images), world_size()
@@ -423,6 +435,11 @@ def _shares(recipe: Recipe, images: int) -> list[str]:
         raise PgnasError(
             f"a batch of {batch} images is too small for {processes} processes, which need two"
             " each: raise `batch_size`, or start fewer"
+        )
+    if recipe.accumulate > 1 and batch < 2 * processes * recipe.accumulate:
+        raise PgnasError(
+            f"a batch of {batch} images is too small for `accumulate` {recipe.accumulate}: each"
+            f" part needs two; possible: up to {max(1, batch // (2 * processes))}"
         )
     return [f"{processes} processes share each batch of {batch}"] if processes > 1 else []
 
@@ -457,7 +474,7 @@ def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) 
         recipe_of=recipe_of, drop_lr=loop.drops.rate, remarks=tuple(remarks),
         not_prunable=tuple(bank.graph.opaque()),
         activation_bytes=activation_bytes(loop.network, data.preprocessing.input_shape),
-        step_images=-(-loop.batch // loop.recipe.accumulate),
+        step_images=-(-loop.batch // (world_size() * loop.recipe.accumulate)),
     )  # fmt: skip
 
 

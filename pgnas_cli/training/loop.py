@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,9 +69,9 @@ class Loop:
     ) -> None:
         self.whole, self.device = placed(network, device), device
         self.compiled = compiled
+        self.data, self.recipe, self.seed = data, recipe, seed
         self._train_on(everything(self.whole))
         self.weight_decay = weight_decay
-        self.data, self.recipe, self.seed = data, recipe, seed
         self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self.batch = min(recipe.batch_size, len(data.fit))
         self.per_epoch = steps_per_epoch(len(data.fit), self.batch)
@@ -96,6 +97,8 @@ class Loop:
         self.forward = left.network
         if self.compiled:  # which looks at the gradient of gates, and is warned that it has none
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            if self.recipe.accumulate > 1:  # parts of a batch share the graph of one draw
+                torch._functorch.config.donated_buffer = False
             self.forward = torch.compile(left.network)  # type: ignore[assignment]
 
     def _start_optimizer(self) -> None:
@@ -199,11 +202,11 @@ class Loop:
         own_draws = seeded_globals(derived_seed(self.seed, "forward", self.step, rank()))
         acting = nullcontext() if self.drops is None else self.drops.gates_of(self.step, rows)
         with self.autocast, acting, own_draws:
-            size = -(-len(inputs) // self.recipe.accumulate)
-            ends = range(size, len(inputs) + size, size)
+            parts = min(self.recipe.accumulate, len(inputs))
+            ends = [len(inputs) * part // parts for part in range(parts + 1)]
             found = [
-                self._passes(inputs, labels, slice(end - size, end), rows, last=end == ends[-1])
-                for end in ends
+                self._passes(inputs, labels, slice(start, end), rows, last=end == len(inputs))
+                for start, end in pairwise(ends)
             ]
         shown, losses, extras = zip(*found, strict=True)
         logits = torch.cat(shown)
@@ -230,22 +233,22 @@ class Loop:
         self, inputs: Tensor, labels: Tensor, part: slice, rows: Rows, last: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward of a part of `rows`: logits, and its share of their losses."""
-        part = slice(part.start, min(part.stop, len(inputs)))
         whole = self.drops is None or part == slice(0, len(inputs))
-        with nullcontext() if whole else of_rows(self.network, part):
-            logits = self.forward(inputs[part])
         share = (part.stop - part.start) / len(inputs)
         extra = torch.zeros((), device=self.device)
-        if isinstance(logits, tuple):  # in training only, beside the logits
-            logits, other = logits
-            extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels[part])
-        loss = self._cross_entropy(logits, labels[part])
-        total = share * (loss + extra)
-        if world_size() > 1:
-            total = total * (rows.count / rows.of)
-        with summed_gradients(self.network) if last else nullcontext():
-            # The gates of all images come from one draw, whose graph the next part needs as well.
-            total.backward(retain_graph=not last)
+        # The backward pass as well: a network may compute parts of its forward again.
+        with nullcontext() if whole else of_rows(self.network, part):
+            logits = self.forward(inputs[part])
+            if isinstance(logits, tuple):  # in training only, beside the logits
+                logits, other = logits
+                extra = self.recipe.auxiliary_weight * self._cross_entropy(other, labels[part])
+            loss = self._cross_entropy(logits, labels[part])
+            total = share * (loss + extra)
+            if world_size() > 1:
+                total = total * (rows.count / rows.of)
+            with summed_gradients(self.network) if last else nullcontext():
+                # The gates of all images come from one draw, whose graph the next part needs too.
+                total.backward(retain_graph=not last)
         return logits.detach(), share * loss.detach(), share * extra.detach()
 
     def _watch(self, loss: Tensor, divergence: Tensor) -> None:

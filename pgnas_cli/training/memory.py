@@ -30,7 +30,7 @@ def activation_bytes(network: nn.Module, input_shape: tuple[int, int, int]) -> i
     network.train()
     try:
         with (
-            contextlib.suppress(RuntimeError),
+            contextlib.suppress(RuntimeError, TypeError, ValueError),  # no estimate, then
             saved_tensors_hooks(note, lambda tensor: tensor),
         ):
             functional_call(network, state, (images,))

@@ -81,6 +81,21 @@ def test_both_decoders_of_a_jpeg_show_the_same(
         assert (one - made.of_file(path, Random(seed)).int()).abs().float().mean() < 1
 
 
+@pytest.mark.parametrize("lost", [4, 60, 512, 2000])
+def test_a_jpeg_with_a_torn_end_is_read_as_pillow_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    path = tmp_path / "photo.jpg"
+    walk = np.random.default_rng(0).normal(0, 3, (150, 160, 3)).cumsum(0).cumsum(1)
+    Image.fromarray((walk % 256).astype(np.uint8)).save(path, quality=90)
+    content = path.read_bytes()
+    path.write_bytes(content[:-lost] + bytes(lost))
+    made = RandomCrops(128, "RGB", (0.9, 1.0), "bilinear", mirror=False)
+    found = made.of_file(path, Random(0))
+    monkeypatch.setattr(crops, "_decode_jpeg", None)
+    assert torch.equal(found, made.of_file(path, Random(0)))
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("turned", [1, 3, 6])
 def test_a_photo_on_its_side_is_cropped_upright(tmp_path: Path, ending: str, turned: int) -> None:

@@ -174,6 +174,16 @@ def test_one_mask_for_all_images_gives_what_a_row_for_each_does(kind: str) -> No
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-14)
 
 
+def test_a_layer_whose_weight_is_computed_since_it_was_gated_takes_a_mask() -> None:
+    layer = nn.Linear(4, 2)
+    layer.__class__ = gated_class(nn.Linear)
+    weight = layer.weight.detach().clone()
+    nn.utils.parametrizations.weight_norm(layer)
+    layer.keep = torch.tensor([True, False, True, True])
+    x = torch.randn(3, 4, generator=seeded())
+    assert torch.allclose(layer(x), x[:, [0, 2, 3]] @ weight[:, [0, 2, 3]].T + layer.bias)
+
+
 def test_an_input_that_is_changed_in_place_after_its_layer_is_told() -> None:
     layer = nn.Conv2d(4, 3, 1)
     layer.__class__ = gated_class(nn.Conv2d)

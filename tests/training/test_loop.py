@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from pgnas_cli.data import ImageData, Preprocessing, training_batches
 from pgnas_cli.gates import gates, logistic_noise, make_concrete_
@@ -207,6 +209,38 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(
         assert error == found[0][1]
         for name, value in found[0][2].items():
             assert torch.allclose(state[name], value, rtol=0, atol=1e-9), name
+
+
+@pytest.mark.parametrize("kind", ["compiled", "checkpointed"])
+def test_parts_of_a_batch_go_with_compiled_and_checkpointed_networks(
+    digits: ImageData, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both look at the gates, or their graph, again in the backward pass."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="aot_eager"))
+    torch._dynamo.reset()
+    losses = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+
+        def body(m: Any, x: Tensor) -> Tensor:
+            return m.b(m.a(x).relu()).relu()
+
+        def forward(m: Any, x: Tensor) -> Tensor:
+            again = kind == "checkpointed" and m.training
+            x = checkpoint(partial(body, m), x, use_reentrant=False) if again else body(m, x)
+            return x.mean((2, 3))
+
+        plain = Five(forward, stem=nn.Conv2d(1, 8, 3), a=nn.Conv2d(8, 12, 3),
+                     b=nn.Conv2d(12, 8, 1), head=nn.Linear(8, 10))  # fmt: skip
+        network = make_concrete_(plain, (1, 8, 8))
+        recipe = Recipe(epochs=1, batch_size=250, drop_delay_epochs=0.0, accumulate=parts)
+        loop = supernet_loop(
+            network, digits, recipe, prior_of(recipe, len(digits.fit)), seed=0, device=CPU,
+            compiled=kind == "compiled",
+        )  # fmt: skip
+        losses.append([float(loop.loss_sum) for _ in steps(loop)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_memory_of_an_image_is_counted_as_a_step_keeps_it(digits: ImageData) -> None:
