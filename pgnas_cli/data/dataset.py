@@ -24,6 +24,7 @@ from ..seeds import derived_seed
 from .names import Names
 
 Found = TypeVar("Found")
+ROUNDED = 0.02  # of a number of held-out images: a difference that is not worth a word
 HELD_OUT_MOST = 10_000  # images: errors to half a point, decoded in 1.5 GB at 224 pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -189,7 +190,7 @@ def cut_data(
             f"{len(rest)} images are held out, not {held_out:g} of them: more than {HELD_OUT_MOST}"
             f" only by number, as `held_out` {round(held_out * len(source.train))}",
         )
-    elif held_out >= 2 and len(rest) != held_out:
+    elif held_out >= 2 and abs(len(rest) - held_out) > ROUNDED * held_out:
         remarks += (
             f"{len(rest)} images are held out, not {held_out:g}: as large a share of each class",
         )

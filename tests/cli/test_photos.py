@@ -51,7 +51,7 @@ def test_changed_data_are_noticed_and_networks_of_two_sizes_are_each_timed_at_th
         fit = ["fit", *data, "--epochs", "1", "--batch-size", "8", "--img-size", size]
         assert run(*fit, "--run", size, "-q") == 0
         assert run("export", file, "--candidate", "whole", "--run", size, "-q") == 0
-    rows = object_of("evaluate", *files, *data, "-b", "8")["networks"]
+    rows = object_of("evaluate", *files, *data, "-b", "64")["networks"]
     many = [row["latency_many"] for row in rows]
     assert all(0.3 < time["ms"] / time["whole_ms"] < 3 for time in many)
     assert many[0]["ms"] > many[1]["ms"]

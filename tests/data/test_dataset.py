@@ -38,6 +38,10 @@ def test_so_many_images_are_held_out_as_are_named(monkeypatch: pytest.MonkeyPatc
         data = load_data("digits", seed=0, held_out=number)
         assert abs(len(data.held_out) - number) <= len(data.classes) / 2
         assert data.remarks == ()
+    few = load_data("digits", seed=0, held_out=14)
+    assert few.remarks == (
+        f"{len(few.held_out)} images are held out, not 14: as large a share of each class",
+    )
     same = load_data("digits", seed=0, held_out=100 / 1438)
     assert load_data("digits", seed=0, held_out=100).held_out.keys == same.held_out.keys
     for wrong in (0, 1, 1438, 20.5):
