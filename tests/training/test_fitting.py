@@ -1,15 +1,19 @@
 """The fit: which sizes it ends at, what it remembers, and that it resumes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pgnas_cli.data import ImageData
-from pgnas_cli.errors import Interrupted
+from pgnas_cli.errors import Interrupted, PgnasError
 from pgnas_cli.gates import drop_probabilities
 from pgnas_cli.progress import listening
+from pgnas_cli.registry import Backbone
+from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.run import FitSettings, Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import draw_candidates
@@ -106,3 +110,20 @@ def test_an_inflated_network_resumes_too(tmp_path: Path) -> None:
         stop = Heard(lambda task, done, end=end: task == "fitting" and done == end)
         with listening(stop), pytest.raises(Interrupted, match=f"saved after step {end} of"):
             list(fit_events(run, settings, resume=resume))
+
+
+def test_each_part_of_a_batch_has_two_images(tmp_path: Path) -> None:
+    settings = FitSettings(recipe={"batch_size": 4, "accumulate": 3})
+    with pytest.raises(PgnasError, match=r"too small for `accumulate` 3: .* possible: up to 2"):
+        list(fit_events(Run(tmp_path / "run"), settings))
+
+
+def test_options_that_a_file_cannot_keep_are_named_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typed(*names: Any, **more: Any) -> Backbone:
+        return replace(build_backbone(*names, **more), options={"dtype": torch.float32})
+
+    monkeypatch.setattr("pgnas_cli.training.fitting.build_backbone", typed)
+    with pytest.raises(PgnasError, match="multibranch-tiny has `options` that a file cannot keep"):
+        list(fit_events(Run(tmp_path / "run"), FitSettings()))
