@@ -105,7 +105,7 @@ class Plain:
     def __init__(
         self, network: nn.Module, data: ImageData, recipe: Recipe, options: argparse.Namespace
     ) -> None:
-        self.machine, self.bfloat16 = options.machine, options.precision == "bfloat16"
+        self.machine, self.precision = options.machine, options.precision
         self.network, self.data, self.recipe = network, data, recipe
         placed(network, self.machine.device).train()
         self.optimizer = create_optimizer_v2(
@@ -115,7 +115,7 @@ class Plain:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         inputs = self.data.preprocessing.normalised(images)
-        with computing(self.machine.device, "bfloat16" if self.bfloat16 else "float32"):
+        with computing(self.machine.device, self.precision):
             loss = F.cross_entropy(self.forward(inputs), labels)
         loss.backward()
         self.optimizer.step()

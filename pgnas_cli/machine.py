@@ -58,6 +58,7 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
 
 
 PRECISIONS = ("float32", "bfloat16")
+FILLED = 0.5  # of the memory that is free, up to which images are kept there
 
 
 def computing(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..distributed import Rows, launched, rows_of
 from ..errors import PgnasError
-from ..machine import free_memory
+from ..machine import FILLED, free_memory
 from ..progress import note, track
 from ..seeds import derived_seed, generator
 from ..signals import StopRequest
@@ -315,9 +315,6 @@ def _loaded(
         del batches  # ends the workers, also when a traceback keeps this frame
 
 
-RESIDENT_SHARE = 0.5  # of free memory, up to which decoded held-out images are kept there
-
-
 def held_out_decoded(data: ImageData, workers: int) -> ImageData:
     """Held-out images are read every epoch and by every candidate: decode them once.
 
@@ -340,7 +337,7 @@ def held_out_decoded(data: ImageData, workers: int) -> ImageData:
 def _room_for(shape: tuple[int, ...]) -> Tensor:
     """A uint8 tensor in memory, or in a file without a name, which ends with this process."""
     needed, free = math.prod(shape), free_memory(torch.device("cpu"))
-    if needed * launched().local_world_size <= RESIDENT_SHARE * free:  # each process has them
+    if needed * launched().local_world_size <= FILLED * free:  # each process has them
         return torch.empty(shape, dtype=torch.uint8)
     place = tempfile.gettempdir()
     note(

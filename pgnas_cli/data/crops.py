@@ -97,7 +97,10 @@ class RandomCrops:
         plain = image.mode in ("RGB", "L") and orientation_of(image) == 1
         if plain and enough < 2 and image.format == "JPEG" and _decode_jpeg is not None:
             with contextlib.suppress(RuntimeError):  # Pillow reads more of a damaged file
-                return self._resized(_whole_jpeg(image, self.mode), box, dice)
+                pixels = _whole_jpeg(image, self.mode)
+                rows = slice(box.top, box.top + box.height)
+                columns = slice(box.left, box.left + box.width)
+                return self._resized(pixels[:, rows, columns], dice)
             image.fp.seek(0)  # type: ignore[attr-defined]
         found = image if plain else as_rgb(image)
         across, down = found.width / whole[0], found.height / whole[1]
@@ -111,10 +114,9 @@ class RandomCrops:
             np.array(part if part.mode == self.mode else part.convert(self.mode))
         )
         pixels = rows.view(box.height, box.width, -1).permute(2, 0, 1)
-        return self._resized(pixels, Box(0, 0, box.width, box.height), dice)
+        return self._resized(pixels, dice)
 
-    def _resized(self, pixels: Tensor, box: Box, dice: Random) -> Tensor:
-        pixels = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    def _resized(self, pixels: Tensor, dice: Random) -> Tensor:
         kind = InterpolationMode(_FILTERS.get(self.interpolation, self.interpolation))
         found: Tensor = resize(pixels, [self.size, self.size], kind, antialias=True)
         return found.flip(-1) if self.mirror and dice.random() < 0.5 else found

@@ -83,10 +83,10 @@ class Gates(nn.Module):
 
     def places_of(self, layer: str) -> Tensor:
         """Positions of the gates on the inputs of `layer`, int64 (inputs,)."""
-        first, last = self.spans[layer]
-        return (positions(self.count, self.group.device) if self.places is None else self.places)[
-            first:last
-        ]
+        places = self.places
+        if places is None:
+            places = positions(self.count, self.group.device)
+        return places[slice(*self.spans[layer])]
 
     def forward(self, input: Tensor) -> Tensor:
         """The input: where the network is an nn.Sequential, its gates are called last."""
@@ -245,24 +245,13 @@ def layer_gates(network: nn.Module) -> list[LayerGates]:
 
 
 @contextmanager
-def _kept(
-    network: nn.Module, keep: Tensor | None, alike: Mapping[str, Tensor | None] | None = None
-) -> Iterator[None]:
-    """Hand each gated layer its part of `keep` (..., gates), or what `alike` has for it; restore
-    the former state after."""
+def _kept(network: nn.Module, keeps: Mapping[str, Tensor | None]) -> Iterator[None]:
+    """Give each gated layer its part of the gates, or None; restore the former state after."""
     modules = dict(network.named_modules())
     layers = {name: cast(Gated, modules[name]) for name in gates(network).spans}
     before = {name: layer.keep for name, layer in layers.items()}
-    parts: dict[tuple[int, int], Tensor] = {}
-    places = gates(network).places
-    if keep is not None and places is not None:
-        keep = keep.index_select(-1, places)
-    if keep is not None:  # in one split: the gradient of a slice is as long as all gates
-        own = sorted(set(gates(network).spans.values()))
-        pieces = keep.split([last - first for first, last in own], -1)
-        parts = dict(zip(own, pieces, strict=True))
-    for name, span in gates(network).spans.items():
-        layers[name].keep = alike[name] if alike and name in alike else parts.get(span)
+    for name, layer in layers.items():
+        layer.keep = keeps.get(name)
     try:
         yield
     finally:
@@ -270,24 +259,34 @@ def _kept(
             layer.keep = before[name]
 
 
-@contextmanager
-def of_rows(network: nn.Module, rows: slice) -> Iterator[None]:
+def _parts(network: nn.Module, keep: Tensor) -> dict[str, Tensor | None]:
+    """The part of `keep` (..., gates) of each gated layer."""
+    bank = gates(network)
+    if bank.places is not None:
+        keep = keep.index_select(-1, bank.places)
+    # In one split: the gradient of a slice is as long as all gates.
+    own = sorted(set(bank.spans.values()))
+    pieces = keep.split([last - first for first, last in own], -1)
+    parts = dict(zip(own, pieces, strict=True))
+    return {name: parts[span] for name, span in bank.spans.items()}
+
+
+def of_rows(network: nn.Module, rows: slice) -> AbstractContextManager[None]:
     """Context: the gates as they act now, for a part of the images that they were drawn for."""
     modules = dict(network.named_modules())
-    layers = [cast(Gated, modules[name]) for name in gates(network).spans]
-    before = [layer.keep for layer in layers]
-    for layer, keep in zip(layers, before, strict=True):
-        layer.keep = keep[rows] if keep is not None and keep.dim() == 2 else keep
-    try:
-        yield
-    finally:
-        for layer, keep in zip(layers, before, strict=True):
-            layer.keep = keep
+    acting = {name: cast(Gated, modules[name]).keep for name in gates(network).spans}
+    return _kept(
+        network,
+        {
+            name: keep[rows] if keep is not None and keep.dim() == 2 else keep
+            for name, keep in acting.items()
+        },
+    )
 
 
 def opened(network: nn.Module) -> AbstractContextManager[None]:
     """Context: all gates open, the whole network."""
-    return _kept(network, None)
+    return _kept(network, {})
 
 
 def masked(
@@ -298,7 +297,8 @@ def masked(
     `alike` holds the layers that have the same gates in all rows (`decided`).
     """
     check_keep(network, keep, axes=(1, 2))
-    return _kept(network, keep.to(gates(network).group.device), alike)
+    parts = _parts(network, keep.to(gates(network).group.device))
+    return _kept(network, parts | dict(alike or {}))
 
 
 def decided(network: nn.Module) -> dict[str, Tensor | None]:
@@ -331,7 +331,7 @@ def relaxed(
     noise = logistic_noise((batch, bank.count), generator=generator)[part]
     noise = noise.to(bank.drop_logit.device, non_blocking=True)
     logits = per_gate(network, bank.drop_logit)
-    return _kept(network, relaxed_keep(logits, noise, temperature=temperature))
+    return _kept(network, _parts(network, relaxed_keep(logits, noise, temperature=temperature)))
 
 
 # --- reading the gates --------------------------------------------------------------------------

@@ -3,4 +3,4 @@
 from .convolutions import plain_shell, plain_twin, window_of
 from .nodes import Graph, Node
 from .operations import ChannelSlice, OperationGate
-from .tracing import contiguous_, evaluating, trace
+from .tracing import contiguous_, evaluating, in_mode, trace

@@ -7,7 +7,7 @@ place of the network (it bakes `training` in); it serves the analysis alone.
 import operator
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -154,16 +154,21 @@ def _asks_for_shape(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _OF_SHAPES
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> AbstractContextManager[None]:
     """Context: the network in evaluation mode; every module is as before after it."""
+    return in_mode(network, training=False)
+
+
+@contextmanager
+def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Context: the network in training mode or not; every module is as before after it."""
     modes = {module: module.training for module in network.modules()}
-    network.eval()
+    network.train(training)
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, before in modes.items():
+            module.training = before
 
 
 def contiguous_(network: nn.Module) -> None:

@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from ..data import ImageData, Preprocessing, placed
 from ..distributed import rank, summed, world_size
 from ..gates import masked, remaining
-from ..machine import computing, free_memory
+from ..machine import FILLED, computing, free_memory
 from ..progress import Task, task
 from ..slimming import remainder
 from ..training import BATCH, RESIDENT
 from ..units import percent
 from .race import PILOTS, Race, begun, distinct, run, same_masks
-
-ON_DEVICE = 0.5  # of a device's free memory, up to which the images lie there
 
 
 class Evaluator:
@@ -49,7 +47,7 @@ class Evaluator:
         self.cut = left is not None and not bool((keep & ~remaining(network).to(keep)).any())
         self.network = placed(left.network, device).eval() if left and self.cut else network
         self.keep, self.labels = keep.to(device), labels.to(device)
-        fits = device.type == "cpu" or pixels.numel() <= ON_DEVICE * free_memory(device)
+        fits = device.type == "cpu" or pixels.numel() <= FILLED * free_memory(device)
         self.pixels, self.preprocessing = pixels.to(device if fits else "cpu"), preprocessing
         self.ready: Tensor | None = None
         if fits and pixels.numel() < RESIDENT:

@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from ..gates import gates, masked, remaining
+from ..graph import in_mode
 from ..machine import full_float32
 from ..seeds import generator, seeded_globals
 from ..slimming import Place, Remainder, difference
@@ -102,21 +103,17 @@ def differs_in_training(whole: nn.Module, left: nn.Module) -> float:
     found: list[Tensor] = []
     for network in (whole, left):
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-        modes = {module: module.training for module in network.modules()}
-        network.train()
-        for module in network.modules():
-            if isinstance(module, _DropoutNd):  # its draws depend on the number of channels
-                module.eval()
         try:
-            with masked(network, keep), seeded_globals(0):
+            with in_mode(network, training=True), masked(network, keep), seeded_globals(0):
+                for module in network.modules():
+                    if isinstance(module, _DropoutNd):
+                        module.eval()  # its draws depend on the number of channels
                 logits = network(images)
         except (RuntimeError, ValueError, AssertionError):  # an auxiliary head, say
             return float("inf")
         finally:
             for buffer, value in buffers:
                 buffer.copy_(value)
-            for module, training in modes.items():
-                module.training = training
         found += logits if isinstance(logits, tuple) else [logits]
     half = len(found) // 2
     pairs = zip(found[half:], found[:half], strict=True)

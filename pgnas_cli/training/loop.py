@@ -34,6 +34,7 @@ from ..distributed import (
 )
 from ..errors import Interrupted, PgnasError
 from ..gates import gates, of_rows
+from ..machine import computing
 from ..progress import note, task
 from ..registry import Recipe
 from ..seeds import derived_seed, seeded_globals
@@ -72,7 +73,7 @@ class Loop:
         self.data, self.recipe, self.seed = data, recipe, seed
         self._train_on(everything(self.whole))
         self.weight_decay = weight_decay
-        self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        self.autocast = computing(device, "bfloat16" if bfloat16 else "float32")
         self.batch = min(recipe.batch_size, len(data.fit))
         self.per_epoch = steps_per_epoch(len(data.fit), self.batch)
         self.round = recipe.epochs * self.per_epoch  # steps of the schedule

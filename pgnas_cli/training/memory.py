@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from ..graph import in_mode
+
 
 def activation_bytes(network: nn.Module, input_shape: tuple[int, int, int]) -> int | None:
     """Bytes that a step in float32 keeps of one image for its backward pass, an estimate.
@@ -25,17 +27,12 @@ def activation_bytes(network: nn.Module, input_shape: tuple[int, int, int]) -> i
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    modes = [(module, module.training) for module in network.modules()]
     images = torch.empty(2, *input_shape, device="meta")  # batch-norm wants two
-    network.train()
-    try:
-        with (
-            contextlib.suppress(RuntimeError, TypeError, ValueError),  # no estimate, then
-            saved_tensors_hooks(note, lambda tensor: tensor),
-        ):
-            functional_call(network, state, (images,))
-            return sum(t.untyped_storage().nbytes() for k, t in kept.items() if k not in own) // 2
-    finally:
-        for module, training in modes:
-            module.training = training
+    with (
+        contextlib.suppress(RuntimeError, TypeError, ValueError),  # no estimate, then
+        in_mode(network, training=True),
+        saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
+        functional_call(network, state, (images,))
+        return sum(t.untyped_storage().nbytes() for k, t in kept.items() if k not in own) // 2
     return None

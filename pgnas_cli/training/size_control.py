@@ -117,12 +117,12 @@ class Replayed:
         if values.device.type != "cuda":
             return self.function(values)
         if self.graph is None:
-            self._capture(values)
+            self.graph = self._captured(values)
         self.values.copy_(values)
-        self.graph.replay()  # type: ignore[union-attr]
+        self.graph.replay()
         return tuple(found.clone() for found in self.found)
 
-    def _capture(self, values: Tensor) -> None:
+    def _captured(self, values: Tensor) -> torch.cuda.CUDAGraph:
         self.values = values.clone()
         now, aside = torch.cuda.current_stream(values.device), torch.cuda.Stream(values.device)
         aside.wait_stream(now)
@@ -134,7 +134,7 @@ class Replayed:
         # Other threads go on: those of a loader pin memory.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.found = self.function(self.values)
-        self.graph = graph
+        return graph
 
 
 def value_and_slope(
