@@ -50,13 +50,15 @@ def loop_of(
     *,
     target: Target | None = None,
     fixed_drop: float | None = None,
+    device: torch.device = CPU,
+    bfloat16: bool = False,
     **changes: object,
 ) -> Loop:
     """The loop of such a fit, before its first step."""
     network, recipe = prepared(**changes)
     return supernet_loop(
-        network, data, recipe, prior_of(recipe, len(data.fit)), seed=0, device=CPU, target=target,
-        fixed_drop=fixed_drop,
+        network, data, recipe, prior_of(recipe, len(data.fit)), seed=0, device=device,
+        target=target, fixed_drop=fixed_drop, bfloat16=bfloat16,
     )  # fmt: skip
 
 

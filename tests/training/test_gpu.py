@@ -3,7 +3,6 @@
 Skipped where there is none.
 """
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,41 +10,31 @@ import torch
 from torch import Tensor
 
 from pgnas_cli import find_machine
-from pgnas_cli.data import ImageData, load_data, training_batches
+from pgnas_cli.data import ImageData, training_batches
 from pgnas_cli.errors import Interrupted
 from pgnas_cli.gates import drop_probabilities, gates, masked, supernet
 from pgnas_cli.machine import full_float32
 from pgnas_cli.progress import listening
 from pgnas_cli.ranking import finished, held_out_evaluator
 from pgnas_cli.registry import Recipe
-from pgnas_cli.registry.build import build_backbone
 from pgnas_cli.run import FitSettings, Run
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import Target, count
 from pgnas_cli.slimming import slim
-from pgnas_cli.training import fit_events, fit_network, gated, prior_of
-from pgnas_cli.training.fitting import supernet_loop
+from pgnas_cli.training import fit_events, fit_network
 from pgnas_cli.training.loop import Loop
 
-from .listeners import Heard
+from ..listeners import Heard
+from .conftest import CPU, loop_of, prepared
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+GPU = torch.device("cuda")
 SAMPLE = {"epochs": 2, "batch_size": 100, "drop_delay_epochs": 0.0}
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load_data("digits", seed=0)
-
-
-def loop_on(device: torch.device, data: ImageData, **more: bool) -> Loop:
-    backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
-    recipe = dataclasses.replace(backbone.recipe, **SAMPLE)
-    return supernet_loop(
-        gated(backbone, recipe), data, recipe, prior_of(recipe, len(data.fit)), seed=0,
-        device=device, target=Target("params", 0.5), **more,
-    )  # fmt: skip
+def loop_on(device: torch.device, data: ImageData, *, bfloat16: bool = False) -> Loop:
+    half = Target("params", 0.5)
+    return loop_of(data, target=half, device=device, bfloat16=bfloat16, **SAMPLE)
 
 
 def batches_of(loop: Loop, number: int) -> list[tuple[Tensor, Tensor]]:
@@ -141,9 +130,7 @@ def test_a_fit_that_is_interrupted_ends_with_the_same_bytes(tmp_path: Path, prec
 
 
 def test_candidates_are_ranked_as_on_a_cpu(digits: ImageData) -> None:
-    backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
-    recipe = dataclasses.replace(backbone.recipe, **SAMPLE)
-    network = gated(backbone, recipe)
+    network, recipe = prepared(**SAMPLE)
     machine = find_machine("cuda", workers=0)
     list(fit_network(network, digits, recipe, target=Target("params", 0.6), machine=machine))
     keep = draw_candidates(drop_probabilities(network).cpu(), network.cpu(), 40, 0)
@@ -157,8 +144,7 @@ def test_candidates_are_ranked_as_on_a_cpu(digits: ImageData) -> None:
 
 
 def test_a_network_on_a_gpu_is_cut_out_there(digits: ImageData) -> None:
-    backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
-    network = gated(backbone, backbone.recipe).to(GPU).eval()
+    network = prepared()[0].to(GPU).eval()
     keep = draw_candidates(torch.full((len(gates(network).groups),), 0.5), network, 1, 0)[0]
     images = digits.preprocessing.normalised(batches_of(loop_on(GPU, digits), 1)[0][0])
     smaller = slim(network, keep)
@@ -169,12 +155,11 @@ def test_a_network_on_a_gpu_is_cut_out_there(digits: ImageData) -> None:
 
 
 def test_a_gpu_trains_as_well_as_a_cpu(digits: ImageData) -> None:
-    recipe = Recipe(epochs=8, batch_size=64, lr=0.05)
-    for precision in (False, True):
-        backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
-        network = gated(backbone, recipe)
+    for bfloat16 in (False, True):
+        network, _ = prepared()
         *_, last = fit_network(
-            network, digits, recipe, target=Target("params", 0.5), bfloat16=precision,
+            network, digits, Recipe(epochs=8, batch_size=64, lr=0.05),
+            target=Target("params", 0.5), bfloat16=bfloat16,
             machine=find_machine("cuda", workers=0),
         )  # fmt: skip
         assert last.hard_error < 0.15
