@@ -17,10 +17,12 @@ names from their face (`__init__.py`):
     data            image data sets: found, split, read in batches
     gates           gates on input channels, their posterior and prior
     slimming        cut a candidate out of a super-network, exactly
-    sizes           parameters and MACs: exact, expected, targets
+    timing          what candidates cost in time: a table of measured steps
+    sizes           parameters, MACs and time: exact, expected, targets
     registry        super-networks by name; starting weights, inflation
     run             a run directory: options, posterior, history
     formats         exported networks on disk: safetensors, ONNX
+    profiling       measure the steps of a network on this device
     sampling        draw candidates from the posterior or a baseline
     training        fit a super-network, fine-tune an exported one
     ranking         the exact race on held-out images, and its statistics

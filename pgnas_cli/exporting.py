@@ -8,6 +8,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
     candidate: str = "",  # an id, "whole", or "twin" (random, as large); "": the winner
     max_params: str | None = None,  # names the budget, where there are several
     max_macs: str | None = None,
+    max_time: str | None = None,
     round_to: int | None = None,  # channel counts become multiples; None: 8 for ONNX, else 1
     opset: int = 18,  # of an ONNX file
     dynamic_size: bool = False,  # an ONNX file for images of any height and width
@@ -85,14 +87,16 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
     if dynamic_size and not onnx:
         raise PgnasError("`dynamic_size` is for ONNX files; a safetensors file takes any size")
     network, posterior = posterior_of(run)
+    wanted = {"params": max_params, "macs": max_macs, "time": max_time}
     if candidate == "whole":
-        if max_params or max_macs:
+        if any(wanted.values()):
             raise PgnasError(
-                "the whole network is within no budget; leave out `max_params` and `max_macs`"
+                "the whole network is within no budget; leave out `max_params`, `max_macs` and"
+                " `max_time`"
             )
         choice = _Choice(remaining(network), "whole", "whole")  # all that is still trained
     else:
-        drawn = _candidates(run, network, posterior, candidate, max_params, max_macs)
+        drawn = _candidates(run, network, posterior, candidate, wanted)
         choice = _chosen(run, network, posterior, drawn, candidate, machine, data)
     split = held_out_of(run, posterior, machine.workers, moved=data)
     about = _info(run, network, posterior, split, choice, round_to, machine)
@@ -131,16 +135,16 @@ def _candidates(
     network: nn.Module,
     posterior: Posterior,
     candidate: str,
-    max_params: str | None,
-    max_macs: str | None,
+    sizes: dict[str, str | None],
 ) -> Candidates:
     """The candidates that are meant, drawn first where there are none."""
     labels = run.budgets()
     if not labels:
         note(f"nothing is drawn yet: drawing {CANDIDATES} candidates first")
-        sample(run, CANDIDATES, max_params=max_params, max_macs=max_macs)
+        named: dict[str, Any] = {f"max_{kind}": size for kind, size in sizes.items()}
+        sample(run, CANDIDATES, **named)
         labels = run.budgets()
-    wanted = budgets_of(network, params=max_params, macs=max_macs)
+    wanted = budgets_of(network, **sizes)
     if not wanted and len(labels) == 1:
         found = read_candidates(run, network, posterior, labels[0])
     elif len(wanted) == 1 and wanted[0].label in labels:

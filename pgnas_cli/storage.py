@@ -61,6 +61,12 @@ def write_with(path: Path, write: Callable[[Path], Any]) -> None:
 _LEFTOVER = re.compile(r"\..+\.(\d+)\.part")
 
 
+def cache_folder() -> Path:
+    """Where what is found once is remembered: $XDG_CACHE_HOME/pgnas, by default ~/.cache/pgnas."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    return Path(cache) / "pgnas"
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what `write_with` left in a folder where its process was killed."""
     for path in folder.glob(".*.part"):

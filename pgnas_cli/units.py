@@ -11,6 +11,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def duration(nanoseconds: float) -> str:
+    return f"{nanoseconds / 1e6:.3g} ms"
+
+
 def large(number: float) -> str:
     """Three or four digits with K, M or G."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):

@@ -1,5 +1,6 @@
 """Small networks and candidates for tests and benches; every random number has a seed."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -10,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pgnas_cli.gates import draw, gates, masked
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.sizes import count
-from pgnas_cli.slimming import Layout, arranged, largest_difference, slim
+from pgnas_cli.slimming import Layout, arranged, largest_difference, slim, wire
+from pgnas_cli.timing import StepTime, TimeTable, milliseconds
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -62,6 +64,26 @@ def supernet(name: str, **options: object) -> nn.Module:
     called = name if "/" in name else f"timm/{name}"
     network = create_supernet(called, 10, input_shape=(3, 64, 64), **options)
     return randomised(network)
+
+
+def made_up_times(network: nn.Module, block: int = 4) -> TimeTable:
+    """A time table with coefficients of their own for every step, as if it had been measured."""
+    draw, steps = seeded(7), []
+    for node in gates(network).graph.nodes:
+        fixed, both, inputs, outputs, picked = torch.rand(5, generator=draw).tolist()
+        mix = node.kind == "mix"
+        steps.append(
+            StepTime(
+                node.name, fixed * 1e-2, both * 1e-4 if mix else 0.0, inputs * 1e-3,
+                outputs * 1e-3, picked * 1e-3, block if mix else 1,
+            )
+        )  # fmt: skip
+    table = TimeTable(
+        "torch", "a device", 1, 1, "float32", gates(network).graph.input_shape, tuple(steps), 1.1,
+        0.05, 1.0,
+    )  # fmt: skip
+    everything = wire(network, torch.ones(1, gates(network).count, dtype=torch.bool))
+    return dataclasses.replace(table, whole=float(milliseconds(table, everything)))
 
 
 class Five(nn.Module):

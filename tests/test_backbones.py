@@ -156,7 +156,7 @@ def test_operations_without_weights_have_one_gate_each_and_cut_exactly() -> None
     assert int(count(network, alone[None]).macs) < whole_macs(network)
     expected = ExpectedSize(network)(p)
     drawn = count(network, draw_candidates(p, network, 60, 0))
-    assert float(expected[0]) == pytest.approx(float(drawn.params.double().mean()), rel=0.03)
+    assert float(expected["params"]) == pytest.approx(float(drawn.params.double().mean()), rel=0.03)
 
 
 def test_an_operation_costs_what_the_recipe_says_and_learns() -> None:

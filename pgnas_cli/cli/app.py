@@ -24,6 +24,7 @@ from .finetune import finetune
 from .fit import fit
 from .inflate import inflate
 from .options import typed
+from .profile import profile
 from .rank import rank
 from .report import report
 from .sample import sample
@@ -44,7 +45,10 @@ def _paragraphs(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for one in (search, fit, sample, rank, export, evaluate, report, finetune, inflate, backbones):
+COMMANDS = (
+    search, fit, sample, rank, export, evaluate, report, finetune, inflate, profile, backbones,
+)  # fmt: skip
+for one in COMMANDS:
     app.command(help=_paragraphs(one))(one)
 
 

@@ -24,6 +24,7 @@ def export(
         str | None, typer.Option(help="Of several budgets, the one that is meant.")
     ] = None,
     max_macs: Annotated[str | None, typer.Option(help="The same in MACs.")] = None,
+    max_time: Annotated[str | None, typer.Option(help="The same in time.")] = None,
     round_to: Annotated[
         int | None,
         typer.Option(help="Make channel counts multiples; default: 8 for ONNX, else 1."),
@@ -53,7 +54,7 @@ def export(
 
     about = exported(
         path, where, candidate=candidate, max_params=max_params, max_macs=max_macs,
-        round_to=round_to, opset=opset, dynamic_size=dynamic_size, data=data,
+        max_time=max_time, round_to=round_to, opset=opset, dynamic_size=dynamic_size, data=data,
         force=force, machine=find_machine(device, workers),
     )  # fmt: skip
     remember(where, typed_line())

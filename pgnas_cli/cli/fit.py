@@ -177,8 +177,9 @@ def recipe_lines(recipe: Recipe, drop_lr: float) -> list[str]:
 
 def expected_share(record: "EpochRecord", target: "Target | None") -> float:
     """Of the whole network's size, in the target's unit; without one, of the parameters."""
-    macs = target is not None and target.kind == "macs"
-    return record.expected_macs_share if macs else record.expected_share
+    shares = {"macs": record.expected_macs_share, "time": record.expected_time_share}
+    share = None if target is None else shares.get(target.kind)
+    return record.expected_share if share is None else share
 
 
 def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | None") -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import command
-from ..units import large
+from ..units import duration, large
 from . import options
 from .options import run_of, terminal_of, typed_line
 
@@ -22,6 +22,9 @@ def sample(
         typer.Option(help="Parameters at most: 60%, 10M, or several budgets: 80%,60%,40%."),
     ] = None,
     max_macs: Annotated[str | None, typer.Option(help="The same in MACs.")] = None,
+    max_time: Annotated[
+        str | None, typer.Option(help="The same in time, after fit --target-time: 60%, 4ms.")
+    ] = None,
     baseline: Annotated[
         str, typer.Option(help="permuted: learned probabilities, randomly permuted; or fixed.")
     ] = "",
@@ -42,7 +45,7 @@ def sample(
 
     drawn = draw(
         where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs,
-        force=force,
+        max_time=max_time, force=force,
     )  # fmt: skip
     remember(where, typed_line())
     if as_json:
@@ -60,7 +63,11 @@ def candidates_json(drawn: "list[Candidates]") -> dict[str, Any]:
     rows = [
         {
             "budget": None if one.budget is None else vars(one.budget),
-            "mean": {k: float(v.double().mean()) for k, v in vars(one.sizes).items()},
+            "mean": {
+                k: float(v.double().mean())
+                for k, v in vars(one.sizes).items()
+                if k != "time" or "time" in one.whole
+            },
         }
         for one in drawn
     ]
@@ -76,8 +83,11 @@ def size_rows(drawn: "Candidates") -> list[list[str]]:
         ("parameters, file", "params", "params"),
         ("parameters, paper's count", "paper_params", "params"),
         ("MACs", "macs", "macs"),
+        ("time, predicted", "time", "time"),
     ):
+        if of not in drawn.whole:
+            continue
         found = getattr(drawn.sizes, field).double()
         sizes = [float(found.min()), float(found.mean()), float(found.max()), drawn.whole[of]]
-        rows.append([name, *map(large, sizes)])
+        rows.append([name, *map(duration if of == "time" else large, sizes)])
     return rows

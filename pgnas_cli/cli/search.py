@@ -45,7 +45,7 @@ AIM = 0.99  # of the size named: candidates spread around the target of the fit
 TOP = 10
 FROM_FIT = (
     "data", "backbone", "pretrained", "weights", "keep_original", "epochs", "batch_size",
-    "img_size", "lr", "groups", "seed", "skip_corrupt",
+    "img_size", "lr", "groups", "seed", "skip_corrupt", "time_batch", "time_table",
 )  # fmt: skip
 
 
@@ -56,6 +56,9 @@ def search(
         str | None, typer.Option(help="Parameters at most: 60%, or 10M. Default: 60%.")
     ] = None,
     max_macs: Annotated[str | None, typer.Option(help="The same in MACs.")] = None,
+    max_time: Annotated[
+        str | None, typer.Option(help="The same in time of a forward on this device: 60%, 4ms.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 300,
     compare: Annotated[
         bool, typer.Option("--compare", help="Train the original network as long, to compare with.")
@@ -73,9 +76,12 @@ def search(
     """
     terminal = terminal_of(quiet)
     check_range("n", n, 1, MOST_CANDIDATES)
-    if max_params and max_macs:
-        raise PgnasError("`max_params` and `max_macs` are mutually exclusive; give one")
-    kind, size = ("macs", max_macs) if max_macs else ("params", max_params or "60%")
+    named = {"params": max_params, "macs": max_macs, "time": max_time}
+    given_sizes = [(kind, size) for kind, size in named.items() if size]
+    if len(given_sizes) > 1:
+        names = " and ".join(f"`max_{kind}`" for kind, _ in given_sizes)
+        raise PgnasError(f"{names} are mutually exclusive; give one")
+    kind, size = given_sizes[0] if given_sizes else ("params", "60%")
     settings = settings_of(given)
     folder = run or _folder(settings, kind, size, n)
     from ..machine import find_machine
@@ -122,7 +128,7 @@ class _Steps:
         from ..sampling import read_candidates, sample
         from ..sizes import budgets_of
 
-        target: dict[str, Any] = {f"target_{kind}": _nearly(size, f"`max_{kind}`")}
+        target: dict[str, Any] = {f"target_{kind}": _nearly(size, kind)}
         self.fitted(run, dataclasses.replace(self.settings, **target), self.tensorboard)
         network, posterior = posterior_of(run)
         budget: dict[str, Any] = {f"max_{kind}": size}
@@ -204,11 +210,12 @@ class _Steps:
 _EXPORTED = {"best": "", "twin": "twin"}  # name of the file: candidate
 
 
-def _nearly(size: str, option: str) -> str:
-    """A little less than "60%" or "10M", so that candidates of the mean size are within it."""
+def _nearly(size: str, kind: str) -> str:
+    """A little less than "60%", "10M", "4ms": candidates of the mean size are within it."""
     from ..sizes import parsed_size
 
-    number, unit = parsed_size(size, option)
+    option = f"`max_{kind}`"
+    number, unit = parsed_size(size, option, kind)
     if not 0 < number < (100 if unit == "%" else math.inf):
         raise PgnasError(f"{option} {size} is out of range; possible: above 0, below 100%")
     return f"{AIM * number:g}{unit}"

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import PgnasError
 from ..machine import cores
 from ..progress import note, task
+from ..storage import cache_folder
 from ..tensors import checked as checked_shapes
 from ..tensors import read_header, read_values, write_tensors
 from ..units import clock
@@ -149,9 +150,8 @@ def in_threads(
 
 
 def _memory_of(folder: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
     digest = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=16).hexdigest()
-    return cache / "pgnas" / f"checked-{digest}.safetensors"
+    return cache_folder() / f"checked-{digest}.safetensors"
 
 
 def _keys(folder: Path, listing: Listing) -> Tensor:

@@ -25,6 +25,7 @@ from ..sizes import Target
 from ..slimming import everything, remainder
 from ..storage import from_json, to_json, with_digest
 from ..tensors import checked, read_header, read_values, restore_, shapes, write_tensors
+from ..timing import TimeTable, check_table, timed_by
 from .directory import Run
 from .settings import read_settings
 
@@ -87,6 +88,7 @@ class Posterior:
     objective: Objective
     recipe: Recipe
     seed: int
+    times: TimeTable | None = None  # what the candidates' time is told by
     digest: str = dataclasses.field(default="", compare=False)  # sha256 of the file it is read from
 
 
@@ -209,7 +211,7 @@ def _posterior_in(path: Path) -> tuple[nn.Module, Posterior]:
         )
     restore_(left.network, state)
     left.write_back(network)
-    return network.eval(), posterior
+    return timed_by(network.eval(), posterior.times), posterior
 
 
 def is_sound(name: str, tensor: Tensor) -> bool:
@@ -233,6 +235,8 @@ def _check_numbers(posterior: Posterior, path: Path) -> None:
     )
     if not sane:
         raise PgnasError(f"'{path}' is damaged: its numbers cannot be")
+    if posterior.times is not None:
+        check_table(posterior.times, path)
     try:
         check_fields(posterior.recipe)
     except PgnasError as error:

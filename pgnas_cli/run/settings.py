@@ -59,6 +59,15 @@ class FitSettings:
     )
     target_params: str | None = option(None, "Mean size of the candidates: 60%, or 10M parameters.")
     target_macs: str | None = option(None, "The same in MACs: 60%, or 2G.")
+    target_time: str | None = option(
+        None, "The same in time of a forward on this device, measured first: 60%, or 4ms."
+    )
+    time_batch: int = option(
+        1, "Images of the forward that is timed.", least=1, most=65536, advanced=True
+    )
+    time_table: str | None = option(
+        None, "Times of another device, FILE.json that profile wrote there.", advanced=True
+    )
     precision: str = option(
         "float32", "float32, bfloat16, or auto: bfloat16 where the device computes in it.",
         choices=("float32", "bfloat16", "auto"), advanced=True,
@@ -77,6 +86,11 @@ class FitSettings:
     )
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields that were named
 
+    @property
+    def targeted(self) -> bool:
+        """Whether a size is aimed at."""
+        return bool(self.target_params or self.target_macs or self.target_time)
+
     def recipe_of(self, backbone: Backbone) -> tuple[Recipe, str]:
         """The recipe to follow, and where it comes from.
 
@@ -93,7 +107,7 @@ class FitSettings:
         if epochs != found.epochs and epochs > 0:
             origin += f", its {found.epochs} epochs stretched to {epochs}"
             found = shortened(found, epochs)
-        if self.target_params or self.target_macs:  # p follows the size: no task for SGD
+        if self.targeted:  # p follows the size: no task for SGD
             found = dataclasses.replace(found, drop_opt="adam")
         if named.get("sched", "multistep") != "multistep":
             named.setdefault("decay_milestones", ())
@@ -116,8 +130,9 @@ def settings_of(given: dict[str, Any]) -> FitSettings:
     data, backbone = found.get("data"), str(found.get("backbone", ""))
     if data not in (None, "digits") and Path(str(data)).is_dir():
         found["data"] = str(Path(str(data)).resolve())
-    if found.get("weights"):
-        found["weights"] = str(Path(found["weights"]).resolve())
+    for file in ("weights", "time_table"):
+        if found.get(file):
+            found[file] = str(Path(found[file]).resolve())
     if backbone.endswith(".safetensors"):
         found["backbone"] = str(Path(backbone).resolve())
     known = {field.name for field in dataclasses.fields(Recipe)}
@@ -146,7 +161,7 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         raise PgnasError(
             "`sched` multistep and `decay_milestones` go together; give both or neither"
         )
-    targeted = bool(settings.target_params or settings.target_macs)
+    targeted = settings.targeted
     if recipe.until_settled and (targeted or settings.fixed_drop is not None):
         raise PgnasError(
             "`until_settled` waits for p, which a target size freezes and a fixed rate never moves;"

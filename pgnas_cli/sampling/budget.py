@@ -21,7 +21,7 @@ from ..errors import PgnasError
 from ..gates import gates, hard_keep, per_gate
 from ..progress import note
 from ..seeds import generator
-from ..sizes import KINDS, ExpectedSize, Sizes, Target, count, joined
+from ..sizes import KINDS, ExpectedSize, Sizes, Target, count, joined, whole_sizes
 from ..units import percent
 
 USED = 0.97  # least share of a budget that binds
@@ -161,7 +161,8 @@ def check_reach(
 ) -> None:
     """Say what sizes draws can reach; raises PgnasError for budgets below that."""
     least = {}
-    for kind, (what, _) in KINDS.items():
+    for kind in whole_sizes(network):
+        what = KINDS[kind][0]
         tilt = Tilt(network, drop_probability, kind, seed)
         least[kind] = tilt.reach()
         note(

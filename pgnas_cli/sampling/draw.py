@@ -64,6 +64,7 @@ def sample(
     seed: int | None = None,  # None: that of the fit
     max_params: str | None = None,  # "60%", "10M", or several: "80%,60%,40%"
     max_macs: str | None = None,
+    max_time: str | None = None,  # "60%", "4ms"; of a fit with a target time
     force: bool = False,  # delete a ranking of other candidates
 ) -> list[Candidates]:
     """Draw candidates from the posterior of a run, or from a baseline, and count them.
@@ -74,23 +75,24 @@ def sample(
     run = run_at(run)
     check_range("n", n, 1, MOST_CANDIDATES)
     with writing(run):
-        drawn, posterior = _drawn(run, n, baseline, seed, max_params, max_macs)
+        wanted = {"params": max_params, "macs": max_macs, "time": max_time}
+        drawn, posterior = _drawn(run, n, baseline, seed, wanted)
         _write(run, drawn, posterior, posterior.seed if seed is None else seed, force)
     return drawn
 
 
 def _drawn(
-    run: Run, n: int, baseline: str, seed: int | None, max_params: str | None, max_macs: str | None
+    run: Run, n: int, baseline: str, seed: int | None, wanted: dict[str, str | None]
 ) -> tuple[list[Candidates], Posterior]:
     network, posterior = posterior_of(run)
     chosen = posterior.seed if seed is None else seed
     learned = drop_probabilities(network)
-    budgets = budgets_of(network, params=max_params, macs=max_macs)
+    budgets = budgets_of(network, **wanted)
     whole = whole_sizes(network)
     if baseline and budgets:
         raise PgnasError(
-            "`baseline` has the size of the posterior's draws; leave out `max_params` and"
-            " `max_macs`"
+            "`baseline` has the size of the posterior's draws; leave out `max_params`, `max_macs`"
+            " and `max_time`"
         )
     if budgets:
         check_reach(network, learned, budgets, chosen)
@@ -135,7 +137,10 @@ def _write(
             "seed": seed,
             "made_from": posterior.digest,
         }
-        tensors = {"keep": one.packed, **to_json(one.sizes)}
+        sizes = to_json(one.sizes)
+        if "time" not in one.whole:
+            del sizes["time"]
+        tensors = {"keep": one.packed, **sizes}
         contents[one.label] = tensor_bytes(CANDIDATES, tensors, content)
     labels = set(run.budgets())
     same = {
@@ -180,10 +185,13 @@ def _candidates_in(path: Path, network: nn.Module, posterior: Posterior) -> Cand
         raise PgnasError(f"'{path}' does not fit the posterior; draw again: pgnas sample")
     if content.get("made_from") != posterior.digest:
         raise PgnasError(f"'{path}' is older than the posterior; draw again: pgnas sample")
-    sizes = {field.name: ((rows,), torch.int64) for field in dataclasses.fields(Sizes)}
+    whole = whole_sizes(network)
+    names = [field.name for field in dataclasses.fields(Sizes)]
+    there = [name for name in names if name != "time" or name in whole]
+    sizes = dict.fromkeys(there, ((rows,), torch.int64))
     checked(header, {"keep": ((rows, (width + 7) // 8), torch.uint8), **sizes}, path)
     tensors = read_values(path, header)
-    whole = whole_sizes(network)
+    tensors.setdefault("time", torch.zeros(rows, dtype=torch.int64))
     if not all(_possible(tensors[kind], most) for kind, most in whole.items()):
         raise PgnasError(f"'{path}' is damaged: sizes beyond the whole network's; draw again")
     stored, packed = content.get("budget"), tensors.pop("keep")

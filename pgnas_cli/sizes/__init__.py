@@ -1,5 +1,14 @@
-"""Parameters and MACs of candidates: exact, in expectation, and as a target."""
+"""Parameters, MACs and time of candidates: exact, in expectation, and as a target."""
 
-from .exact import ROWS, Sizes, count, joined, parameter_count, whole_macs
+from .exact import (
+    KINDS,
+    ROWS,
+    Sizes,
+    count,
+    joined,
+    parameter_count,
+    whole_macs,
+    whole_sizes,
+)
 from .expected import ExpectedSize
-from .target import KINDS, Target, budgets_of, parsed_size, target_of, whole_sizes
+from .target import Target, budgets_of, parsed_size, target_of

@@ -1,4 +1,4 @@
-"""Parameters and MACs of candidates, counted exactly.
+"""Parameters, MACs and time of candidates, counted exactly but for time, which is predicted.
 
 Nothing is built to count. Two sizes are given everywhere:
 
@@ -7,7 +7,7 @@ Nothing is built to count. Two sizes are given everywhere:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..gates import check_keep, gates
 from ..graph import Node, OperationGate
 from ..slimming import Wiring, wire
+from ..timing import TimeTable, milliseconds, time_table
 
 ROWS = 64  # candidates that are counted at a time
+NANO = 1e6  # nanoseconds of a millisecond
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,11 @@ class Sizes:
     params: Tensor  # of the file: parameters of the slim network
     paper_params: Tensor  # the paper's count
     macs: Tensor  # of convolutions and linear layers, one image
+    time: Tensor  # nanoseconds of a forward by the network's time table; 0 where it has none
 
     def part(self, rows: slice | Tensor) -> "Sizes":
         """Those of some of the candidates."""
-        return Sizes(self.params[rows], self.paper_params[rows], self.macs[rows])
+        return Sizes(*(getattr(self, f.name)[rows] for f in fields(Sizes)))
 
 
 def joined(parts: Sequence[Sizes]) -> Sizes:
@@ -63,16 +66,44 @@ def count(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Sizes:
     """Sizes of the candidates `keep`, bool (candidates, gates)."""
     check_keep(network, keep, axes=(2,))
     whole, slices, parts = parameter_count(network), slice_sizes(network), []
+    table = time_table(network)
     for block in keep.split(ROWS):
-        params, macs = _count(network, wire(network, block, round_to=round_to))
-        parts.append(Sizes(params, whole - (~block.cpu()).long() @ slices, macs))
+        wiring = wire(network, block, round_to=round_to)
+        params, macs = _count(network, wiring)
+        time = nanoseconds(table, wiring) if table else torch.zeros_like(params)
+        parts.append(Sizes(params, whole - (~block.cpu()).long() @ slices, macs, time))
     return joined(parts)
+
+
+def whole_time(network: nn.Module) -> int:
+    """Nanoseconds of a forward of the whole network by its time table; 0 where it has none."""
+    table = time_table(network)
+    return round(NANO * table.whole) if table else 0
+
+
+def nanoseconds(table: TimeTable, wiring: Wiring) -> Tensor:
+    """What the candidates of `wiring` take, int64 (candidates,)."""
+    return (NANO * milliseconds(table, wiring)).round().long()
 
 
 def whole_macs(network: nn.Module) -> int:
     """MACs of the whole network for one image."""
     everything = torch.ones(1, gates(network).count, dtype=torch.bool)
     return int(count(network, everything).macs)
+
+
+# What a size can be counted in: its name in sentences, and the whole network's count.
+KINDS: dict[str, tuple[str, Callable[[nn.Module], int]]] = {
+    "params": ("parameters", parameter_count),
+    "macs": ("MACs", whole_macs),
+    "time": ("time", whole_time),
+}
+
+
+def whole_sizes(network: nn.Module) -> dict[str, int]:
+    """The whole network's size in each kind; in time only where it has a time table."""
+    sizes = {kind: whole(network) for kind, (_, whole) in KINDS.items()}
+    return {kind: size for kind, size in sizes.items() if kind != "time" or size}
 
 
 def _count(network: nn.Module, wiring: Wiring) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,11 @@
-"""The expected size of a candidate, differentiable.
+"""The expected size of a candidate, and its expected time, differentiable.
 
 `ExpectedSize` walks the graph as slimming.wiring does, with probabilities in place of bits: a
 channel is needed unless every consumer drops it, consumers drop independently, and a layer costs
 (inputs that it keeps) x (outputs that are needed). It is the file's count, in expectation.
+
+Time depends on blocks of outputs. Numbers of channels are taken as normal, independent of each
+other: with mean m and variance v, `block` times the sum over k >= 0 of P(number > k x block).
 """
 
 import math
@@ -15,13 +18,15 @@ from torch import Tensor, nn
 from ..gates import followers, gates
 from ..graph import Graph, Node
 from ..slimming import spread
-from .exact import parameter_count, untouched_params, whole_layer_macs, whole_macs
+from ..timing import TimeTable, time_table
+from .exact import NANO, untouched_params, whole_layer_macs, whole_sizes
 
 LEAST = 1e-9  # probability of being dropped: its logarithm stays finite
+LEAST_VARIANCE = 1.0  # of a number of channels: the time of a decided layer still has a slope
 
 
 class ExpectedSize:
-    """Expected parameters and MACs of the candidates of one network."""
+    """Expected parameters, MACs and time of the candidates of one network."""
 
     def __init__(self, network: nn.Module) -> None:
         bank = gates(network)
@@ -30,19 +35,25 @@ class ExpectedSize:
         self.group = bank.group
         self.modules = dict(network.named_modules())
         self.followers = followers(bank.graph)
-        self.whole = parameter_count(network), whole_macs(network)
+        self.whole = whole_sizes(network)
         self.untouched = untouched_params(network)
         rest = [n for n in self.graph.nodes if not n.cuttable]
         self.rest_macs = sum(whole_layer_macs(self.modules.get(n.layer), n) for n in rest)
         self.cut = self.graph.cut()
+        table = time_table(network)
+        self.clock = ExpectedTime(table, self.graph) if table else None
 
     def shares(self, drop_probability: Tensor) -> dict[str, Tensor]:
-        """Of the whole network's parameters and MACs, each (), from (groups,) on any device."""
-        params, macs = self(drop_probability)
-        return {"params": params / self.whole[0], "macs": macs / max(1, self.whole[1])}
+        """Of the whole network's size in each kind, each (), from (groups,) on any device."""
+        return {
+            kind: size / max(1, self.whole[kind]) for kind, size in self(drop_probability).items()
+        }
 
-    def __call__(self, drop_probability: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters (the file's count) and MACs, each (), from (groups,) on any device."""
+    def __call__(self, drop_probability: Tensor) -> dict[str, Tensor]:
+        """Parameters (the file's count), MACs and, with a time table, nanoseconds, each ().
+
+        From (groups,) on any device.
+        """
         if self.group.device != drop_probability.device:
             self.group = self.group.to(drop_probability.device)
         drop = drop_probability.double().clamp(LEAST, 1 - LEAST)[self.group]
@@ -58,7 +69,10 @@ class ExpectedSize:
                     macs = macs + weights * math.prod(node.size)
                 if call == calls[0]:
                     params = params + weights + others
-        return params + self.untouched, macs + self.rest_macs
+        found = {"params": params + self.untouched, "macs": macs + self.rest_macs}
+        if self.clock:
+            found["time"] = NANO * self.clock(unneeded, kept)
+        return found
 
     def _unneeded(self, kept: dict[str, Tensor], like: Tensor) -> list[Tensor]:  # noqa: C901, PLR0915 - one rule per kind of node
         """Per node, the logarithm of the probability that nobody needs a channel, (channels,).
@@ -151,3 +165,86 @@ class ExpectedSize:
         else:
             weights = outputs * per_output
         return weights, outputs * (module.bias is not None)
+
+
+class ExpectedTime:
+    """Milliseconds of a forward, in expectation, by a table of one network."""
+
+    def __init__(self, table: TimeTable, graph: Graph) -> None:
+        self.table, self.graph = table, graph
+        steps = table.steps
+        names = ("fixed", "both", "inputs", "outputs", "picked", "block")
+        numbers = {name: [float(getattr(step, name)) for step in steps] for name in names}
+        self.numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
+        widest = max(node.channels for node in graph.nodes)
+        self.blocks = {
+            block: (
+                torch.tensor([at for at, step in enumerate(steps) if step.block == block]),
+                block * torch.arange(math.ceil(widest / block), dtype=torch.float64) + 0.5,
+            )
+            for block in {step.block for step in steps} - {1}
+        }  # the steps with that block, and what each of their numbers of outputs is above
+
+    def __call__(self, unneeded: list[Tensor], kept: dict[str, Tensor]) -> Tensor:
+        """From the logarithm of the probability that nobody needs a channel, per node (channels,),
+        and of each gated layer the share that it keeps, (inputs,)."""
+        nodes, like = self.graph.nodes, unneeded[0]
+        self._move_to(like.device)
+        none = like.new_zeros(())
+        moments: dict[int, tuple[Tensor, Tensor]] = {}  # nodes on a chain share a tensor
+        for log in unneeded:
+            if id(log) not in moments:
+                there = -torch.expm1(log)
+                moments[id(log)] = there.sum(), (there * (1 - there)).sum()
+        mean = [moments[id(log)][0] for log in unneeded]
+        wide, narrow, picks, runs = [], [], [], []  # inputs there, those read; choice, always
+        for position, node in enumerate(nodes):
+            source = sum((mean[i] for i in node.inputs), none)
+            share = kept.get(node.layer) if node.kind == "mix" else None
+            if node.kind == "concatenate":  # as wide as its parts, whoever reads it
+                mean[position] = source
+            elif node.kind in ("channelwise", "elementwise"):
+                alike = (i for i in node.inputs if nodes[i].channels == node.channels)
+                for operand in alike:
+                    mean[position] = torch.maximum(mean[position], mean[operand])
+            reads, picked = source, none
+            if share is not None:
+                reads = share.sum()
+            elif node.cuttable and node.kind != "mix":  # reads what it writes
+                reads = mean[position] * (nodes[node.inputs[0]].channels / node.channels)
+                picked = reads * (source - reads).clamp(0, 1)
+                source = reads
+            wide.append(source)
+            narrow.append(reads)
+            picks.append((none if share is None else reads, picked))
+            own = unneeded[position]
+            some = -torch.expm1(own.sum()) if node.cuttable else none + 1
+            if share is not None:
+                some = some * -torch.expm1(torch.log1p(-share.clamp(max=1 - LEAST)).sum())
+            runs.append(some)
+        outputs = torch.stack(mean)
+        rounded = self._rounded(outputs, torch.stack([moments[id(log)][1] for log in unneeded]))
+        by_choice, always = (torch.stack(p) for p in zip(*picks, strict=True))
+        cost = self.numbers["picked"]
+        reading = self._steps(torch.stack(wide), rounded)
+        picking = self._steps(torch.stack(narrow), rounded) + cost * by_choice
+        steps = torch.stack(runs) * (torch.minimum(reading, picking) + cost * always)
+        return self.table.constant + self.table.scale * steps.sum()
+
+    def _steps(self, inputs: Tensor, rounded: Tensor) -> Tensor:
+        c = self.numbers
+        return c["fixed"] + inputs * (c["both"] * rounded + c["inputs"]) + c["outputs"] * rounded
+
+    def _rounded(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """Expected numbers of outputs, up to whole blocks, (nodes,)."""
+        found = mean
+        for block, (places, edges) in self.blocks.items():
+            spread = (variance[places, None] + LEAST_VARIANCE).sqrt()
+            above = torch.special.ndtr((mean[places, None] - edges) / spread)
+            found = found.index_copy(0, places, block * above.sum(1))
+        return found
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.numbers["fixed"].device != device:
+            self.numbers = {k: v.to(device) for k, v in self.numbers.items()}
+            self.blocks = {k: (a.to(device), b.to(device)) for k, (a, b) in self.blocks.items()}

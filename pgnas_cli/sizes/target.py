@@ -1,6 +1,6 @@
-"""Target sizes and budgets, read from text such as "60%" or "10M"."""
+"""Target sizes and budgets, read from text such as "60%", "10M" or "4ms"."""
 
-from collections.abc import Callable
+import string
 from dataclasses import dataclass
 
 import torch
@@ -9,22 +9,11 @@ from torch import nn
 from ..errors import PgnasError
 from ..fields import check_choice, check_range, check_types
 from ..gates import gates
-from .exact import parameter_count, whole_macs
+from .exact import KINDS
 from .expected import ExpectedSize
 
-# What a size can be counted in: its name in sentences, and the whole network's count.
-KINDS: dict[str, tuple[str, Callable[[nn.Module], int]]] = {
-    "params": ("parameters", parameter_count),
-    "macs": ("MACs", whole_macs),
-}
-
-
-def whole_sizes(network: nn.Module) -> dict[str, int]:
-    """The whole network's size in each kind."""
-    return {kind: whole(network) for kind, (_, whole) in KINDS.items()}
-
-
-_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+_COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+UNITS = {"params": _COUNTS, "macs": _COUNTS, "time": {"ms": 1e6, "us": 1e3}}  # of a size in `KINDS`
 
 
 @dataclass(frozen=True)
@@ -95,31 +84,42 @@ def _given(prefix: str, wanted: dict[str, str | None]) -> tuple[str, str | None]
 
 
 def _share_of(text: str, network: nn.Module, kind: str, option: str) -> float:
-    """Share of the whole network's size that "60%", "10M" or "250000" names."""
+    """Share of the whole network's size that "60%", "10M", "250000" or "4ms" names."""
     whole = KINDS[kind][1](network)
-    number, unit = parsed_size(text, option)
-    size = number / 100 * whole if unit == "%" else number * _UNITS[unit]
-    if not 0 < size < whole:
+    number, unit = parsed_size(text, option, kind)
+    if not whole:
         raise PgnasError(
-            f"{option} {text} is out of range; the whole network has {whole}: possible are sizes"
+            f"{option} {text}: nothing is known of time here; fit with `target_time`, or name a"
+            " `time_table`"
+        )
+    size = number / 100 * whole if unit == "%" else number * UNITS[kind][unit]
+    if not 0 < size < whole:
+        has = f"takes {whole / 1e6:.3g} ms" if kind == "time" else f"has {whole}"
+        raise PgnasError(
+            f"{option} {text} is out of range; the whole network {has}: possible are sizes"
             " above 0 and below that"
         )
     return size / whole
 
 
-def parsed_size(text: str, option: str) -> tuple[float, str]:
-    """Number and unit ("%", "", "K", "M", "G") of a size; 0.6 is 60 %.
+def parsed_size(text: str, option: str, kind: str = "params") -> tuple[float, str]:
+    """Number and unit of a size, "%" or one of the kind's `UNITS`; 0.6 is 60 %.
 
     Raises PgnasError, naming `option`, where `text` is not a size.
     """
-    given = text.strip()
-    unit = given[-1:].upper() if given[-1:].isalpha() or given.endswith("%") else ""
+    given, units = text.strip(), UNITS[kind]
+    number = given.rstrip("%" + string.ascii_letters)
+    unit = given[len(number) :]
+    unit = unit.lower() if kind == "time" else unit.upper()
     try:
-        if unit != "%" and unit not in _UNITS:
+        found = float(number)
+        if not unit and 0 < found < 1:
+            return 100 * found, "%"
+        if unit != "%" and unit not in units:
             raise ValueError(unit)
-        number = float(given[:-1] if unit else given)
     except ValueError:
+        example = "a time (4ms)" if kind == "time" else "a number (250000, 10M)"
         raise PgnasError(
-            f"{option} '{text}' is not a size; possible: a share (60%) or a number (250000, 10M)"
+            f"{option} '{text}' is not a size; possible: a share (60%) or {example}"
         ) from None
-    return (100 * number, "%") if not unit and 0 < number < 1 else (number, unit)
+    return found, unit

@@ -10,6 +10,6 @@ from .cut import (
     slim,
     ungated_copy,
 )
-from .layers import Cut, reshape_
+from .layers import Constant, Cut, reshape_
 from .remainder import Place, Remainder, everything, remainder, stored
 from .wiring import ROUND_TO, Wiring, spread, wire

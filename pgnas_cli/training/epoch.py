@@ -43,6 +43,7 @@ class EpochRecord:
     images_per_second: float
     trained_share: float = 1.0  # of the whole network's parameters, at the end
     waited_share: float = 0.0  # of the epoch's time, for images to be decoded
+    expected_time_share: float | None = None  # of the whole network's time, by its time table
 
     @property
     def settled(self) -> bool:
@@ -78,7 +79,8 @@ class EpochWatch:
         drift = drops.drift()
         with torch.no_grad():
             divergence = drops.divergence()
-            params, macs = map(float, drops.size(probability.cpu()))
+            sizes = {k: float(v) for k, v in drops.size(probability.cpu()).items()}
+            shares = {k: v / max(1, drops.size.whole[k]) for k, v in sizes.items()}
         if loop.step == loop.steps and loop.recipe.until_settled and drift > SETTLED:
             loop.extend()
         soft, hard = held_out_errors(loop, done.epoch)
@@ -90,10 +92,11 @@ class EpochWatch:
             train_error=loop.train_error,
             soft_error=soft,
             hard_error=hard,
-            expected_params=params,
-            expected_macs=macs,
-            expected_share=params / drops.size.whole[0],
-            expected_macs_share=macs / max(1, drops.size.whole[1]),
+            expected_params=sizes["params"],
+            expected_macs=sizes["macs"],
+            expected_share=shares["params"],
+            expected_macs_share=shares["macs"],
+            expected_time_share=shares.get("time"),
             price=drops.price,
             mean_drop=float(drop.mean()),
             decided=float(((drop < 0.05) | (drop > 0.95)).float().mean()),
@@ -102,7 +105,7 @@ class EpochWatch:
             learning_rate=float(loop.weights.param_groups[0]["lr"]),
             seconds=done.seconds,
             images_per_second=done.images / done.seconds,
-            trained_share=parameter_count(loop.network) / drops.size.whole[0],
+            trained_share=parameter_count(loop.network) / drops.size.whole["params"],
             waited_share=min(1.0, done.waited / done.seconds),
         )
 

@@ -32,6 +32,7 @@ from ..distributed import (
 from ..errors import PgnasError, command, one_line
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine, computes_bfloat16
+from ..profiling import read_table, table_of
 from ..progress import note
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
@@ -49,6 +50,7 @@ from ..sampling import fixed_rate
 from ..signals import StopRequest
 from ..sizes import Target, parameter_count, target_of
 from ..storage import as_read, differences, remove, to_json
+from ..timing import TimeTable, time_table, timed_by
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .cutting import ELEMENTWISE
 from .drop_learning import DropLearning
@@ -311,7 +313,7 @@ def supernet_loop(  # noqa: PLR0913 - what a fit consists of
 ) -> Loop:
     """The training loop of a gated network."""
     if target is not None and fixed_drop is not None:
-        raise PgnasError("`fixed_drop` sets the size; leave out `target_params` and `target_macs`")
+        raise PgnasError(f"`fixed_drop` sets the size; leave `target_{target.kind}` out")
 
     def drops(loop: Loop) -> DropLearning:
         return DropLearning(
@@ -396,7 +398,13 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
     network = gated(backbone, recipe)
     if settings.sync_bn:
         network = synchronised(network, machine.device)
-    target = target_of(network, params=settings.target_params, macs=settings.target_macs)
+    if settings.target_time:
+        table = _time_table(network, settings, machine) if started is None else started.times
+        network = timed_by(network, table)
+    target = target_of(
+        network, params=settings.target_params, macs=settings.target_macs,
+        time=settings.target_time,
+    )  # fmt: skip
     prior = prior_of(recipe, len(data.fit), constant=settings.constant_l2)
     posterior = Posterior(
         dataclasses.replace(
@@ -406,6 +414,7 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
         Objective(prior, settings.fixed_drop, target),
         recipe,
         settings.seed,
+        time_table(network),
     )  # fmt: skip
     check_alike(
         json.dumps(to_json(posterior), sort_keys=True),
@@ -414,6 +423,14 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
     shares = _shares(recipe, len(data.fit))
     remarks = (*backbone.remarks, *data.remarks, *remarks_on(data), *shares)
     return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
+
+
+def _time_table(network: nn.Module, settings: FitSettings, machine: Machine) -> TimeTable:
+    """What the candidates' time is told by: a file of another device, or this one's."""
+    if settings.time_table:
+        return read_table(Path(settings.time_table), network)
+    with first_here():  # the others of this machine find it in the cache
+        return table_of(network, batch=settings.time_batch, machine=machine)
 
 
 def _kept_options(backbone: Backbone) -> dict[str, Any]:
@@ -481,7 +498,7 @@ def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) 
 def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
     """Options that have no effect here."""
     found = []
-    if not (settings.target_params or settings.target_macs):
+    if not settings.targeted:
         named = [f for f in ("size_ramp", "freeze", "sharpen") if f in settings.recipe]
         if named:
             names = " and ".join(f"`{field}`" for field in named)

@@ -73,7 +73,7 @@ def test_candidates_of_inflated_grouped_convolutions_are_cut_exactly(name: str) 
         assert_exact(network, keep)
     p = torch.full((len(gates(network).groups),), 0.3)
     drawn = count(network, draw_candidates(p, network, 60, 0)).params.double()
-    assert float(ExpectedSize(network)(p)[0]) == pytest.approx(float(drawn.mean()), rel=0.02)
+    assert float(ExpectedSize(network)(p)["params"]) == pytest.approx(float(drawn.mean()), rel=0.02)
 
 
 def test_branches_share_the_outputs_start_from_the_original_and_see_what_their_size_says() -> None:

@@ -6,8 +6,9 @@ import torch
 from pgnas_cli.gates import gates
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import ExpectedSize, count, parameter_count, whole_macs
+from pgnas_cli.timing import timed_by
 
-from ..networks import supernet, tiny
+from ..networks import made_up_times, supernet, tiny
 
 
 @pytest.mark.parametrize("layers", ["all", "hidden"])
@@ -16,23 +17,26 @@ from ..networks import supernet, tiny
 )
 def test_expected_size_is_the_mean_of_counted_draws(name: str, layers: str) -> None:
     network = supernet(name, layers=layers)
+    timed_by(network, made_up_times(network))
     groups = len(gates(network).groups)
     for level in (0.3, 0.6):
         p = torch.full((groups,), level)
         p[::3] = 0.1
-        params, macs = ExpectedSize(network)(p)
+        expected = ExpectedSize(network)(p)
         drawn = count(network, draw_candidates(p, network, 40, 0))
-        assert float(params) == pytest.approx(float(drawn.params.double().mean()), rel=0.03)
-        assert float(macs) == pytest.approx(float(drawn.macs.double().mean()), rel=0.03)
+        for kind, size in expected.items():
+            mean = float(getattr(drawn, kind).double().mean())
+            assert float(size) == pytest.approx(mean, rel=0.03), kind
     whole = ExpectedSize(network)(torch.zeros(groups))
-    counts = [parameter_count(network), whole_macs(network)]
-    assert [float(size) for size in whole] == pytest.approx(counts, rel=1e-6)
+    counts = {"params": parameter_count(network), "macs": whole_macs(network)}
+    assert {k: float(whole[k]) for k in counts} == pytest.approx(counts, rel=1e-6)
 
 
 def test_the_slope_of_the_expected_size_is_that_of_finite_differences() -> None:
-    size = ExpectedSize(tiny())
+    network = tiny()
+    size = ExpectedSize(timed_by(network, made_up_times(network)))
     p = torch.linspace(0.1, 0.8, len(size.group.unique()), dtype=torch.float64).requires_grad_()
-    for which in (0, 1):
+    for which in ("params", "macs", "time"):
         (slope,) = torch.autograd.grad(size(p)[which], p)
         for group in (0, 3, len(p) - 1):
             step = torch.zeros_like(p)

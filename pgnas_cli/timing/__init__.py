@@ -1,0 +1,12 @@
+"""What a candidate costs in time on one device: a table of measured steps, and its predictions."""
+
+from .table import (
+    StepTime,
+    TimeTable,
+    check_table,
+    fitted,
+    milliseconds,
+    time_table,
+    timed_by,
+)
+from .work import Sample, Work, built_work, planned_work

@@ -1,0 +1,197 @@
+"""Milliseconds of the steps of a network, fitted to measured ones, and what they predict.
+
+A step that multiplies i inputs into o outputs, which are O up to a whole block, takes
+
+    fixed + both x i x O + inputs x i + outputs x O + picked x (channels that are picked)
+
+milliseconds; no coefficient is negative. Kernels work on blocks of outputs: the 33rd output costs
+as much as the 33rd to 64th together. Steps of one kind and shape share coefficients.
+`scale` and `constant` bring the sum of the steps to the time of a forward that is not stopped
+between them.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from ..errors import PgnasError
+from ..gates import gates
+from ..graph import Graph, Node
+from ..slimming import Wiring
+from .work import WEIGHED, Sample, Work, planned_work
+
+BLOCKS = (1, 4, 8, 16, 32)  # outputs that kernels may compute at a time
+LONGEST_STEP = 1e9  # milliseconds
+BETTER = 0.98  # of the residual with smaller blocks, below which larger ones are believed
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Coefficients of one step, in milliseconds; see above."""
+
+    name: str  # of the step in the graph
+    fixed: float = 0.0
+    both: float = 0.0
+    inputs: float = 0.0
+    outputs: float = 0.0
+    picked: float = 0.0
+    block: int = 1
+
+
+@dataclass(frozen=True)
+class TimeTable:
+    """What a step of one network takes on one device, in one runtime."""
+
+    runtime: str  # "torch" or "onnxruntime"
+    device: str  # its name
+    threads: int
+    batch: int  # images of a forward
+    precision: str
+    input_shape: tuple[int, int, int]
+    steps: tuple[StepTime, ...]
+    scale: float
+    constant: float  # milliseconds
+    whole: float  # milliseconds of the whole network, measured
+    error: float = 0.0  # median relative error on networks that the table was not fitted to
+    worst: float = 0.0  # the largest of these errors
+
+
+def step_time(step: StepTime, work: Work) -> Tensor:
+    """Milliseconds of one step, float64 (networks,)."""
+    rounded = (work.outputs / step.block).ceil() * step.block
+    own = step.fixed + work.inputs * (step.both * rounded + step.inputs)
+    return work.runs * (own + step.outputs * rounded) + step.picked * work.picked
+
+
+def milliseconds(table: TimeTable, wiring: Wiring) -> Tensor:
+    """Milliseconds of the candidates of `wiring`, float64 (candidates,)."""
+    works = planned_work(wiring)
+    pairs = zip(table.steps, works, strict=True)
+    best = [torch.minimum(step_time(s, picks), step_time(s, reads)) for s, (picks, reads) in pairs]
+    return table.constant + table.scale * torch.stack(best).sum(0)
+
+
+# --- fitting -------------------------------------------------------------------------------------
+
+
+def fitted(
+    network: nn.Module, graph: Graph, samples: Sequence[Sample]
+) -> tuple[tuple[StepTime, ...], float, float]:
+    """Coefficients of each step of `graph`, the scale and the constant (milliseconds)."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for position, node in enumerate(graph.nodes):
+        alike.setdefault(signature(network, graph, node), []).append(position)
+    steps: list[StepTime] = [StepTime(node.name) for node in graph.nodes]
+    for kind in dict.fromkeys(node.kind for node in graph.nodes):
+        of_kind = [p for p in alike.values() if graph.nodes[p[0]].kind == kind]
+        tried = []
+        for block in BLOCKS if kind in WEIGHED else (1,):
+            solved = [_solved(kind, block, places, samples) for places in of_kind]
+            tried.append((sum(residual for _, residual in solved), block, solved))
+        best = tried[0]
+        for one in tried[1:]:
+            best = one if one[0] < BETTER * best[0] else best
+        for places, (coefficients, _) in zip(of_kind, best[2], strict=True):
+            for place in places:
+                step = StepTime(graph.nodes[place].name, **coefficients, block=best[1])
+                steps[place] = step
+    sums = [
+        float(sum(step_time(s, w) for s, w in zip(steps, sample.work, strict=True)))
+        for sample in samples
+    ]
+    measured = np.array([sample.whole for sample in samples])
+    design = np.stack([np.array(sums), np.ones(len(sums))], 1) / measured[:, None]
+    (scale, constant), _ = nnls(design, np.ones(len(sums)))
+    return tuple(steps), float(scale), float(constant)
+
+
+def _solved(
+    kind: str, block: int, places: Iterable[int], samples: Sequence[Sample]
+) -> tuple[dict[str, float], float]:
+    """Nonnegative coefficients of steps that are alike, and the weighted squared residual."""
+    terms, times = [], []
+    for sample in samples:
+        for place in places:
+            work = sample.work[place]
+            terms.append(_terms(kind, block, work))
+            times.append(sample.steps[place])
+    names = list(terms[0])
+    design, wanted = np.array([list(t.values()) for t in terms]), np.array(times)
+    weight = 1 / np.sqrt(np.maximum(wanted, 1e-4))  # errors grow with the root of the time
+    size = np.abs(design).max(0)
+    size[size == 0] = 1
+    found, residual = nnls(design / size * weight[:, None], wanted * weight)
+    return dict(zip(names, map(float, found / size), strict=True)), float(residual) ** 2
+
+
+def _terms(kind: str, block: int, work: Work) -> dict[str, float]:
+    """What the coefficients of a step are multiplied with."""
+    runs, i, o = float(work.runs), float(work.inputs), float(work.outputs)
+    rounded = math.ceil(o / block) * block
+    found = {"fixed": runs, "inputs": runs * i, "outputs": runs * rounded}
+    if kind == "mix":
+        found["both"] = runs * i * rounded
+    return found | {"picked": float(work.picked)}
+
+
+def signature(network: nn.Module, graph: Graph, node: Node) -> tuple[Any, ...]:
+    """Steps of one signature take the same time for the same work."""
+    module = network.get_submodule(node.layer) if node.layer and node.cuttable else None
+    sizes = tuple((graph.nodes[i].channels, graph.nodes[i].size) for i in node.inputs)
+    shape = (node.kind, node.channels, node.size, sizes, node.groups, type(module).__name__)
+    if isinstance(module, nn.Conv2d):
+        return (*shape, module.kernel_size, module.stride, module.dilation)
+    return (*shape, node.name.rstrip("_0123456789"))
+
+
+# --- the table of a network ----------------------------------------------------------------------
+
+
+def timed_by(network: nn.Module, table: TimeTable | None) -> nn.Module:
+    """The network, in place, with a table that its candidates are timed by.
+
+    Raises PgnasError where it is the table of another network.
+    """
+    if table is not None:
+        graph = gates(network).graph
+        names = tuple(step.name for step in table.steps)
+        if names != tuple(node.name for node in graph.nodes):
+            raise PgnasError(
+                "the time table is of another network; make one for this backbone and this version"
+                " of it: pgnas profile"
+            )
+        if table.input_shape != graph.input_shape:
+            raise PgnasError(
+                f"the time table is for images of {table.input_shape[1]} pixels, not"
+                f" {graph.input_shape[1]}; make one with `img_size` {graph.input_shape[1]}"
+            )
+    network.__dict__["time_table"] = table
+    return network
+
+
+def check_table(table: TimeTable, path: Path) -> None:
+    """Raise PgnasError for numbers that no profile writes."""
+    numbers = [n for s in table.steps for n in (s.fixed, s.both, s.inputs, s.outputs, s.picked)]
+    sane = (
+        min(numbers, default=0) >= 0
+        and max(numbers, default=0) < LONGEST_STEP
+        and all(1 <= step.block <= max(BLOCKS) for step in table.steps)
+        and 0 < table.whole < LONGEST_STEP
+        and 0 <= table.scale < LONGEST_STEP
+        and 0 <= table.constant < LONGEST_STEP
+    )
+    if not sane:
+        raise PgnasError(f"'{path}' is damaged: its times cannot be")
+
+
+def time_table(network: nn.Module) -> TimeTable | None:
+    """The table that `network` was given by `timed_by`."""
+    found: TimeTable | None = network.__dict__.get("time_table")
+    return found

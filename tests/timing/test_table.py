@@ -1,0 +1,130 @@
+"""Times of candidates: fitted to steps of a known law, predicted from what a candidate keeps."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx
+
+from pgnas_cli import PgnasError, slim
+from pgnas_cli.gates import gates
+from pgnas_cli.slimming import wire
+from pgnas_cli.timing import (
+    Sample,
+    Work,
+    built_work,
+    check_table,
+    fitted,
+    milliseconds,
+    planned_work,
+    timed_by,
+)
+
+from ..networks import made_up_times, random_keep, supernet, tiny
+
+
+def test_a_table_predicts_the_sum_over_steps_of_its_law() -> None:
+    network = tiny()
+    table = made_up_times(network)
+    keep = random_keep(network, 0.4)
+    wiring = wire(network, keep[None])
+    expected = 0.0
+    for step, node, both in zip(table.steps, wiring.graph.nodes, planned_work(wiring), strict=True):
+        times = []
+        for work in both:
+            i, o = float(work.inputs), float(work.outputs)
+            blocks = math.ceil(o / step.block) * step.block
+            own = step.fixed + step.both * i * blocks + step.inputs * i + step.outputs * blocks
+            times.append(own * float(work.runs) + step.picked * float(work.picked))
+        expected += min(times)
+        assert step.name == node.name
+    assert float(milliseconds(table, wiring)) == pytest.approx(0.05 + 1.1 * expected, rel=1e-12)
+
+
+class _Widths(fx.Interpreter):
+    """Numbers of channels that the steps of a program give."""
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        self.found.append(value)
+        return value
+
+
+@pytest.mark.parametrize(
+    "name", ["multibranch-tiny", "resnet18", "efficientnet_b0", "densenet121", "regnety_002"]
+)
+def test_what_is_planned_for_a_candidate_is_what_its_slim_network_does(name: str) -> None:
+    network = supernet(name)
+    graph = gates(network).graph
+    for drop in (0.3, 0.7):
+        keep = random_keep(network, drop, seed=3)
+        smaller = slim(network, keep)
+        run = _Widths(smaller, graph=graph.program, garbage_collect_values=False)
+        run.found = []
+        with torch.no_grad():
+            run.run(torch.zeros(2, *graph.input_shape))
+        widths = [
+            value.shape[node.axis] if node.channels and isinstance(value, torch.Tensor) else 0
+            for value, node in zip(run.found, graph.nodes, strict=True)
+        ]
+        built = built_work(smaller, graph, widths)
+        planned = planned_work(wire(network, keep[None]))
+        for node, (picking, _), found in zip(graph.nodes, planned, built, strict=True):
+            for field in dataclasses.fields(Work):
+                if field.name == "inputs" and not float(found.runs):
+                    continue  # what is constant reads nothing
+                expected = float(getattr(picking, field.name))
+                assert float(getattr(found, field.name)) == expected, (node.name, field.name)
+
+
+def test_a_fit_finds_the_law_that_the_steps_were_made_by() -> None:
+    network = tiny()
+    table, graph = made_up_times(network, block=8), gates(network).graph
+    keep = torch.stack([random_keep(network, 0.05 * n, seed=n) for n in range(18)])
+    wiring = wire(network, keep)
+    planned = planned_work(wiring)
+    whole = milliseconds(table, wiring)
+    samples = []
+    for row in range(len(keep)):
+        work = tuple(
+            Work(*(getattr(picking, f.name)[row : row + 1] for f in dataclasses.fields(Work)))
+            for picking, _ in planned
+        )
+        steps = []
+        for step, one in zip(table.steps, work, strict=True):
+            blocks = math.ceil(float(one.outputs) / step.block) * step.block
+            own = step.fixed + float(one.inputs) * (step.both * blocks + step.inputs)
+            steps.append(
+                float(one.runs) * (own + step.outputs * blocks) + step.picked * float(one.picked)
+            )
+        samples.append(Sample(work, tuple(steps), float(whole[row])))
+    alike = {node.name for node in graph.nodes}
+    assert len(alike) == len(graph.nodes)
+    steps, scale, constant = fitted(network, graph, samples)
+    again = dataclasses.replace(table, steps=steps, scale=scale, constant=constant)
+    unseen = wire(network, torch.stack([random_keep(network, d, seed=99) for d in (0.2, 0.5)]))
+    assert milliseconds(again, unseen) == pytest.approx(milliseconds(table, unseen), rel=0.05)
+
+
+def test_a_table_of_another_network_is_refused() -> None:
+    table = made_up_times(tiny())
+    with pytest.raises(PgnasError, match="of another network; make one for this backbone"):
+        timed_by(supernet("resnet18"), table)
+    with pytest.raises(PgnasError, match="for images of 8 pixels, not 16"):
+        timed_by(tiny(16), table)
+
+
+@pytest.mark.parametrize(
+    "change", [{"whole": 0.0}, {"scale": -1.0}, {"constant": 1e30}, {"steps": {"fixed": -1.0}},
+               {"steps": {"block": 0}}],
+)  # fmt: skip
+def test_a_table_with_impossible_times_is_refused(change: dict[str, object]) -> None:
+    table = made_up_times(tiny())
+    if "steps" in change:
+        (first, *rest), inner = table.steps, change["steps"]
+        assert isinstance(inner, dict)
+        change = {"steps": (dataclasses.replace(first, **inner), *rest)}
+    with pytest.raises(PgnasError, match=r"'t\.json' is damaged: its times cannot be"):
+        check_table(dataclasses.replace(table, **change), Path("t.json"))
