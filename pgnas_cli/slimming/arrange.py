@@ -27,8 +27,9 @@ from .layers import Constant, Narrow, narrow_, replace_
 Layout = Literal["small", "fast"]
 Way = Literal["whole", "slice", "pick"]
 
-PICK_COST = 30  # time to pick a channel, in MACs; measured on a CPU at 7 to 56 pixels
-SLICE_COST = 15  # the same, for a channel of a slice
+PICK_COST = 45  # time to pick a channel, in MACs; measured on a CPU at 6 to 56 pixels
+TOUCH_COST = 15  # to compute a channel of a sum, an activation, a depthwise convolution
+SLICE_COST = 15  # the same, for a channel of a slice; half as much where the tensor is small
 BLOCK = 8  # numbers of channels become multiples of it
 MOST_READERS = 4  # whose channels are put together; the others make do with the order found
 NEVER = 1e9  # MACs
@@ -49,6 +50,8 @@ def arranged(network: nn.Module, layout: Layout, graph: Graph) -> nn.Module:
     for module in network.modules():
         if isinstance(module, Narrow):
             module.find_span()
+            if layout == "fast" and module.read is not None:
+                module.read = module.read.int()  # faster than int64
     return network
 
 
@@ -195,7 +198,9 @@ class _Classes:
         self.modules = dict(network.named_modules())
         self.root: list[int] = []  # a class is known by its first member
         self.widths: list[int] = []
+        self.room: list[int] = []  # in the whole network; a forward may count on no more
         self.fixed: set[int] = set()
+        self.whole: set[int] = set()  # of these, those that had better read all
         self.made: dict[int, int] = {}  # by which node, where it picks what it reads
         self.parts: list[tuple[int, ...]] = []  # of each node's tensor
         self.repeats: list[int] = []  # of each channel, behind a flattening
@@ -205,16 +210,17 @@ class _Classes:
             if node.kind == "flatten":
                 repeat *= node.channels // graph.nodes[node.inputs[0]].channels
             found = self._tied(node, sources)
-            self.parts.append(self._new(node.channels, fixed=True) if found is None else found)
+            self.parts.append(self._new(node, node.channels, fixed=True) if found is None else found)
             self.repeats.append(1 if found is None else repeat)
             if found is None or node.layer in self.shared:
                 self._fix(self.parts[-1], *sources)
         self.orders: dict[int, list[int]] = {}
         self._choose_orders()
 
-    def _new(self, width: int, *, fixed: bool = False) -> tuple[int, ...]:
+    def _new(self, node: Node, width: int, *, fixed: bool = False) -> tuple[int, ...]:
         self.root.append(len(self.root))
         self.widths.append(width)
+        self.room.append(node.channels)
         self.fixed |= {self.root[-1]} if fixed else set()
         return (self.root[-1],)
 
@@ -230,20 +236,20 @@ class _Classes:
         """The classes of the tensor that a node writes; None: nothing is known of it."""
         module: Any = self.modules.get(node.layer)
         if isinstance(module, Constant):
-            return self._new(module.channels)
+            return self._new(node, module.channels)
         if node.kind == "parameter":
-            return self._new(self.network.get_parameter(node.layer).shape[node.axis])
+            return self._new(node, self.network.get_parameter(node.layer).shape[node.axis])
         if node.kind == "slice":
             self._fix(sources[0])
-            return self._new(module.last - module.first, fixed=True)
+            return self._new(node, module.last - module.first, fixed=True)
         if node.kind == "grouped" and not _is_depthwise(node, module):
             self._fix(sources[0])
-            return self._new(module.out_channels, fixed=True)
+            return self._new(node, module.out_channels, fixed=True)
         if node.kind == "mix":
-            return self._new(len(module.weight))
+            return self._new(node, len(module.weight))
         if node.cuttable and getattr(module, "read", None) is not None:
             self.made[len(self.root)] = len(self.parts)
-            return self._new(len(module.read))
+            return self._new(node, len(module.read))
         if node.kind in ("norm", "grouped", "switch", "channelwise", "flatten"):
             return sources[0]
         inputs = node.inputs
@@ -282,22 +288,46 @@ class _Classes:
         for member, width in enumerate(self.widths):
             if self._find(member) != member:
                 continue
-            order = list(range(width))
-            if member not in fixed:
+            picker = self.made.get(member)
+            if member in fixed:
+                self.orders[member] = list(range(width))
+            elif picker is not None and self._reads_all(picker):
+                self.orders[member] = self._as_read(picker, filled=True)
+            else:
+                order = list(range(width)) if picker is None else self._as_read(picker)
                 if member in readers:
                     order = best_order(width, readers[member])
-                elif member in self.made:
-                    order = self._as_read(self.made[member])
-                if member in products:
-                    order += order[-1:] * (-width % BLOCK)
-            self.orders[member] = order
+                missing = -width % BLOCK
+                room = min(room for m, room in enumerate(self.room) if self._find(m) == member)
+                if member not in products or 2 * missing > width or width + missing > room:
+                    missing = 0
+                self.orders[member] = order + [~order[-1]] * missing
 
-    def _as_read(self, at: int) -> list[int]:
-        """The order of the channels that a layer picks, as they come."""
-        source, read = self.graph.nodes[at].inputs[0], self.modules[self.graph.nodes[at].layer].read
-        place = _places(self.labels(source)[0])
-        places = [place[channel] for channel in read.tolist()]
-        return sorted(range(len(places)), key=places.__getitem__)
+    def _reads_all(self, at: int) -> bool:
+        """Whether a norm or depthwise convolution that picks its inputs had better compute all."""
+        node = self.graph.nodes[at]
+        read, source = self.modules[node.layer].read, node.inputs[0]
+        mine, extra = self._find(self.parts[at][0]), 0.0
+        for other, one in enumerate(self.graph.nodes):
+            pixels = prod(one.size)
+            if mine in self._roots(other):
+                weight: Any = getattr(self.modules.get(one.layer), "weight", None)
+                extra += pixels * (weight[0].numel() if one.kind == "mix" else TOUCH_COST)
+            if one.kind == "mix" and mine in self._roots(one.inputs[0]):
+                extra += pixels * self.weights(other)
+        more = len(self.labels(source)) - len(read)
+        self.whole |= {at} if more * extra < PICK_COST * len(read) * prod(node.size) else set()
+        return at in self.whole
+
+    def _roots(self, at: int) -> list[int]:
+        return [self._find(part) for part in self.parts[at]]
+
+    def _as_read(self, at: int, *, filled: bool = False) -> list[int]:
+        """The order of the channels that a layer picks, as they come; filled: all that come."""
+        node = self.graph.nodes[at]
+        wanted = {channel: n for n, channel in enumerate(self.modules[node.layer].read.tolist())}
+        found = [wanted.get(label, -1) for label in self.labels(node.inputs[0])]
+        return [n for n in found if filled or n >= 0]
 
     def weights(self, at: int) -> float:
         """MACs behind each channel that the layer at `at` reads, at one pixel of what it reads."""
@@ -308,18 +338,16 @@ class _Classes:
         weight: Any = layer.weight
         return float(len(weight) * prod(weight.shape[2:]) * pixels)
 
-    def labels(self, at: int) -> tuple[list[int], list[bool]]:
-        """For each channel of a tensor as it will be: which one it was, and whether it is no repeat
-        of an earlier one."""
+    def labels(self, at: int) -> list[int]:
+        """For each channel of a tensor as it will be: which one it was; ~n for a repeat of n."""
         found: list[int] = []
-        real: list[bool] = []
-        first, times = 0, range(self.repeats[at])
+        first, times = 0, self.repeats[at]
         for part in self.parts[at]:
-            order, width = self.orders[self._find(part)], self.widths[part]
-            found += [(first + channel) * len(times) + n for channel in order for n in times]
-            real += [place < width for place in range(len(order)) for n in times]
-            first += width
-        return found, real
+            for entry in self.orders[self._find(part)]:
+                start = (first + max(entry, ~entry)) * times
+                found += [n if entry >= 0 else ~n for n in range(start, start + times)]
+            first += self.widths[part]
+        return found
 
 
 def _order_(network: nn.Module, graph: Graph) -> None:
@@ -328,7 +356,7 @@ def _order_(network: nn.Module, graph: Graph) -> None:
         at, node, module = calls[0], graph.nodes[calls[0]], classes.modules.get(layer)
         if layer in classes.shared:
             continue
-        rows = classes.labels(at)[0]
+        rows = [max(label, ~label) for label in classes.labels(at)]
         if node.kind == "parameter":
             owner, _, name = layer.rpartition(".")
             old = network.get_parameter(layer)
@@ -338,21 +366,16 @@ def _order_(network: nn.Module, graph: Graph) -> None:
             module.channels = len(rows)
             _take_rows_(module, rows)
         elif node.cuttable and isinstance(module, (*_LAYERS, Narrow)):
-            given, real = classes.labels(node.inputs[0])
+            given = classes.labels(node.inputs[0])
             if node.kind == "mix":
-                _read_(module, given, real, classes.weights(at))
+                _read_(module, given, classes.weights(at))
             elif (read := getattr(module, "read", None)) is not None:
-                place = _places(given)
-                places = [place[int(read[row])] for row in rows]
-                narrow_(module, _index(places, read), len(given))
+                place = {label: position for position, label in enumerate(given)}
+                places = [] if at in classes.whole else [place[int(read[row])] for row in rows]
+                narrow_(module, _index(places, read), len(given) if places else 0)
             depthwise = _is_depthwise(node, module)
             _take_rows_(module, rows)
             _count_(module, depthwise=depthwise)
-
-
-def _places(labels: Sequence[int]) -> dict[int, int]:
-    """Where each channel lies first."""
-    return {label: at for at, label in reversed([*enumerate(labels)])}
 
 
 def _index(positions: Sequence[int], like: Tensor) -> Tensor:
@@ -367,12 +390,12 @@ def _take_rows_(module: Any, rows: Sequence[int]) -> None:
             setattr(module, name, _like(new, old) if isinstance(old, nn.Parameter) else new)
 
 
-def _read_(layer: Any, labels: Sequence[int], real: Sequence[bool], weights: float) -> None:
+def _read_(layer: Any, labels: Sequence[int], weights: float) -> None:
     """Let a convolution or linear layer find its inputs where they lie now, in the cheapest way."""
     old, plane, read = layer.weight, getattr(layer, "plane", False), getattr(layer, "read", None)
     inputs = range(old.shape[1] - plane) if read is None else read.tolist()
     column = {channel: at for at, channel in enumerate(inputs)}
-    wanted = [at for at, label in enumerate(labels) if real[at] and label in column]
+    wanted = [at for at, label in enumerate(labels) if label in column]
     chosen: Sequence[int] = wanted
     if read is None:  # not picked before: neither now, for the sake of repeats
         chosen = range(len(labels))
