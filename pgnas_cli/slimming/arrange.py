@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,10 @@ def _fold_(network: nn.Module, graph: Graph) -> None:
         return [module] if mixes else None
 
     for at, node in enumerate(graph.nodes):
-        norm: Any = modules.get(node.layer)
-        if node.kind != "norm" or node.layer in shared or not isinstance(norm, _BatchNorm):
+        if node.kind != "norm" or node.layer in shared:
+            continue
+        norm: Any = modules[node.layer]
+        if not hasattr(norm, "running_var"):  # a constant, or folded
             continue
         layers = writers(node.inputs[0], at)
         if layers is None or node.axis != graph.nodes[node.inputs[0]].axis:
@@ -142,11 +144,12 @@ class Reader:
         """The cheapest way to read, where the wanted channels lie within `span`, and what it costs
         besides their own MACs."""
         wanted = len(self.wanted)
-        return min(
+        ways: list[tuple[float, Way]] = [
             ((width - wanted) * self.weights, "whole"),
             (SLICE_COST * span + (span - wanted) * self.weights, "slice"),
             (PICK_COST * wanted, "pick"),
-        )
+        ]
+        return min(ways)
 
 
 def best_order(width: int, readers: Sequence[Reader]) -> list[int]:
@@ -209,9 +212,12 @@ class _Classes:
             repeat = max((self.repeats[source] for source in node.inputs), default=1)
             if node.kind == "flatten":
                 repeat *= node.channels // graph.nodes[node.inputs[0]].channels
+            known = len(self.root)
             found = self._tied(node, sources)
-            self.parts.append(self._new(node, node.channels, fixed=True) if found is None else found)
-            self.repeats.append(1 if found is None else repeat)
+            self.parts.append(
+                self._new(node, node.channels, fixed=True) if found is None else found
+            )
+            self.repeats.append(repeat if len(self.root) == known else 1)
             if found is None or node.layer in self.shared:
                 self._fix(self.parts[-1], *sources)
         self.orders: dict[int, list[int]] = {}
@@ -232,7 +238,9 @@ class _Classes:
     def _fix(self, *parts: tuple[int, ...]) -> None:
         self.fixed |= {member for part in parts for member in part}
 
-    def _tied(self, node: Node, sources: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    def _tied(  # noqa: C901 - one rule per kind of node
+        self, node: Node, sources: list[tuple[int, ...]]
+    ) -> tuple[int, ...] | None:
         """The classes of the tensor that a node writes; None: nothing is known of it."""
         module: Any = self.modules.get(node.layer)
         if isinstance(module, Constant):
@@ -353,7 +361,8 @@ class _Classes:
 def _order_(network: nn.Module, graph: Graph) -> None:
     classes = _Classes(network, graph)
     for layer, calls in graph.calls().items():
-        at, node, module = calls[0], graph.nodes[calls[0]], classes.modules.get(layer)
+        at, node = calls[0], graph.nodes[calls[0]]
+        module: Any = classes.modules.get(layer)
         if layer in classes.shared:
             continue
         rows = [max(label, ~label) for label in classes.labels(at)]
@@ -419,7 +428,7 @@ def _read_(layer: Any, labels: Sequence[int], weights: float) -> None:
 def _count_(layer: Any, *, depthwise: bool) -> None:
     """Let a layer say how large it is."""
     if isinstance(layer, _BatchNorm):
-        layer.num_features = len(layer.running_mean)
+        layer.num_features = len(cast(Tensor, layer.running_mean))
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Conv2d):

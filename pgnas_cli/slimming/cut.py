@@ -38,9 +38,9 @@ def slim(
     """The candidate `keep`, bool (gates,), as a network of its own, in evaluation mode.
 
     Same logits as `masked(network, keep)` in evaluation mode. Layout "small" stores and multiplies
-    only what is kept; "fast" is arranged for inference: batch-norm folded, numbers of channels that
-    are fast, channels in an order that saves picking them out of shared tensors. `round_to` makes numbers of channels
-    multiples of it where the network is wide enough, with zero weights for what was dropped.
+    only what is kept; "fast" is arranged for inference: batch-norm folded, numbers and orders of
+    channels that are fast. `round_to` makes numbers of channels multiples of it where the network
+    is wide enough, with zero weights for what was dropped.
     """
     check_keep(network, keep, axes=(1,))
     wiring = wire(network, keep[None], round_to=round_to)
@@ -218,9 +218,9 @@ class _Values(fx.Interpreter):
 def _constants(network: nn.Module, keep: Tensor, wiring: Wiring) -> list[Tensor]:
     """Per node (channels,): the value of each channel that is constant; others are meaningless."""
     run = _Values(network, wiring.graph, wiring.constant)
-    device = next(network.parameters()).device
+    like = next(network.parameters())
     with torch.no_grad(), evaluating(network), masked(network, keep):
-        run.run(torch.ones(2, *wiring.graph.input_shape, device=device))  # as traced
+        run.run(like.new_ones(2, *wiring.graph.input_shape))  # as traced
     return run.levels
 
 

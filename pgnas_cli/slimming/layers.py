@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import PgnasError
 from ..graph import plain_shell, window_of
@@ -40,7 +39,7 @@ class Cut:
 class Narrow:
     """Mixed into a layer's own class: picks the channels that the layer reads."""
 
-    read: Tensor | None  # int64 (inputs,), positions in the incoming tensor; None: all
+    read: Tensor | None  # (inputs,), positions in the incoming tensor; None: all
     span: tuple[int, int] | None = None  # first and number, where `read` is a slice
     picks: int  # channels of the incoming tensor; 0: takes all as they come
     plane: bool  # its last input is a plane of ones
@@ -54,7 +53,7 @@ class Narrow:
         chosen = input
         if self.span is not None:
             chosen = input.narrow(axis, *self.span)
-            if isinstance(self, _BatchNorm):  # slow on what is not dense
+            if not isinstance(self, nn.Conv2d | nn.Linear):  # others may fail on what is not dense
                 chosen = chosen.clone()
         elif self.read is not None:
             chosen = picked(input, self.read, axis)
