@@ -33,7 +33,7 @@ SLICE_COST = 15  # the same, for a channel of a slice; half as much where the te
 BLOCK = 8  # numbers of channels become multiples of it
 MOST_READERS = 4  # whose channels are put together; the others make do with the order found
 NEVER = 1e9  # MACs
-_LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm)
+_LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm, Narrow)
 
 
 @torch.no_grad()
@@ -317,11 +317,11 @@ class _Classes:
         read, source = self.modules[node.layer].read, node.inputs[0]
         mine, extra = self._find(self.parts[at][0]), 0.0
         for other, one in enumerate(self.graph.nodes):
-            pixels = prod(one.size)
+            pixels, module = prod(one.size), self.modules.get(one.layer)
+            mixes = one.kind == "mix" and isinstance(module, nn.Conv2d | nn.Linear)
             if mine in self._roots(other):
-                weight: Any = getattr(self.modules.get(one.layer), "weight", None)
-                extra += pixels * (weight[0].numel() if one.kind == "mix" else TOUCH_COST)
-            if one.kind == "mix" and mine in self._roots(one.inputs[0]):
+                extra += pixels * (cast(Any, module).weight[0].numel() if mixes else TOUCH_COST)
+            if mixes and mine in self._roots(one.inputs[0]):
                 extra += pixels * self.weights(other)
         more = len(self.labels(source)) - len(read)
         self.whole |= {at} if more * extra < PICK_COST * len(read) * prod(node.size) else set()
@@ -374,7 +374,7 @@ def _order_(network: nn.Module, graph: Graph) -> None:
         elif isinstance(module, Constant):
             module.channels = len(rows)
             _take_rows_(module, rows)
-        elif node.cuttable and isinstance(module, (*_LAYERS, Narrow)):
+        elif node.cuttable and isinstance(module, _LAYERS):
             given = classes.labels(node.inputs[0])
             if node.kind == "mix":
                 _read_(module, given, classes.weights(at))

@@ -194,13 +194,12 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
         narrow_(layer, read, cut.picks, plane=cut.plane)
 
 
-def narrow_(layer: nn.Module, read: Tensor, picks: int, *, plane: bool = False) -> None:
+def narrow_(layer: Any, read: Tensor, picks: int, *, plane: bool = False) -> None:
     """Let a layer read the channels `read` of `picks`; all as they come where `picks` is 0."""
-    own: Any = layer
     if not isinstance(layer, Narrow):
-        own.__class__ = narrow_class(type(layer))  # type: ignore[arg-type]
-    own.plane, own.picks = plane, picks
-    own.register_buffer("read", read if picks else None)
+        layer.__class__ = narrow_class(type(layer))
+    layer.plane, layer.picks = plane, picks
+    layer.register_buffer("read", read if picks else None)
 
 
 def _resize_(module: nn.Module, name: str, shape: Iterable[int]) -> None:
