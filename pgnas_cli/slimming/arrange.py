@@ -5,6 +5,7 @@
    added repeats a channel that is there, so that no new value occurs, and is read by nobody.
 3. The channels of a shared tensor are put in an order in which what a layer reads lies together:
    a slice costs less than picking. Channels between them may be read with zero weights.
+4. A norm or depthwise convolution that picks its inputs computes all of them where that is faster.
 
 Channels that a sum, a norm, an activation or a depthwise convolution ties together are one class,
 and move together. The classes that an unknown step, the input or the logits touch stay as they are.
@@ -203,8 +204,9 @@ class _Classes:
         self.widths: list[int] = []
         self.room: list[int] = []  # in the whole network; a forward may count on no more
         self.fixed: set[int] = set()
-        self.whole: set[int] = set()  # of these, those that had better read all
-        self.made: dict[int, int] = {}  # by which node, where it picks what it reads
+        self.made: dict[int, int] = {}  # the norm or depthwise convolution that begins a class by
+        # picking what it reads
+        self.whole: set[int] = set()  # of these nodes, those that had better read all
         self.parts: list[tuple[int, ...]] = []  # of each node's tensor
         self.repeats: list[int] = []  # of each channel, behind a flattening
         for node in graph.nodes:
@@ -280,7 +282,7 @@ class _Classes:
         return None
 
     def _choose_orders(self) -> None:
-        """Give each class its channels in their new order; repeats of the last one at the end."""
+        """Give each class its channels in their new order; ~n stands for a repeat of channel n."""
         fixed = {self._find(member) for member in self.fixed}
         readers: dict[int, list[Reader]] = {}
         products = set()  # classes that a matrix product writes
@@ -334,6 +336,7 @@ class _Classes:
         """The order of the channels that a layer picks, as they come; filled: all that come."""
         node = self.graph.nodes[at]
         wanted = {channel: n for n, channel in enumerate(self.modules[node.layer].read.tolist())}
+        # What is not wanted, and repeats, becomes -1: a repeat of channel 0.
         found = [wanted.get(label, -1) for label in self.labels(node.inputs[0])]
         return [n for n in found if filled or n >= 0]
 
