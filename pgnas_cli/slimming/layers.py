@@ -197,7 +197,7 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
 def narrow_(layer: Any, read: Tensor, picks: int, *, plane: bool = False) -> None:
     """Let a layer read the channels `read` of `picks`; all as they come where `picks` is 0."""
     if not isinstance(layer, Narrow):
-        layer.__class__ = narrow_class(type(layer))
+        layer.__class__ = narrow_class(type(layer))  # type: ignore[arg-type]
     layer.plane, layer.picks = plane, picks
     layer.register_buffer("read", read if picks else None)
 
