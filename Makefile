@@ -31,7 +31,7 @@ demo: .venv/installed
 	@echo "best    $(RUN)/best.safetensors: best of 300 of the posterior, not fine-tuned"
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q --numprocesses auto
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

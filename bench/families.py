@@ -3,8 +3,8 @@
 For each: masked and slim logits at drop rates 0.3 (one layer closed besides) and 0.9, two image
 sizes, both layouts, batch-norm and per-channel parameters randomised, and the counted parameters
 against those of the built network. Then, at drop rate 0.3, parameters and the time of a forward
-in both layouts, whole = 1. Appends a row to docs/data/families.jsonl as each network is done;
-status 1 if any is not exact.
+in both layouts, the whole network in layout "fast" = 1. Appends a row to docs/data/families.jsonl
+as each network is done; status 1 if any is not exact.
 
     python -m bench.families [NAME ...]
     python -m bench.families --torchvision --no-times
@@ -27,7 +27,7 @@ from pgnas_cli import PgnasError, count, create_supernet, slim
 from pgnas_cli.evaluation import latencies
 from pgnas_cli.gates import gates
 from pgnas_cli.sizes import parameter_count, whole_macs
-from pgnas_cli.slimming import Layout, largest_difference, ungated_copy
+from pgnas_cli.slimming import Layout, arranged, largest_difference, ungated_copy
 from tests.networks import random_keep, randomised, seeded
 
 FAMILIES = """
@@ -96,7 +96,8 @@ def row(name: str, *, times: bool) -> Row:
         "opaque": len(graph.opaque()), "steps": len(graph.nodes),
     }  # fmt: skip
     if times:
-        networks = [ungated_copy(network), *(slim(network, keep, one) for one in LAYOUTS)]
+        whole_network = arranged(ungated_copy(network).eval(), "fast", graph)
+        networks = [whole_network, *(slim(network, keep, one) for one in LAYOUTS)]
         whole, small, fast = latencies(
             networks, [(3, sizes[-1], sizes[-1])] * 3, batch=8, device=CPU.device
         )  # fmt: skip

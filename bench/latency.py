@@ -1,7 +1,7 @@
 """Time of slim networks beside their multiply-adds: does what is dropped save time on this CPU?
 
-Gates at one drop rate, batch 16, both layouts and the whole network taking turns; median of runs.
-Appends a row for each network to docs/data/latency.jsonl.
+Gates at one drop rate, batch 16, both layouts and the whole network (in layout "fast") taking
+turns; median of runs. Appends a row for each network to docs/data/latency.jsonl.
 
     python -m bench.latency [NAME ...] [--gates hidden] [--profile]
 """
@@ -16,8 +16,9 @@ from bench import CPU, about, machine_line
 from bench.figures import DATA, Row, append, latest, prose, table, taken
 from pgnas_cli import count, create_supernet, slim
 from pgnas_cli.evaluation import latencies
+from pgnas_cli.gates import gates
 from pgnas_cli.sizes import parameter_count, whole_macs
-from pgnas_cli.slimming import ungated_copy
+from pgnas_cli.slimming import arranged, ungated_copy
 from tests.networks import random_keep, randomised
 
 GOAL = 0.8  # MACs, as a share, over time
@@ -63,7 +64,7 @@ def main() -> None:
         keep = random_keep(network, options.drop, seed=1)
         found = count(network, keep[None], round_to=options.round_to)
         macs = int(found.macs) / whole_macs(network)
-        networks = [ungated_copy(network)]
+        networks = [arranged(ungated_copy(network).eval(), "fast", gates(network).graph)]
         networks += [
             slim(network, keep, layout, round_to=options.round_to) for layout in ("small", "fast")
         ]

@@ -19,6 +19,8 @@ from .data import Part, Source, find_data, placed
 from .errors import PgnasError
 from .fields import check_choice, check_range
 from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
+from .gates import gates
+from .graph import Graph
 from .machine import PRECISIONS, Machine
 from .progress import note
 from .ranking import like_guessing
@@ -213,10 +215,10 @@ def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Par
 def _timings(
     found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int, device: torch.device
 ) -> list[Latency]:
-    """Each network in both layouts and its whole network, all taking turns."""
+    """Each network in both layouts and its whole network in layout "fast", all taking turns."""
     networks: list[nn.Module] = []
     places: list[dict[str, int]] = []
-    wholes: dict[str, int] = {}
+    wholes: dict[str, tuple[int, Graph]] = {}
     shapes: list[tuple[int, int, int]] = []
     for network, about in found:
         shape = about.supernet.preprocessing.input_shape
@@ -224,17 +226,21 @@ def _timings(
         of = about.supernet
         key = repr((of.backbone, of.options, len(of.classes), shape, onnx))
         if key not in wholes:
-            dense: nn.Module = ungated_copy(about.supernet.network()).eval()
+            supernet = about.supernet.network()
+            graph = gates(supernet).graph
+            dense = arranged(ungated_copy(supernet).eval(), "fast", graph)
             if onnx:  # runtime against the same runtime
                 dense = OnnxNetwork(in_onnx(dense, torch.randn(2, *shape)))
-            wholes[key] = len(networks)
+            wholes[key] = len(networks), graph
             networks.append(dense)
             shapes.append(shape)
-        place = {"whole": wholes[key]}
+        at, graph = wholes[key]
+        place = {"whole": at}
         if onnx:
             layouts: list[tuple[str, nn.Module]] = [(f"{about.layout}, onnx", network)]
         else:
-            layouts = [("small", network), ("fast", arranged(copy.deepcopy(network), "fast"))]
+            fast = arranged(copy.deepcopy(network), "fast", graph)
+            layouts = [("small", network), ("fast", fast)]
         for name, arrangement in layouts:
             place[name] = len(networks)
             networks.append(arrangement)

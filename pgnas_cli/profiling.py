@@ -98,7 +98,7 @@ def samples(
     """The candidates `keep`, bool (candidates, gates), timed, and the whole network."""
     graph, device = gates(network).graph, next(network.parameters()).device
     cut = [placed(slim(network, row, "fast"), device).eval() for row in keep]
-    whole = placed(arranged(ungated_copy(network).eval(), "fast"), device)
+    whole = placed(arranged(ungated_copy(network).eval(), "fast", graph), device)
     images = torch.randn(batch, *graph.input_shape, generator=generator(0, "profile images"))
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     everyone, works = [*cut, whole], []

@@ -66,7 +66,7 @@ def supernet(name: str, **options: object) -> nn.Module:
     return randomised(network)
 
 
-def made_up_times(network: nn.Module, block: int = 4) -> TimeTable:
+def made_up_times(network: nn.Module, block: int = 16) -> TimeTable:
     """A time table with coefficients of their own for every step, as if it had been measured."""
     draw, steps = seeded(7), []
     for node in gates(network).graph.nodes:
@@ -141,7 +141,7 @@ def assert_exact(network: nn.Module, keep: Tensor, size: int | None = None, rows
     smaller = slim(network, keep)
     assert sum(p.numel() for p in smaller.parameters()) == int(count(network, keep[None]).params)
     for layout in get_args(Layout):
-        arranged(smaller, layout)
+        arranged(smaller, layout, gates(network).graph)
         assert largest_difference(network, keep, smaller, [images]) <= 1e-4, (size, layout)
         with torch.no_grad():
             assert torch.equal(smaller(images).argmax(1), expected.argmax(1))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
+from ..gates import gates
 from ..machine import full_float32
 from ..run import Run, newest_run
 from ..run.posterior import SupernetSpec, check_supernet
@@ -112,7 +113,8 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
     named = {k.removeprefix("network."): v for k, v in header.items() if k != "fingerprint"}
     if "fingerprint" not in header or tuple(header["fingerprint"].shape) != shape:
         raise PgnasError(f"'{path}' is damaged: it has no fingerprint of its logits")
-    whole = ungated_copy(about.supernet.network())
+    supernet = about.supernet.network()
+    whole = ungated_copy(supernet)
     _check_cuts(about.cuts, named, whole, path)
     network = reshape_(whole, about.cuts)
     checked(named, network.state_dict(), path)
@@ -140,7 +142,7 @@ def read_network(path: Path, layout: Layout = "small") -> tuple[nn.Module, Netwo
             f"'{path}' computes other logits than when it was written (by {differs:.1e} of the"
             " largest): a package of its backbone has changed, install the version of then"
         )
-    return arranged(network, layout), about
+    return arranged(network, layout, gates(supernet).graph), about
 
 
 def about_of(content: dict[str, Any], path: Path) -> NetworkInfo:
@@ -210,8 +212,8 @@ def _check_positions(network: nn.Module, state: dict[str, Tensor], path: Path) -
 def load(path: str | Path, layout: Layout = "small") -> nn.Module:
     """The exported network in `path`, in evaluation mode; needs neither run nor data.
 
-    Layout "small" multiplies only what is kept, "fast" has zero weights where picking channels out
-    of a shared tensor would cost more time than it saves. Same outputs. The attribute `info` is its
+    Layout "small" multiplies only what is kept; "fast" is arranged for inference, with batch-norm
+    folded into the layers before it. Same outputs. The attribute `info` is its
     `NetworkInfo`: classes, preprocessing, sizes.
     """
     network, info = read_network(Path(path), layout)

@@ -23,6 +23,7 @@ Kinds:
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import fx
@@ -76,6 +77,10 @@ class Graph:
 
     def calls(self) -> dict[str, list[int]]:
         """For each module or parameter, the positions of its uses (two where it is used twice)."""
+        return self._calls
+
+    @cached_property
+    def _calls(self) -> dict[str, list[int]]:  # asked for at every layer of every candidate
         found: dict[str, list[int]] = {}
         for position, node in enumerate(self.nodes):
             if node.layer:

@@ -417,12 +417,13 @@ def _moved_axes(step: fx.Node, shape: torch.Size) -> list[int] | None:
         axes.insert(int(rest[0]) % (ndim + 1), -1)  # type: ignore[arg-type]
         return axes
     if step.target is operator.getitem and isinstance(rest[0], tuple):
-        return _kept_by_index(rest[0], ndim)
+        return _kept_by_index(rest[0], shape)
     return None
 
 
-def _kept_by_index(index: tuple[Any, ...], ndim: int) -> list[int] | None:
+def _kept_by_index(index: tuple[Any, ...], shape: torch.Size) -> list[int] | None:
     """Axes that `x[index]` leaves, where an axis that is sliced in part counts as new (-1)."""
+    ndim = len(shape)
     if Ellipsis in index:
         place = index.index(Ellipsis)
         fill = (slice(None),) * (ndim - len(index) + 1)
@@ -430,4 +431,11 @@ def _kept_by_index(index: tuple[Any, ...], ndim: int) -> list[int] | None:
     if not all(isinstance(i, slice | int) for i in index):
         return None
     index = (*index, *(slice(None),) * (ndim - len(index)))
-    return [a if i == slice(None) else -1 for a, i in enumerate(index) if not isinstance(i, int)]
+    whole = [
+        isinstance(i, slice)
+        and i.start in (None, 0)
+        and i.step in (None, 1)
+        and (i.stop is None or (isinstance(i.stop, int) and i.stop >= n))  # fewer will fit, too
+        for i, n in zip(index, shape, strict=True)
+    ]
+    return [a if whole[a] else -1 for a, i in enumerate(index) if not isinstance(i, int)]

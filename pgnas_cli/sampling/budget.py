@@ -21,12 +21,13 @@ from ..errors import PgnasError
 from ..gates import gates, hard_keep, per_gate
 from ..progress import note
 from ..seeds import generator
-from ..sizes import KINDS, ExpectedSize, Sizes, Target, count, joined, whole_sizes
+from ..sizes import KINDS, ExpectedSize, Sizes, Target, count, joined
 from ..units import percent
 
 USED = 0.97  # least share of a budget that binds
 TRIAL = 256  # draws by which the tilt is set
 BLOCK = 64  # draws that are counted at a time
+HALVINGS = 20  # of the price: a mean over `TRIAL` draws has coarser steps
 DEAREST = 1e12  # price beyond which nothing changes any more
 FUTILE = 200  # draws for one candidate within the budget, after which none is looked for
 
@@ -89,7 +90,7 @@ class Tilt:
         high = 1.0
         while mean(high) > share and high < DEAREST:
             high *= 2
-        return bisected(mean, share, 0.0, high, 40)[1]
+        return bisected(mean, share, 0.0, high, HALVINGS)[1]
 
     def reach(self) -> float:
         """About the smallest share that draws have before layers close for all of them.
@@ -161,7 +162,7 @@ def check_reach(
 ) -> None:
     """Say what sizes draws can reach; raises PgnasError for budgets below that."""
     least = {}
-    for kind in whole_sizes(network):
+    for kind in dict.fromkeys(budget.kind for budget in budgets):
         what = KINDS[kind][0]
         tilt = Tilt(network, drop_probability, kind, seed)
         least[kind] = tilt.reach()

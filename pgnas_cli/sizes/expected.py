@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..gates import followers, gates
 from ..graph import Graph, Node
-from ..slimming import spread
+from ..slimming import BLOCK, spread
 from ..timing import TimeTable, time_table
 from .exact import NANO, untouched_params, whole_layer_macs, whole_sizes
 
@@ -176,75 +176,89 @@ class ExpectedTime:
         names = ("fixed", "both", "inputs", "outputs", "picked", "block")
         numbers = {name: [float(getattr(step, name)) for step in steps] for name in names}
         self.numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
-        widest = max(node.channels for node in graph.nodes)
-        self.blocks = {
-            block: (
-                torch.tensor([at for at, step in enumerate(steps) if step.block == block]),
-                block * torch.arange(math.ceil(widest / block), dtype=torch.float64) + 0.5,
-            )
-            for block in {step.block for step in steps} - {1}
-        }  # the steps with that block, and what each of their numbers of outputs is above
+        self.widest = max(node.channels for node in graph.nodes)
+        self.most = torch.tensor([float(node.channels) for node in graph.nodes]).double()
+        self.blocks = {  # and the steps with that block, where it is larger than all have
+            block: torch.tensor([at for at, step in enumerate(steps) if step.block == block])
+            for block in {step.block for step in steps if step.block > BLOCK}
+        }
 
     def __call__(self, unneeded: list[Tensor], kept: dict[str, Tensor]) -> Tensor:
         """From the logarithm of the probability that nobody needs a channel, per node (channels,),
         and of each gated layer the share that it keeps, (inputs,)."""
-        nodes, like = self.graph.nodes, unneeded[0]
-        self._move_to(like.device)
-        none = like.new_zeros(())
+        self._move_to(unneeded[0].device)
         moments: dict[int, tuple[Tensor, Tensor]] = {}  # nodes on a chain share a tensor
         for log in unneeded:
             if id(log) not in moments:
                 there = -torch.expm1(log)
                 moments[id(log)] = there.sum(), (there * (1 - there)).sum()
-        mean = [moments[id(log)][0] for log in unneeded]
-        wide, narrow, picks, runs = [], [], [], []  # inputs there, those read; choice, always
-        for position, node in enumerate(nodes):
-            source = sum((mean[i] for i in node.inputs), none)
-            share = kept.get(node.layer) if node.kind == "mix" else None
-            if node.kind == "concatenate":  # as wide as its parts, whoever reads it
-                mean[position] = source
-            elif node.kind in ("channelwise", "elementwise"):
-                alike = (i for i in node.inputs if nodes[i].channels == node.channels)
-                for operand in alike:
-                    mean[position] = torch.maximum(mean[position], mean[operand])
-            reads, picked = source, none
-            if share is not None:
-                reads = share.sum()
-            elif node.cuttable and node.kind != "mix":  # reads what it writes
-                reads = mean[position] * (nodes[node.inputs[0]].channels / node.channels)
-                picked = reads * (source - reads).clamp(0, 1)
-                source = reads
-            wide.append(source)
-            narrow.append(reads)
-            picks.append((none if share is None else reads, picked))
-            own = unneeded[position]
-            some = -torch.expm1(own.sum()) if node.cuttable else none + 1
-            if share is not None:
-                some = some * -torch.expm1(torch.log1p(-share.clamp(max=1 - LEAST)).sum())
-            runs.append(some)
-        outputs = torch.stack(mean)
-        rounded = self._rounded(outputs, torch.stack([moments[id(log)][1] for log in unneeded]))
-        by_choice, always = (torch.stack(p) for p in zip(*picks, strict=True))
+        outputs = torch.stack([moments[id(log)][0] for log in unneeded])
+        variance = torch.stack([moments[id(log)][1] for log in unneeded])
+        widths = list(self._up_to(BLOCK, outputs, variance, self.most).unbind())
+        inputs = [self._inputs(at, widths, kept) for at in range(len(widths))]
+        there, read, by_choice, always = (torch.stack(one) for one in zip(*inputs, strict=True))
+        runs = torch.stack([self._runs(at, log, kept) for at, log in enumerate(unneeded)])
+        rounded = torch.stack(widths)
+        for block, places in self.blocks.items():
+            part = self._up_to(block, outputs[places], variance[places], None)
+            rounded = rounded.index_copy(0, places, part)
         cost = self.numbers["picked"]
-        reading = self._steps(torch.stack(wide), rounded)
-        picking = self._steps(torch.stack(narrow), rounded) + cost * by_choice
-        steps = torch.stack(runs) * (torch.minimum(reading, picking) + cost * always)
+        reading = self._steps(there, rounded)
+        picking = self._steps(read, rounded) + cost * by_choice
+        steps = runs * (torch.minimum(reading, picking) + cost * always)
         return self.table.constant + self.table.scale * steps.sum()
+
+    def _inputs(
+        self, at: int, widths: list[Tensor], kept: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Channels that there are to read, that are read, that the layer at `at` picks if that is
+        faster, and that it picks anyway; each (). Widens its tensor where its parts are wider."""
+        nodes, node, none = self.graph.nodes, self.graph.nodes[at], torch.zeros_like(widths[at])
+        there = sum((widths[i] for i in node.inputs), none)
+        if node.kind == "concatenate":  # as wide as its parts, whoever reads it
+            widths[at] = there
+        elif node.kind in ("channelwise", "elementwise"):
+            for operand in node.inputs:
+                if nodes[operand].channels == node.channels:
+                    widths[at] = torch.maximum(widths[at], widths[operand])
+        elif node.kind == "mix" and node.layer in kept:
+            reads = kept[node.layer].sum()
+            return there, reads, reads, none
+        elif node.kind in ("norm", "grouped"):  # reads what it writes
+            reads = widths[at] * (nodes[node.inputs[0]].channels / node.channels)
+            return reads, reads, none, reads * (there - reads).clamp(0, 1)
+        return there, there, none, none
+
+    def _runs(self, at: int, unneeded: Tensor, kept: dict[str, Tensor]) -> Tensor:
+        """Probability that the step at `at` depends on the image, and is needed; ()."""
+        node = self.graph.nodes[at]
+        if not node.cuttable:
+            return torch.ones_like(unneeded[:1].sum())
+        found = -torch.expm1(unneeded.sum())
+        if node.kind == "mix" and node.layer in kept:
+            closed = torch.log1p(-kept[node.layer].clamp(max=1 - LEAST)).sum()
+            found = found * -torch.expm1(closed)
+        return found
 
     def _steps(self, inputs: Tensor, rounded: Tensor) -> Tensor:
         c = self.numbers
-        return c["fixed"] + inputs * (c["both"] * rounded + c["inputs"]) + c["outputs"] * rounded
+        per_input = c["both"] * rounded + c["inputs"]
+        found: Tensor = c["fixed"] + inputs * per_input + c["outputs"] * rounded
+        return found
 
-    def _rounded(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """Expected numbers of outputs, up to whole blocks, (nodes,)."""
-        found = mean
-        for block, (places, edges) in self.blocks.items():
-            spread = (variance[places, None] + LEAST_VARIANCE).sqrt()
-            above = torch.special.ndtr((mean[places, None] - edges) / spread)
-            found = found.index_copy(0, places, block * above.sum(1))
+    def _up_to(
+        self, block: int, mean: Tensor, variance: Tensor, most: Tensor | None
+    ) -> Tensor:  # (nodes,)
+        """Expected numbers of channels, up to whole blocks, at most `most`."""
+        edges = block * torch.arange(math.ceil(self.widest / block), device=mean.device) + 0.5
+        spread = (variance[:, None] + LEAST_VARIANCE).sqrt()
+        above = torch.special.ndtr((mean[:, None] - edges) / spread)
+        parts = block if most is None else (most[:, None] - edges + 0.5).clamp(0, block)
+        found: Tensor = (parts * above).sum(1)
         return found
 
     def _move_to(self, device: torch.device) -> None:
         if self.numbers["fixed"].device != device:
             self.numbers = {k: v.to(device) for k, v in self.numbers.items()}
-            self.blocks = {k: (a.to(device), b.to(device)) for k, (a, b) in self.blocks.items()}
+            self.blocks = {k: places.to(device) for k, places in self.blocks.items()}
+            self.most = self.most.to(device)

@@ -1,9 +1,8 @@
 """Cut a candidate out of a super-network: smaller tensors, same outputs."""
 
+from .arrange import BLOCK, Layout, arranged
 from .cut import (
-    Layout,
     agree,
-    arranged,
     difference,
     largest_difference,
     plan,

@@ -14,23 +14,20 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import PgnasError
-from ..fields import check_choice
 from ..gates import Gated, check_keep, gates, masked
 from ..graph import Graph, Node, evaluating, plain_twin
 from ..machine import full_float32
 from ..tensors import restore_
-from .layers import Cut, Narrow, reshape_
+from .arrange import Layout, arranged
+from .layers import Cut, reshape_
 from .wiring import Wiring, wire
 
-Layout = Literal["small", "fast"]
-
-PICK_COST = 30  # time to pick a channel, in MACs; measured on a CPU at 7 to 56 pixels
 ROUNDING = 10  # times a network's own rounding that one of other order of sums may differ by
 ROUNDING_MOST = 1e-2  # of the largest logit, whatever the rounding
 
@@ -41,9 +38,9 @@ def slim(
     """The candidate `keep`, bool (gates,), as a network of its own, in evaluation mode.
 
     Same logits as `masked(network, keep)` in evaluation mode. Layout "small" stores and multiplies
-    only what is kept; "fast" has zero weights for dropped inputs where picking the kept ones out of
-    a shared tensor would cost more time than it saves. `round_to` makes numbers of channels
-    multiples of it where the network is wide enough, with zero weights for what was dropped.
+    only what is kept; "fast" is arranged for inference: batch-norm folded, numbers and orders of
+    channels that are fast. `round_to` makes numbers of channels multiples of it where the network
+    is wide enough, with zero weights for what was dropped.
     """
     check_keep(network, keep, axes=(1,))
     wiring = wire(network, keep[None], round_to=round_to)
@@ -51,7 +48,7 @@ def slim(
     tensors = _tensors(network, keep, wiring, cuts)
     smaller = reshape_(ungated_copy(network), cuts)
     restore_(smaller, tensors)
-    return arranged(smaller.eval(), layout)
+    return arranged(smaller.eval(), layout, wiring.graph)
 
 
 def ungated_copy(network: nn.Module) -> nn.Module:
@@ -221,49 +218,10 @@ class _Values(fx.Interpreter):
 def _constants(network: nn.Module, keep: Tensor, wiring: Wiring) -> list[Tensor]:
     """Per node (channels,): the value of each channel that is constant; others are meaningless."""
     run = _Values(network, wiring.graph, wiring.constant)
-    device = next(network.parameters()).device
+    like = next(network.parameters())
     with torch.no_grad(), evaluating(network), masked(network, keep):
-        run.run(torch.ones(2, *wiring.graph.input_shape, device=device))  # as traced
+        run.run(like.new_ones(2, *wiring.graph.input_shape))  # as traced
     return run.levels
-
-
-# --- layouts ------------------------------------------------------------------------------------
-
-
-def arranged(network: nn.Module, layout: Layout) -> nn.Module:
-    """A network in layout "small", changed to `layout` in place."""
-    check_choice("layout", layout, get_args(Layout))
-    if layout == "fast":
-        for module in network.modules():
-            grouped = isinstance(module, nn.Conv2d) and module.groups > 1
-            weighted = isinstance(module, nn.Conv2d | nn.Linear) and not grouped
-            if isinstance(module, Narrow) and weighted:
-                _widen_(module)
-    return network
-
-
-def pays(picks: int, inputs: int, weights: int) -> bool:
-    """Whether picking `inputs` of `picks` channels saves time, of so many weights behind each."""
-    return (picks - inputs) * weights > PICK_COST * inputs  # MACs at one pixel
-
-
-def _widen_(layer: Any) -> None:
-    """Give back zero weights to inputs that are there anyway, where picking would take longer."""
-    if layer.read is None:
-        return
-    old = layer.weight.detach()
-    if pays(layer.picks, len(layer.read), old[:, 0].numel()):
-        return
-    weight = old.new_zeros(old.shape[0], layer.picks + layer.plane, *old.shape[2:])
-    weight[:, layer.read] = old[:, : len(layer.read)]
-    if layer.plane:
-        weight[:, -1] = old[:, -1]
-    layer.weight = nn.Parameter(weight)
-    layer.read = None
-    if isinstance(layer, nn.Conv2d):
-        layer.in_channels = weight.shape[1]
-    else:
-        layer.in_features = weight.shape[1]
 
 
 # --- exactness ----------------------------------------------------------------------------------

@@ -39,8 +39,10 @@ class Cut:
 class Narrow:
     """Mixed into a layer's own class: picks the channels that the layer reads."""
 
-    read: Tensor | None  # int64 (inputs,), positions in the incoming tensor; None: all
-    plane: bool
+    read: Tensor | None  # (inputs,), positions in the incoming tensor; None: all
+    span: tuple[int, int] | None = None  # first and number, where `read` is a slice
+    picks: int  # channels of the incoming tensor; 0: takes all as they come
+    plane: bool  # its last input is a plane of ones
     wide: type[nn.Module]  # the layer's own class
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -48,10 +50,24 @@ class Narrow:
 
     def forward(self, input: Tensor) -> Tensor:
         axis = input.dim() - 1 if isinstance(self, nn.Linear) else 1
-        chosen = input if self.read is None else picked(input, self.read, axis)
+        chosen = input
+        if self.span is not None:
+            chosen = input.narrow(axis, *self.span)
+            if not isinstance(self, nn.Conv2d | nn.Linear):  # others may fail on what is not dense
+                chosen = chosen.clone()
+        elif self.read is not None:
+            chosen = picked(input, self.read, axis)
         if self.plane:
             chosen = torch.cat([chosen, torch.ones_like(input.narrow(axis, 0, 1))], axis)
         return super().forward(chosen)  # type: ignore[misc,no-any-return]
+
+    def find_span(self) -> None:
+        """Take a slice where the channels that are read lie together."""
+        self.span = None
+        if self.read is not None and len(self.read):
+            first, last = int(self.read[0]), int(self.read[-1])
+            if self.read.tolist() == list(range(first, last + 1)):
+                self.span = first, len(self.read)
 
 
 def picked(features: Tensor, read: Tensor, axis: int) -> Tensor:
@@ -123,10 +139,10 @@ def reshape_(network: nn.Module, cuts: dict[str, Cut]) -> nn.Module:
             ) from None
         if cut.kind in ("constant", "idle"):
             new: nn.Module = Constant(cut.outputs, module, value=cut.kind == "constant")
-            _replace_(network, module, new)
+            replace_(network, module, new)
         elif cut.plain and isinstance(module, nn.Conv2d):
             new = plain_shell(module)
-            _replace_(network, module, new)
+            replace_(network, module, new)
             _shrink_(new, cut)
         else:
             _shrink_(module, cut)
@@ -142,7 +158,7 @@ def _shorten_(network: nn.Module, path: str, channels: int) -> None:
     setattr(network.get_submodule(parent), name, new)
 
 
-def _replace_(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace_(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever `old` is registered."""
     for parent in network.modules():
         for name, child in parent._modules.items():
@@ -174,11 +190,16 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
             _resize_(layer, "bias", (cut.outputs,))
         layer.in_channels, layer.out_channels, layer.groups = cut.inputs, cut.outputs, cut.groups
     if cut.picks or cut.plane:
-        layer.__class__ = narrow_class(type(module))  # type: ignore[arg-type]
-        layer.plane = cut.plane
         read = layer.weight.new_empty(cut.inputs - cut.plane, dtype=torch.int64)
-        layer.register_buffer("read", read if cut.picks else None)
-        layer.picks = cut.picks
+        narrow_(layer, read, cut.picks, plane=cut.plane)
+
+
+def narrow_(layer: Any, read: Tensor, picks: int, *, plane: bool = False) -> None:
+    """Let a layer read the channels `read` of `picks`; all as they come where `picks` is 0."""
+    if not isinstance(layer, Narrow):
+        layer.__class__ = narrow_class(type(layer))  # type: ignore[arg-type]
+    layer.plane, layer.picks = plane, picks
+    layer.register_buffer("read", read if picks else None)
 
 
 def _resize_(module: nn.Module, name: str, shape: Iterable[int]) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..gates import Gated, gates, remaining
 from ..tensors import shapes
-from .cut import pays, plan, wanted_inputs
+from .arrange import pays
+from .cut import plan, wanted_inputs
 from .layers import Cut, reshape_
 from .wiring import Wiring, wire
 

@@ -27,7 +27,7 @@ from ..graph import Graph, Node
 from ..slimming import Wiring
 from .work import WEIGHED, Sample, Work, planned_work
 
-BLOCKS = (1, 4, 8, 16, 32)  # outputs that kernels may compute at a time
+BLOCKS = (8, 16, 32)  # outputs that kernels may compute at a time
 LONGEST_STEP = 1e9  # milliseconds
 BETTER = 0.98  # of the residual with smaller blocks, below which larger ones are believed
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph
-from ..slimming import Constant, Wiring
+from ..slimming import BLOCK, Constant, Wiring
 
 WEIGHED = ("mix", "grouped")  # kinds of steps that multiply channels
 
@@ -36,25 +36,38 @@ class Sample:
     whole: float  # milliseconds of its forward
 
 
-def planned_work(wiring: Wiring) -> list[tuple[Work, Work]]:
+def planned_work(wiring: Wiring, block: int = BLOCK) -> list[tuple[Work, Work]]:
     """What the steps of candidates will do, (candidates,): reading by picking, and reading all.
 
-    In the order of `wiring.graph.nodes`; both are equal where nothing is picked.
+    In the order of `wiring.graph.nodes`; both are equal where nothing is picked. Tensors have a
+    multiple of `block` channels, as in layout "fast"; 1: as many as are kept.
     """
-    return [_planned(position, wiring) for position in range(len(wiring.graph.nodes))]
+    widths = [
+        filled(live.sum(1).double(), node.channels, block)
+        for live, node in zip(wiring.live, wiring.graph.nodes, strict=True)
+    ]
+    return [_planned(position, wiring, widths) for position in range(len(widths))]
 
 
-def _planned(position: int, wiring: Wiring) -> tuple[Work, Work]:
-    node = wiring.graph.nodes[position]
-    outputs = wiring.live[position].sum(1).double()
+def filled(channels: Tensor, most: int, block: int) -> Tensor:
+    """Numbers of channels, up to a multiple of `block` but not beyond those of the whole network.
+
+    Not where that would add more than half.
+    """
+    up = ((channels / block).ceil() * block).clamp(max=most)
+    return torch.where(up > 1.5 * channels, channels, up)
+
+
+def _planned(position: int, wiring: Wiring, widths: list[Tensor]) -> tuple[Work, Work]:
+    node, outputs = wiring.graph.nodes[position], widths[position]
     none, always = torch.zeros_like(outputs), torch.ones_like(outputs)
     if not node.cuttable:
-        sources = [wiring.live[i].sum(1).double() for i in node.inputs]
+        sources = [widths[i] for i in node.inputs]
         read = torch.stack(sources).sum(0) if sources else none
         work = Work(always, read, outputs, none)
         return work, work
     runs, source = wiring.varies(node.layer).double(), wiring.live[node.inputs[0]]
-    there = source.sum(1).double()
+    there = widths[node.inputs[0]]
     if node.kind == "mix":
         reads = wiring.reads[node.layer]
         plane = (wiring.folds[node.layer].any(1) & node.borders).double()

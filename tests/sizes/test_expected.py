@@ -26,7 +26,8 @@ def test_expected_size_is_the_mean_of_counted_draws(name: str, layers: str) -> N
         drawn = count(network, draw_candidates(p, network, 40, 0))
         for kind, size in expected.items():
             mean = float(getattr(drawn, kind).double().mean())
-            assert float(size) == pytest.approx(mean, rel=0.03), kind
+            near = 0.05 if kind == "time" else 0.03  # numbers of channels are not quite normal
+            assert float(size) == pytest.approx(mean, rel=near), kind
     whole = ExpectedSize(network)(torch.zeros(groups))
     counts = {"params": parameter_count(network), "macs": whole_macs(network)}
     assert {k: float(whole[k]) for k in counts} == pytest.approx(counts, rel=1e-6)

@@ -70,7 +70,7 @@ def test_what_is_planned_for_a_candidate_is_what_its_slim_network_does(name: str
             for value, node in zip(run.found, graph.nodes, strict=True)
         ]
         built = built_work(smaller, graph, widths)
-        planned = planned_work(wire(network, keep[None]))
+        planned = planned_work(wire(network, keep[None]), block=1)
         for node, (picking, _), found in zip(graph.nodes, planned, built, strict=True):
             for field in dataclasses.fields(Work):
                 if field.name == "inputs" and not float(found.runs):
@@ -81,7 +81,7 @@ def test_what_is_planned_for_a_candidate_is_what_its_slim_network_does(name: str
 
 def test_a_fit_finds_the_law_that_the_steps_were_made_by() -> None:
     network = tiny()
-    table, graph = made_up_times(network, block=8), gates(network).graph
+    table, graph = made_up_times(network, block=16), gates(network).graph
     keep = torch.stack([random_keep(network, 0.05 * n, seed=n) for n in range(18)])
     wiring = wire(network, keep)
     planned = planned_work(wiring)
