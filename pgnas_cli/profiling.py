@@ -45,7 +45,9 @@ from .units import percent
 SCHEMA = "pgnas.times/1"
 NETWORKS = 32  # that are timed
 APART = 4  # every so many of them is not fitted to, but predicted
-TURNS = 9  # of all networks, at least
+TURNS = 5  # of all networks, at least; and as many as take less than
+SECONDS = 40.0
+MOST_TURNS = 40
 UNDISTURBED = 0.2  # quantile of repeated times: other work on the machine only adds to them
 WORST_RATE = 0.9  # of a layer's gates that are closed, at most
 UNEVEN = 0.3  # spread of the layers' rates around that of their network
@@ -92,9 +94,7 @@ def _seconds(network: nn.Module, images: Tensor) -> float:
 
 
 @torch.inference_mode()
-def samples(
-    network: nn.Module, keep: Tensor, *, batch: int, turns: int = TURNS
-) -> tuple[list[Sample], Sample]:
+def samples(network: nn.Module, keep: Tensor, *, batch: int) -> tuple[list[Sample], Sample]:
     """The candidates `keep`, bool (candidates, gates), timed, and the whole network."""
     graph, device = gates(network).graph, next(network.parameters()).device
     cut = [placed(slim(network, row, "fast"), device).eval() for row in keep]
@@ -109,14 +109,19 @@ def samples(
         works.append(built_work(one, graph, watch.widths))
     alone: list[list[float]] = [[] for _ in everyone]
     parts: list[list[list[float]]] = [[] for _ in everyone]
-    with task("timing networks", turns * len(everyone)) as shown:
-        for turn in range(turns):
+    began, turn = time.perf_counter(), 0
+    with task("timing networks", TURNS * len(everyone)) as shown:
+        while turn < TURNS or (turn < MOST_TURNS and time.perf_counter() - began < SECONDS):
             for at, one in enumerate(everyone):
                 alone[at].append(_seconds(one, images))
                 watch = _Stopwatch(one, graph)
                 watch.run(images)
                 parts[at].append(watch.seconds)
-                shown.update(turn * len(everyone) + at + 1)
+                done = turn * len(everyone) + at + 1
+                pace = (time.perf_counter() - began) / done
+                turns = max(TURNS, min(MOST_TURNS, SECONDS / (pace * len(everyone))))
+                shown.update(done, total=max(done, round(turns * len(everyone))))
+            turn += 1
     found = [
         Sample(work, tuple(map(undisturbed, zip(*part, strict=True))), undisturbed(own))
         for work, part, own in zip(works, parts, alone, strict=True)

@@ -99,7 +99,7 @@ class Run:
             raise PgnasError(f"'{path}' is a file of the run itself; choose another name")
 
 
-_CANDIDATES = re.compile(r"candidates(?:-((?:params|macs)-\d+(?:\.\d+)?))?\.safetensors")
+_CANDIDATES = re.compile(r"candidates(?:-((?:params|macs|time)-\d+(?:\.\d+)?))?\.safetensors")
 
 
 def _ending(budget: str) -> str:

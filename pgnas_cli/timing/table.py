@@ -57,7 +57,7 @@ class TimeTable:
     input_shape: tuple[int, int, int]
     steps: tuple[StepTime, ...]
     scale: float
-    constant: float  # milliseconds
+    constant: float  # milliseconds; below 0, since each step is stopped on its own
     whole: float  # milliseconds of the whole network, measured
     error: float = 0.0  # median relative error on networks that the table was not fitted to
     worst: float = 0.0  # the largest of these errors
@@ -75,7 +75,7 @@ def milliseconds(table: TimeTable, wiring: Wiring) -> Tensor:
     works = planned_work(wiring)
     pairs = zip(table.steps, works, strict=True)
     best = [torch.minimum(step_time(s, picks), step_time(s, reads)) for s, (picks, reads) in pairs]
-    return table.constant + table.scale * torch.stack(best).sum(0)
+    return (table.constant + table.scale * torch.stack(best).sum(0)).clamp(min=0)
 
 
 # --- fitting -------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def fitted(
     ]
     measured = np.array([sample.whole for sample in samples])
     design = np.stack([np.array(sums), np.ones(len(sums))], 1) / measured[:, None]
-    (scale, constant), _ = nnls(design, np.ones(len(sums)))
+    scale, constant = np.linalg.lstsq(design, np.ones(len(sums)), rcond=None)[0]
     return tuple(steps), float(scale), float(constant)
 
 
@@ -185,7 +185,7 @@ def check_table(table: TimeTable, path: Path) -> None:
         and all(1 <= step.block <= max(BLOCKS) for step in table.steps)
         and 0 < table.whole < LONGEST_STEP
         and 0 <= table.scale < LONGEST_STEP
-        and 0 <= table.constant < LONGEST_STEP
+        and abs(table.constant) < LONGEST_STEP
     )
     if not sane:
         raise PgnasError(f"'{path}' is damaged: its times cannot be")

@@ -37,11 +37,11 @@ def test_a_fit_aims_at_a_time_and_draws_keep_within_one(table: float) -> None:
     found = object_of("sample", "-n", "40", "--run", "r")
     assert found["whole"]["time"] == round(1e6 * table)
     assert found["mean"]["time"] == pytest.approx(0.7e6 * table, rel=0.06)
-    assert run("sample", "-n", "20", "--max-time", "60%", "--force", "--run", "r") == 0
-    drawn = read_candidates(Run(Path("r")), network, posterior, "time-60")
-    assert int(drawn.sizes.time.max()) <= 0.6e6 * table
+    assert run("sample", "-n", "20", "--max-time", "68%", "--force", "--run", "r") == 0
+    drawn = read_candidates(Run(Path("r")), network, posterior, "time-68")
+    assert int(drawn.sizes.time.max()) <= 0.68e6 * table
     assert torch.equal(drawn.sizes.time, count(network, drawn.keep).time)
-    named = f"{0.58 * table:.6f}ms"
+    named = f"{0.69 * table:.6f}ms"
     assert run("sample", "-n", "10", "--max-time", named, "--force", "--run", "r") == 0
     status, out, _ = said("export", "best.safetensors", "--max-time", named, "--run", "r")
     assert status == 0
@@ -98,7 +98,7 @@ def test_a_profile_is_a_table_of_its_network_and_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(profiling, "NETWORKS", 8)
-    monkeypatch.setattr(profiling, "TURNS", 2)
+    monkeypatch.setattr(profiling, "SECONDS", 0.0)
     found = object_of("profile", "multibranch-tiny", "--img-size", "16", "-o", "t.json")
     assert found["whole_ms"] > 0
     assert 0 <= found["error"] <= found["worst"]

@@ -84,7 +84,7 @@ def test_candidates_that_do_not_fit_are_refused(
     [
         ({"n": 0}, "`n` 0 is out of range; possible: 1 to 1e"),
         ({"baseline": "random"}, "no baseline 'random'; possible: permuted, fixed"),
-        ({"max_params": "80%", "baseline": "fixed"}, "leave out `max_params` and"),
+        ({"max_params": "80%", "baseline": "fixed"}, "leave out `max_params`, `max_macs`"),
     ],
 )
 def test_wrong_options_leave_the_candidates_as_they_were(
