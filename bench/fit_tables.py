@@ -221,6 +221,18 @@ def protocol(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
 
+def while_cut(rows: Iterable[Row]) -> str:
+    """Winners of fits that cut channels while they train."""
+    rows = list(rows)
+    cells = [found for line in (HALF_MACS, HALF) if (found := Cells(rows, line))]
+    said = [
+        f"Winners of such fits, `t1` ({found.target}, seeds {listed(sorted(found.found))}):"
+        f" {percents(found.tests)} on test, mean {found.with_interval()}."
+        for found in cells
+    ]
+    return prose(taken(rows), *said)
+
+
 def main_table(rows: Sequence[Row], lines: Iterable[Line]) -> str:
     head = ["method", "parameters", "MACs", "held-out, mean candidate", "test (95 %)"]
     columns = [

@@ -88,10 +88,7 @@ def _share_of(text: str, network: nn.Module, kind: str, option: str) -> float:
     whole = KINDS[kind][1](network)
     number, unit = parsed_size(text, option, kind)
     if not whole:
-        raise PgnasError(
-            f"{option} {text}: nothing is known of time here; fit with `target_time`, or name a"
-            " `time_table`"
-        )
+        raise PgnasError(f"{option} {text}: nothing is known of time here; fit with `target_time`")
     size = number / 100 * whole if unit == "%" else number * UNITS[kind][unit]
     if not 0 < size < whole:
         has = f"takes {whole / 1e6:.3g} ms" if kind == "time" else f"has {whole}"

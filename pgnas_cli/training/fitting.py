@@ -503,6 +503,8 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
         if named:
             names = " and ".join(f"`{field}`" for field in named)
             found.append(f"{names}: no effect without a target size")
+    if settings.time_table and not settings.target_time:
+        found.append("`time_table`: no effect without `target_time`")
     if settings.recipe.get("probe") and not recipe.probe:
         found.append("`probe`: no effect, there is no new head on trained weights")
     if recipe.cutout and data.fit.pixels is None:
