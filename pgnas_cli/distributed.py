@@ -202,6 +202,22 @@ def check_alike(text: str, otherwise: str) -> None:
         raise PgnasError(f"the processes differ: {otherwise}")
 
 
+def of_first(text: str) -> str:
+    """The text of the first process, in all of them."""
+    if world_size() == 1:
+        return text
+    import torch
+    import torch.distributed as dist
+
+    own = text.encode() if rank() == 0 else b""
+    found = torch.zeros(int(largest(len(own))), dtype=torch.uint8)
+    if rank() == 0:
+        found = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+    with _connected():
+        dist.broadcast(found, 0)
+    return bytes(found.tolist()).decode()
+
+
 @contextmanager
 def first_here() -> Iterator[None]:
     """Context that one process of each machine leaves before the others enter.

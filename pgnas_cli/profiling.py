@@ -22,20 +22,28 @@ from torch import Tensor, fx, nn
 
 from .data import placed
 from .errors import PgnasError
-from .fields import check_range
 from .gates import gates
 from .graph import Graph
 from .machine import Machine
 from .progress import note, task
-from .registry.build import create_supernet
+from .registry.build import build_backbone, create_supernet
 from .seeds import generator
 from .slimming import arranged, slim, ungated_copy, wire
-from .storage import cache_folder, from_json, read_json, to_json, write_text
+from .storage import (
+    MOST_BYTES,
+    cache_folder,
+    from_json,
+    parse_json,
+    read_bytes,
+    to_json,
+    write_text,
+)
 from .timing import (
     Sample,
     TimeTable,
     built_work,
     check_table,
+    fingerprint,
     fitted,
     milliseconds,
     timed_by,
@@ -148,7 +156,7 @@ def profiled(
             runtime="torch", device=device_name(next(network.parameters()).device),
             threads=torch.get_num_threads(), batch=batch, precision="float32",
             input_shape=graph.input_shape, steps=steps, scale=scale, constant=constant,
-            whole=whole.whole,
+            whole=whole.whole, network=fingerprint(network),
         )  # fmt: skip
 
     unseen = list(range(0, networks, APART))
@@ -177,38 +185,56 @@ def table_of(network: nn.Module, *, batch: int, machine: Machine) -> TimeTable:
 
 
 def profiled_backbone(
-    backbone: str, *, classes: int, img_size: int | None, batch: int, seed: int, machine: Machine
+    backbone: str,
+    *,
+    classes: int,
+    channels: int,
+    img_size: int | None,
+    batch: int,
+    seed: int,
+    machine: Machine,
 ) -> TimeTable:
     """The time table of a backbone; raises PgnasError where there is none of its name."""
-    check_range("time_batch", batch, 1)
-    shape = None if img_size is None else (3, img_size, img_size)
-    network = create_supernet(backbone, classes, input_shape=shape)
+    built = build_backbone(backbone, classes=classes, channels=channels, size=img_size)
+    network = create_supernet(backbone, classes, input_shape=built.input_shape)
     return profiled(placed(network, machine.device), batch=batch, seed=seed)
 
 
 def _remembered(network: nn.Module, batch: int, device: torch.device) -> Path:
     """Where the table of a network on a device is kept."""
     graph = gates(network).graph
-    steps = [(n.name, n.kind, n.channels, n.size, n.inputs, n.layer) for n in graph.nodes]
     facts = (SCHEMA, torch.__version__, device_name(device), torch.get_num_threads(), batch,
-             graph.input_shape, steps)  # fmt: skip
+             graph.input_shape, fingerprint(network), graph.nodes[-1].channels)  # fmt: skip
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
     return cache_folder() / f"times-{digest}.json"
 
 
 def write_table(path: Path, table: TimeTable) -> None:
     """Keep a time table as JSON."""
-    write_text(path, json.dumps({"schema": SCHEMA, **to_json(table)}, indent=1) + "\n")
+    write_text(path, text_of(table))
+
+
+def text_of(table: TimeTable) -> str:
+    return json.dumps({"schema": SCHEMA, **to_json(table)}, indent=1) + "\n"
 
 
 def read_table(path: Path, network: nn.Module) -> TimeTable:
     """A time table of `network`; raises PgnasError where the file is none, or of another one."""
     try:
-        content = read_json(path)
+        text = read_bytes(path, MOST_BYTES).decode()
     except FileNotFoundError:
         raise PgnasError(f"no file '{path}'; make one with pgnas profile") from None
     except (OSError, ValueError):
         raise PgnasError(f"'{path}' is no time table; make one with pgnas profile") from None
+    return table_in(text, path, network)
+
+
+def table_in(text: str, path: Path, network: nn.Module) -> TimeTable:
+    """The time table in the text of a file."""
+    try:
+        content = parse_json(text)
+    except (PgnasError, ValueError):
+        content = None
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise PgnasError(f"'{path}' is no time table; make one with pgnas profile")
     table = from_json(TimeTable, content, path)
@@ -221,4 +247,8 @@ def device_name(device: torch.device) -> str:
     """What a device is called by its maker; a CPU by its architecture where nothing tells."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -12,7 +12,7 @@ from pgnas_cli.gates import draw, gates, masked
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.sizes import count
 from pgnas_cli.slimming import Layout, arranged, largest_difference, slim, wire
-from pgnas_cli.timing import StepTime, TimeTable, milliseconds
+from pgnas_cli.timing import StepTime, TimeTable, fingerprint, milliseconds
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -80,7 +80,7 @@ def made_up_times(network: nn.Module, block: int = 16) -> TimeTable:
         )  # fmt: skip
     table = TimeTable(
         "torch", "a device", 1, 1, "float32", gates(network).graph.input_shape, tuple(steps), 1.1,
-        0.05, 1.0,
+        0.05, 1.0, fingerprint(network),
     )  # fmt: skip
     everything = wire(network, torch.ones(1, gates(network).count, dtype=torch.bool))
     return dataclasses.replace(table, whole=float(milliseconds(table, everything)))

@@ -1,27 +1,27 @@
 """`pgnas profile`: measure what candidates cost in time on this device."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import command
+from ..fields import check_fields
 from ..registry import admit
+from ..run import FitSettings, settings_of
 from ..storage import new_file
 from ..units import percent
 from . import options
-from .options import terminal_of
+from .options import takes, terminal_of
 
 
+@takes(FitSettings, only=("img_size", "time_batch", "seed"))
 def profile(
+    given: dict[str, Any],
     backbone: Annotated[str, typer.Argument(help="A registered name, or timm/NAME.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="TIMES.json.")],
-    img_size: Annotated[
-        int | None, typer.Option(help="Image size in pixels; default: its own.")
-    ] = None,
-    classes: Annotated[int, typer.Option(help="Classes of the head.")] = 1000,
-    time_batch: Annotated[int, typer.Option(help="Images of a forward.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the networks that are timed.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, TIMES.json.")],
+    channels: Annotated[int, typer.Option(help="Channels of an image: 1 for shades of grey.")] = 3,
+    classes: Annotated[int, typer.Option(help="Classes of the head; others may follow.")] = 1000,
     device: options.Device = "auto",
     force: options.Force = False,
     as_json: options.Json = False,
@@ -33,14 +33,17 @@ def profile(
     """
     terminal = terminal_of(quiet)
     admit(backbone)
+    settings = settings_of(given)
+    check_fields(settings)
     new_file(output, force)
     from ..machine import find_machine
     from ..profiling import profiled_backbone, write_table
 
     machine = find_machine(device, 0)
     table = profiled_backbone(
-        backbone, classes=classes, img_size=img_size, batch=time_batch, seed=seed, machine=machine
-    )
+        backbone, classes=classes, channels=channels, img_size=settings.img_size,
+        batch=settings.time_batch, seed=settings.seed, machine=machine,
+    )  # fmt: skip
     write_table(output, table)
     found = {
         "file": str(output), "device": table.device, "threads": table.threads,
@@ -58,5 +61,7 @@ def profile(
             f" {percent(table.worst)} (worst)"
         )
         terminal.result(f"wrote {output}")
-    fit = command("fit", "--backbone", backbone, "--time-table", output, "--target-time", "60%")
+    size = () if settings.img_size is None else ("--img-size", settings.img_size)
+    fit = command("fit", "--backbone", backbone, *size, "--data", "DIR", "--time-table", output,
+                  "--target-time", "60%")  # fmt: skip
     terminal.note(f"next: {fit}")

@@ -211,7 +211,10 @@ def _posterior_in(path: Path) -> tuple[nn.Module, Posterior]:
         )
     restore_(left.network, state)
     left.write_back(network)
-    return timed_by(network.eval(), posterior.times), posterior
+    try:
+        return timed_by(network.eval(), posterior.times), posterior
+    except PgnasError as error:
+        raise PgnasError(f"'{path}' is damaged, in its times: {error}") from None
 
 
 def is_sound(name: str, tensor: Tensor) -> bool:

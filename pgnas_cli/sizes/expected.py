@@ -22,7 +22,7 @@ from ..timing import TimeTable, time_table
 from .exact import NANO, untouched_params, whole_layer_macs, whole_sizes
 
 LEAST = 1e-9  # probability of being dropped: its logarithm stays finite
-LEAST_VARIANCE = 1.0  # of a number of channels: the time of a decided layer still has a slope
+LEAST_VARIANCE = 0.1  # of a number of channels: the time of a decided layer still has a slope
 
 
 class ExpectedSize:
@@ -200,7 +200,8 @@ class ExpectedTime:
         runs = torch.stack([self._runs(at, log, kept) for at, log in enumerate(unneeded)])
         rounded = torch.stack(widths)
         for block, places in self.blocks.items():
-            part = self._up_to(block, outputs[places], variance[places], None)
+            most = (self.most[places] / block).ceil() * block
+            part = self._up_to(block, outputs[places], variance[places], most)
             rounded = rounded.index_copy(0, places, part)
         cost = self.numbers["picked"]
         reading = self._steps(there, rounded)
@@ -247,13 +248,13 @@ class ExpectedTime:
         return found
 
     def _up_to(
-        self, block: int, mean: Tensor, variance: Tensor, most: Tensor | None
+        self, block: int, mean: Tensor, variance: Tensor, most: Tensor
     ) -> Tensor:  # (nodes,)
         """Expected numbers of channels, up to whole blocks, at most `most`."""
         edges = block * torch.arange(math.ceil(self.widest / block), device=mean.device) + 0.5
         spread = (variance[:, None] + LEAST_VARIANCE).sqrt()
         above = torch.special.ndtr((mean[:, None] - edges) / spread)
-        parts = block if most is None else (most[:, None] - edges + 0.5).clamp(0, block)
+        parts = (most[:, None] - edges + 0.5).clamp(0, block)
         found: Tensor = (parts * above).sum(1)
         return found
 

@@ -216,9 +216,16 @@ class _Classes:
                 repeat *= node.channels // graph.nodes[node.inputs[0]].channels
             known = len(self.root)
             found = self._tied(node, sources)
-            self.parts.append(
-                self._new(node, node.channels, fixed=True) if found is None else found
-            )
+            if found is None:
+                found_width = node.channels
+                if node.kind == "concatenate":  # of parts that were cut
+                    found_width = sum(
+                        self.repeats[i] * sum(self.widths[m] for m in self.parts[i])
+                        for i in node.inputs
+                    )
+                self.parts.append(self._new(node, found_width, fixed=True))
+            else:
+                self.parts.append(found)
             self.repeats.append(repeat if len(self.root) == known else 1)
             if found is None or node.layer in self.shared:
                 self._fix(self.parts[-1], *sources)
@@ -383,7 +390,10 @@ def _order_(network: nn.Module, graph: Graph) -> None:
                 _read_(module, given, classes.weights(at))
             elif (read := getattr(module, "read", None)) is not None:
                 place = {label: position for position, label in enumerate(given)}
-                places = [] if at in classes.whole else [place[int(read[row])] for row in rows]
+                wanted = read.tolist()
+                if node.kind == "norm" or _is_depthwise(node, module):  # a channel in, one out
+                    wanted = [wanted[row] for row in rows]
+                places = [] if at in classes.whole else [place[label] for label in wanted]
                 narrow_(module, _index(places, read), len(given) if places else 0)
             depthwise = _is_depthwise(node, module)
             _take_rows_(module, rows)

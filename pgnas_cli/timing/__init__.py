@@ -4,6 +4,7 @@ from .table import (
     StepTime,
     TimeTable,
     check_table,
+    fingerprint,
     fitted,
     milliseconds,
     time_table,

@@ -10,6 +10,7 @@ as much as the 33rd to 64th together. Steps of one kind and shape share coeffici
 between them.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 from ..errors import PgnasError
 from ..gates import gates
 from ..graph import Graph, Node
-from ..slimming import Wiring
+from ..slimming import Wiring, wire
 from .work import WEIGHED, Sample, Work, planned_work
 
 BLOCKS = (8, 16, 32)  # outputs that kernels may compute at a time
 LONGEST_STEP = 1e9  # milliseconds
+SHORTEST = 1e-5  # of a whole network
+UNLIKE = 4.0  # times the time that was measured, up to which a sum of steps is believed
 BETTER = 0.98  # of the residual with smaller blocks, below which larger ones are believed
 
 
@@ -59,6 +62,7 @@ class TimeTable:
     scale: float
     constant: float  # milliseconds; below 0, since each step is stopped on its own
     whole: float  # milliseconds of the whole network, measured
+    network: str  # its `fingerprint`
     error: float = 0.0  # median relative error on networks that the table was not fitted to
     worst: float = 0.0  # the largest of these errors
 
@@ -141,11 +145,21 @@ def _terms(kind: str, block: int, work: Work) -> dict[str, float]:
     return found | {"picked": float(work.picked)}
 
 
+def fingerprint(network: nn.Module) -> str:
+    """Digest of what the steps of a super-network are, but for its number of classes."""
+    graph = gates(network).graph
+    head = max(at for at, node in enumerate(graph.nodes) if node.kind == "mix")
+    body = [signature(network, graph, node) for node in graph.nodes[:head]]
+    rest = [node.kind for node in graph.nodes[head:]]
+    return hashlib.blake2b(repr((body, rest)).encode(), digest_size=16).hexdigest()
+
+
 def signature(network: nn.Module, graph: Graph, node: Node) -> tuple[Any, ...]:
     """Steps of one signature take the same time for the same work."""
     module = network.get_submodule(node.layer) if node.layer and node.cuttable else None
     sizes = tuple((graph.nodes[i].channels, graph.nodes[i].size) for i in node.inputs)
-    shape = (node.kind, node.channels, node.size, sizes, node.groups, type(module).__name__)
+    own = getattr(type(module), "ungated", type(module)).__name__
+    shape = (node.kind, node.channels, node.size, sizes, node.groups, own)
     if isinstance(module, nn.Conv2d):
         return (*shape, module.kernel_size, module.stride, module.dilation)
     return (*shape, node.name.rstrip("_0123456789"))
@@ -161,16 +175,25 @@ def timed_by(network: nn.Module, table: TimeTable | None) -> nn.Module:
     """
     if table is not None:
         graph = gates(network).graph
+        if table.input_shape != graph.input_shape:
+            then, now = ("x".join(map(str, g)) for g in (table.input_shape, graph.input_shape))
+            raise PgnasError(
+                f"the time table is for images of {then} (channels, height, width), not {now}; make"
+                " one for these: pgnas profile"
+            )
         names = tuple(step.name for step in table.steps)
-        if names != tuple(node.name for node in graph.nodes):
+        known = names == tuple(node.name for node in graph.nodes)
+        if not known or table.network != fingerprint(network):
             raise PgnasError(
                 "the time table is of another network; make one for this backbone and this version"
                 " of it: pgnas profile"
             )
-        if table.input_shape != graph.input_shape:
+        everything = torch.ones(1, gates(network).count, dtype=torch.bool)
+        whole = float(milliseconds(table, wire(network, everything)))
+        if not table.whole / UNLIKE <= whole <= table.whole * UNLIKE:
             raise PgnasError(
-                f"the time table is for images of {table.input_shape[1]} pixels, not"
-                f" {graph.input_shape[1]}; make one with `img_size` {graph.input_shape[1]}"
+                f"the time table contradicts itself: the whole network takes {table.whole:.3g} ms,"
+                f" its steps {whole:.3g}; make another one with pgnas profile"
             )
     network.__dict__["time_table"] = table
     return network
@@ -183,7 +206,9 @@ def check_table(table: TimeTable, path: Path) -> None:
         min(numbers, default=0) >= 0
         and max(numbers, default=0) < LONGEST_STEP
         and all(1 <= step.block <= max(BLOCKS) for step in table.steps)
-        and 0 < table.whole < LONGEST_STEP
+        and SHORTEST < table.whole < LONGEST_STEP
+        and min(table.batch, table.threads) >= 1
+        and 0 <= table.error <= table.worst < LONGEST_STEP
         and 0 <= table.scale < LONGEST_STEP
         and abs(table.constant) < LONGEST_STEP
     )

@@ -23,6 +23,7 @@ from ..data import digest as data_digest
 from ..distributed import (
     check_alike,
     first_here,
+    of_first,
     rank,
     synchronised,
     together,
@@ -32,7 +33,7 @@ from ..distributed import (
 from ..errors import PgnasError, command, one_line
 from ..gates import Prior, gates, make_concrete_
 from ..machine import Machine, computes_bfloat16
-from ..profiling import read_table, table_of
+from ..profiling import read_table, table_in, table_of, text_of
 from ..progress import note
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
@@ -429,8 +430,10 @@ def _time_table(network: nn.Module, settings: FitSettings, machine: Machine) -> 
     """What the candidates' time is told by: a file of another device, or this one's."""
     if settings.time_table:
         return read_table(Path(settings.time_table), network)
-    with first_here():  # the others of this machine find it in the cache
-        return table_of(network, batch=settings.time_batch, machine=machine)
+    found = ""
+    if rank() == 0:  # each would measure something else
+        found = text_of(table_of(network, batch=settings.time_batch, machine=machine))
+    return table_in(of_first(found), Path("the first process's times"), network)
 
 
 def _kept_options(backbone: Backbone) -> dict[str, Any]:
@@ -505,6 +508,8 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
             found.append(f"{names}: no effect without a target size")
     if settings.time_table and not settings.target_time:
         found.append("`time_table`: no effect without `target_time`")
+    if settings.time_batch != 1 and (settings.time_table or not settings.target_time):
+        found.append("`time_batch`: no effect; it is for a `target_time` that is measured here")
     if settings.recipe.get("probe") and not recipe.probe:
         found.append("`probe`: no effect, there is no new head on trained weights")
     if recipe.cutout and data.fit.pixels is None:

@@ -80,7 +80,7 @@ def test_an_interrupted_fit_keeps_the_times_it_began_with(
         (["profile", "multibranch-tiny", "-o", "times.json"],
          "'times.json' exists; choose another name, or add --force"),
         (["profile", "multibranch-tiny", "--time-batch", "0", "-o", "t.json"],
-         "--time-batch 0 is out of range; possible: 1 or more"),
+         "--time-batch 0 is out of range; possible: 1 to 65536"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("table")

@@ -39,6 +39,38 @@ def test_layout_fast_has_the_logits_of_the_masked_network(name: str) -> None:
         assert difference(arranged(whole, "fast", gates(network).graph)(pixels), expected) <= most
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("outputs", "groups", "round_to"), [(32, 4, 1), (32, 4, 8), (32, 16, 1), (32, 16, 8), (8, 4, 1)]
+)
+def test_grouped_convolutions_that_pick_their_inputs_are_arranged_exactly(
+    outputs: int, groups: int, round_to: int
+) -> None:
+    network = Five(
+        lambda m, x: (m.c(m.g(m.a(x)).relu()) + m.b(m.a(x))).mean((2, 3)),
+        g=nn.Conv2d(16, outputs, 3, padding=1, groups=groups), c=nn.Conv2d(outputs, 16, 1),
+    )  # fmt: skip
+    _exact_at_random(make_concrete_(randomised(network), (3, 8, 8)), round_to)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_flattened_and_pooled_features_side_by_side_are_arranged_exactly(round_to: int) -> None:
+    network = Five(
+        lambda m, x: m.line(torch.cat([m.a(x).flatten(1), m.c(x).mean((2, 3))], 1)),
+        line=nn.Linear(16 * 64 + 16, 16),
+    )
+    _exact_at_random(make_concrete_(randomised(network), (3, 8, 8)), round_to)
+
+
+def _exact_at_random(network: nn.Module, round_to: int) -> None:
+    images = torch.randn(2, 3, 8, 8, generator=seeded(1))
+    for seed in range(20):
+        keep = random_keep(network, 0.2 + 0.03 * seed, seed=seed)
+        fast = slim(network, keep, "fast", round_to=round_to)
+        assert largest_difference(network, keep, fast, [images]) <= 1e-5
+
+
 # --- batch-norm ----------------------------------------------------------------------------------
 
 

@@ -108,17 +108,19 @@ def test_a_fit_finds_the_law_that_the_steps_were_made_by() -> None:
     assert milliseconds(again, unseen) == pytest.approx(milliseconds(table, unseen), rel=0.05)
 
 
-def test_a_table_of_another_network_is_refused() -> None:
+def test_a_table_for_other_images_is_refused() -> None:
     table = made_up_times(tiny())
-    with pytest.raises(PgnasError, match="of another network; make one for this backbone"):
+    with pytest.raises(PgnasError, match=r"for images of 1x8x8 .*, not 3x64x64"):
         timed_by(supernet("resnet18"), table)
-    with pytest.raises(PgnasError, match="for images of 8 pixels, not 16"):
+    with pytest.raises(PgnasError, match=r"for images of 1x8x8 .*, not 1x16x16"):
         timed_by(tiny(16), table)
 
 
 @pytest.mark.parametrize(
-    "change", [{"whole": 0.0}, {"scale": -1.0}, {"constant": 1e30}, {"steps": {"fixed": -1.0}},
-               {"steps": {"block": 0}}],
+    "change", [
+        {"whole": 0.0}, {"batch": 0}, {"error": 2.0}, {"scale": -1.0}, {"constant": 1e30},
+        {"steps": {"fixed": -1.0}}, {"steps": {"block": 0}},
+    ],
 )  # fmt: skip
 def test_a_table_with_impossible_times_is_refused(change: dict[str, object]) -> None:
     table = made_up_times(tiny())
@@ -128,3 +130,19 @@ def test_a_table_with_impossible_times_is_refused(change: dict[str, object]) -> 
         change = {"steps": (dataclasses.replace(first, **inner), *rest)}
     with pytest.raises(PgnasError, match=r"'t\.json' is damaged: its times cannot be"):
         check_table(dataclasses.replace(table, **change), Path("t.json"))
+
+
+def test_a_table_of_a_network_alike_but_for_a_kernel_is_refused() -> None:
+    small, wide = (supernet(f"lcnet_{width}") for width in ("050", "075"))
+    names = [[node.name for node in gates(n).graph.nodes] for n in (small, wide)]
+    assert names[0] == names[1]
+    with pytest.raises(PgnasError, match="of another network"):
+        timed_by(wide, made_up_times(small))
+
+
+@pytest.mark.parametrize("change", [{"constant": -1e6}, {"scale": 0.0}, {"whole": 9e8}])
+def test_a_table_whose_steps_contradict_the_whole_is_refused(change: dict[str, float]) -> None:
+    table = dataclasses.replace(made_up_times(tiny()), **change)
+    check_table(table, Path("t.json"))
+    with pytest.raises(PgnasError, match="contradicts itself"):
+        timed_by(tiny(), table)
