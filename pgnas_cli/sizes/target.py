@@ -9,6 +9,8 @@ from torch import nn
 from ..errors import PgnasError
 from ..fields import check_choice, check_range, check_types
 from ..gates import gates
+from ..progress import note
+from ..units import percent
 from .exact import KINDS
 from .expected import ExpectedSize
 
@@ -54,6 +56,8 @@ def target_of(network: nn.Module, **wanted: str | None) -> Target | None:
     target = Target(kind, _share_of(text, network, kind, f"`target_{kind}`"))
     nearly_closed = torch.full((len(gates(network).groups),), 0.99)
     least = float(ExpectedSize(network).shares(nearly_closed)[kind])
+    if kind == "time":
+        note(f"time: with 99 % of the gates closed {percent(least)} of it would be left")
     if target.share < least:
         raise PgnasError(
             f"`target_{kind}` {text} is out of reach; with 99 % of the gates closed {least:.0%} are"
