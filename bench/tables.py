@@ -29,6 +29,7 @@ from bench import (
     presets,
     race,
     speed,
+    times,
 )  # fmt: skip
 from bench.figures import Row, listed, percent, prose, read, table
 from pgnas_cli.ranking import error_cells
@@ -156,6 +157,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "fit-protocol": of("fit", fit_tables.protocol),
     "fit-cut": of("fit_cut", fit_tables.while_cut),
     "growth": of("growth", growth.figures),
+    "times": of("times", times.figures),
     "fit-cifar": of("fit", fit_tables.cifar),
     "fit-photos": of("fit", lambda rows: fit_tables.main_table(rows, fit_tables.PHOTOS)),
     "fit-longer": of("fit", fit_tables.longer),
