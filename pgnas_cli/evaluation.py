@@ -21,7 +21,7 @@ from .fields import check_choice, check_range
 from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
 from .gates import gates
 from .graph import Graph
-from .machine import PRECISIONS, Machine
+from .machine import PRECISIONS, Machine, forward_seconds
 from .progress import note
 from .ranking import like_guessing
 from .run import Run, now
@@ -54,21 +54,13 @@ def latencies(
     for network, given in zip(networks, inputs, strict=True):
         placed(network, device).eval()
         for _ in range(3):
-            _timed(network, given)
+            forward_seconds(network, given)
     times: list[list[float]] = [[] for _ in networks]
     deadline = time.perf_counter() + seconds * len(networks)
     while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 500):
         for network, given, found in zip(networks, inputs, times, strict=True):
-            found.append(_timed(network, given))
+            found.append(forward_seconds(network, given))
     return [1000 * statistics.median(found) for found in times]
-
-
-def _timed(network: nn.Module, inputs: Tensor) -> float:
-    start = time.perf_counter()
-    network(inputs)
-    if inputs.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)

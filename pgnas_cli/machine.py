@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -84,6 +85,20 @@ def cores() -> int:
     """Cores that this process may use: on a shared machine not all that are there."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def forward_seconds(network: torch.nn.Module, images: torch.Tensor) -> float:
+    """Seconds of one forward, until the device has done it."""
+    began = time.perf_counter()
+    network(images)
+    until_done(images.device)
+    return time.perf_counter() - began
+
+
+def until_done(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -1,7 +1,7 @@
 """Measure how long the steps of a network take on this device, at many widths.
 
-Slim networks of random candidates are timed as a whole and step by step, in turns with the whole
-network: what slows the machine for a while slows all of them, and is divided out.
+Slim networks of random candidates and the whole network are timed as a whole and step by step, in
+turns: what slows the machine for a while slows all of them.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from .data import placed
 from .errors import PgnasError
 from .gates import gates
 from .graph import Graph
-from .machine import Machine
+from .machine import Machine, forward_seconds, until_done
 from .progress import note, task
 from .registry.build import build_backbone, create_supernet
 from .seeds import generator
@@ -81,6 +81,7 @@ class _Stopwatch(fx.Interpreter):
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
         super().__init__(network, graph=graph.program)
+        self.device = next(network.parameters()).device
         self.axes = iter([node.axis for node in graph.nodes])
         self.seconds: list[float] = []
         self.widths: list[int] = []
@@ -88,17 +89,12 @@ class _Stopwatch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         began = time.perf_counter()
         value = super().run_node(n)
+        until_done(self.device)
         self.seconds.append(time.perf_counter() - began)
         axis = next(self.axes)
         counted = isinstance(value, Tensor) and value.dim() >= -axis
         self.widths.append(value.shape[axis] if counted else 0)
         return value
-
-
-def _seconds(network: nn.Module, images: Tensor) -> float:
-    began = time.perf_counter()
-    network(images)
-    return time.perf_counter() - began
 
 
 @torch.inference_mode()
@@ -111,7 +107,7 @@ def samples(network: nn.Module, keep: Tensor, *, batch: int) -> tuple[list[Sampl
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     everyone, works = [*cut, whole], []
     for one in everyone:
-        _seconds(one, images)
+        forward_seconds(one, images)
         watch = _Stopwatch(one, graph)
         watch.run(images)
         works.append(built_work(one, graph, watch.widths))
@@ -121,7 +117,7 @@ def samples(network: nn.Module, keep: Tensor, *, batch: int) -> tuple[list[Sampl
     with task("timing networks", TURNS * len(everyone)) as shown:
         while turn < TURNS or (turn < MOST_TURNS and time.perf_counter() - began < SECONDS):
             for at, one in enumerate(everyone):
-                alone[at].append(_seconds(one, images))
+                alone[at].append(forward_seconds(one, images))
                 watch = _Stopwatch(one, graph)
                 watch.run(images)
                 parts[at].append(watch.seconds)
