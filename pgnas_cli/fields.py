@@ -14,7 +14,7 @@ import math
 import operator
 import os
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -58,6 +58,18 @@ def check_types(record: Any) -> None:
     for name, hint in get_type_hints(type(record)).items():
         if not _is_a(hint, getattr(record, name)):
             raise _not_known(name, hint, getattr(record, name))
+
+
+def one_given(prefix: str, wanted: Mapping[str, str | None]) -> tuple[str, str] | None:
+    """The one of `wanted` that has a text, and the text; None where none has.
+
+    Raises PgnasError for two, whose names are `prefix`_key.
+    """
+    found = [(key, text) for key, text in wanted.items() if text]
+    if len(found) > 1:
+        names = " and ".join(f"`{prefix}_{key}`" for key, _ in found)
+        raise PgnasError(f"{names} are mutually exclusive; give one")
+    return found[0] if found else None
 
 
 def check_range(

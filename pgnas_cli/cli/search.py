@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError
-from ..fields import check_range
+from ..fields import check_range, one_given
 from ..registry import Recipe
 from ..run import (
     MOST_CANDIDATES,
@@ -76,12 +76,8 @@ def search(
     """
     terminal = terminal_of(quiet)
     check_range("n", n, 1, MOST_CANDIDATES)
-    named = {"params": max_params, "macs": max_macs, "time": max_time}
-    given_sizes = [(kind, size) for kind, size in named.items() if size]
-    if len(given_sizes) > 1:
-        names = " and ".join(f"`max_{kind}`" for kind, _ in given_sizes)
-        raise PgnasError(f"{names} are mutually exclusive; give one")
-    kind, size = given_sizes[0] if given_sizes else ("params", "60%")
+    named = one_given("max", {"params": max_params, "macs": max_macs, "time": max_time})
+    kind, size = named or ("params", "60%")
     settings = settings_of(given)
     folder = run or _folder(settings, kind, size, n)
     from ..machine import find_machine

@@ -20,7 +20,7 @@ from ..slimming import Wiring, wire
 from ..timing import TimeTable, milliseconds, time_table
 
 ROWS = 64  # candidates that are counted at a time
-NANO = 1e6  # nanoseconds of a millisecond
+NANOSECONDS = 1e6  # of a millisecond
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def count(network: nn.Module, keep: Tensor, *, round_to: int = 1) -> Sizes:
 def whole_time(network: nn.Module) -> int:
     """Nanoseconds of a forward of the whole network by its time table; 0 where it has none."""
     table = time_table(network)
-    return round(NANO * table.whole) if table else 0
+    return round(NANOSECONDS * table.whole) if table else 0
 
 
 def nanoseconds(table: TimeTable, wiring: Wiring) -> Tensor:
     """What the candidates of `wiring` take, int64 (candidates,)."""
-    return (NANO * milliseconds(table, wiring)).round().long()
+    return (NANOSECONDS * milliseconds(table, wiring)).round().long()
 
 
 def whole_macs(network: nn.Module) -> int:

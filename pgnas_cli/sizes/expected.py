@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..gates import followers, gates
 from ..graph import Graph, Node
 from ..slimming import BLOCK, spread
-from ..timing import TimeTable, time_table
-from .exact import NANO, untouched_params, whole_layer_macs, whole_sizes
+from ..timing import TimeTable, terms, time_table
+from .exact import NANOSECONDS, untouched_params, whole_layer_macs, whole_sizes
 
 LEAST = 1e-9  # probability of being dropped: its logarithm stays finite
 LEAST_VARIANCE = 0.1  # of a number of channels: the time of a decided layer still has a slope
@@ -71,7 +71,7 @@ class ExpectedSize:
                     params = params + weights + others
         found = {"params": params + self.untouched, "macs": macs + self.rest_macs}
         if self.clock:
-            found["time"] = NANO * self.clock(unneeded, kept)
+            found["time"] = NANOSECONDS * self.clock(unneeded, kept)
         return found
 
     def _unneeded(self, kept: dict[str, Tensor], like: Tensor) -> list[Tensor]:  # noqa: C901, PLR0915 - one rule per kind of node
@@ -203,10 +203,9 @@ class ExpectedTime:
             most = (self.most[places] / block).ceil() * block
             part = self._up_to(block, outputs[places], variance[places], most)
             rounded = rounded.index_copy(0, places, part)
-        cost = self.numbers["picked"]
-        reading = self._steps(there, rounded)
-        picking = self._steps(read, rounded) + cost * by_choice
-        steps = runs * (torch.minimum(reading, picking) + cost * always)
+        reading = self._steps(terms(runs, there, rounded, runs * always))
+        picking = self._steps(terms(runs, read, rounded, runs * (by_choice + always)))
+        steps = torch.minimum(reading, picking)
         return self.table.constant + self.table.scale * steps.sum()
 
     def _inputs(
@@ -241,11 +240,8 @@ class ExpectedTime:
             found = found * -torch.expm1(closed)
         return found
 
-    def _steps(self, inputs: Tensor, rounded: Tensor) -> Tensor:
-        c = self.numbers
-        per_input = c["both"] * rounded + c["inputs"]
-        found: Tensor = c["fixed"] + inputs * per_input + c["outputs"] * rounded
-        return found
+    def _steps(self, parts: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.numbers[name] * part for name, part in parts.items()]).sum(0)
 
     def _up_to(
         self, block: int, mean: Tensor, variance: Tensor, most: Tensor

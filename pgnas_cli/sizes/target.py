@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import PgnasError
-from ..fields import check_choice, check_range, check_types
+from ..fields import check_choice, check_range, check_types, one_given
 from ..gates import gates
 from ..progress import note
 from ..units import percent
@@ -50,9 +50,10 @@ def target_of(network: nn.Module, **wanted: str | None) -> Target | None:
     Raises PgnasError where two are given, for text that is not a size below the whole network's,
     and for sizes that closing nearly every gate would not reach.
     """
-    kind, text = _given("target", wanted)
-    if text is None:
+    given = one_given("target", wanted)
+    if given is None:
         return None
+    kind, text = given
     target = Target(kind, _share_of(text, network, kind, f"`target_{kind}`"))
     nearly_closed = torch.full((len(gates(network).groups),), 0.99)
     least = float(ExpectedSize(network).shares(nearly_closed)[kind])
@@ -68,23 +69,17 @@ def target_of(network: nn.Module, **wanted: str | None) -> Target | None:
 
 def budgets_of(network: nn.Module, **wanted: str | None) -> tuple[Target, ...]:
     """The sizes that candidates may have at most: params="60%", or macs="80%,60%,2G"; none: ()."""
-    kind, text = _given("max", wanted)
+    given = one_given("max", wanted)
+    if given is None:
+        return ()
+    kind, text = given
     found: list[Target] = []
-    for one in text.split(",") if text else ():
+    for one in text.split(","):
         budget = Target(kind, _share_of(one, network, kind, f"`max_{kind}`"))
         if any(budget.label == other.label for other in found):  # they would share a file
             raise PgnasError(f"`max_{kind}` names {one.strip()} twice")
         found.append(budget)
     return tuple(found)
-
-
-def _given(prefix: str, wanted: dict[str, str | None]) -> tuple[str, str | None]:
-    """The one kind that is given, and its text."""
-    found = [(kind, text) for kind, text in wanted.items() if text]
-    if len(found) > 1:
-        names = " and ".join(f"`{prefix}_{kind}`" for kind, _ in found)
-        raise PgnasError(f"{names} are mutually exclusive; give one")
-    return found[0] if found else ("params", None)
 
 
 def _share_of(text: str, network: nn.Module, kind: str, option: str) -> float:

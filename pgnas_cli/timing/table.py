@@ -11,7 +11,6 @@ between them.
 """
 
 import hashlib
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +66,23 @@ class TimeTable:
     worst: float = 0.0  # the largest of these errors
 
 
+def terms(runs: Tensor, inputs: Tensor, rounded: Tensor, picked: Tensor) -> dict[str, Tensor]:
+    """What the coefficients of a step are multiplied with; `rounded` outputs fill whole blocks."""
+    return {
+        "fixed": runs, "both": runs * inputs * rounded, "inputs": runs * inputs,
+        "outputs": runs * rounded, "picked": picked,
+    }  # fmt: skip
+
+
+def terms_of(work: Work, block: int) -> dict[str, Tensor]:
+    """The same, of a step whose kernel computes `block` outputs at a time."""
+    return terms(work.runs, work.inputs, (work.outputs / block).ceil() * block, work.picked)
+
+
 def step_time(step: StepTime, work: Work) -> Tensor:
     """Milliseconds of one step, float64 (networks,)."""
-    rounded = (work.outputs / step.block).ceil() * step.block
-    own = step.fixed + work.inputs * (step.both * rounded + step.inputs)
-    return work.runs * (own + step.outputs * rounded) + step.picked * work.picked
+    parts = [getattr(step, name) * term for name, term in terms_of(work, step.block).items()]
+    return torch.stack(parts).sum(0)
 
 
 def milliseconds(table: TimeTable, wiring: Wiring) -> Tensor:
@@ -120,29 +131,19 @@ def _solved(
     kind: str, block: int, places: Iterable[int], samples: Sequence[Sample]
 ) -> tuple[dict[str, float], float]:
     """Nonnegative coefficients of steps that are alike, and the weighted squared residual."""
-    terms, times = [], []
+    rows, times = [], []
     for sample in samples:
         for place in places:
-            work = sample.work[place]
-            terms.append(_terms(kind, block, work))
+            rows.append(terms_of(sample.work[place], block))
             times.append(sample.steps[place])
-    names = list(terms[0])
-    design, wanted = np.array([list(t.values()) for t in terms]), np.array(times)
+    names = [name for name in rows[0] if name != "both" or kind == "mix"]
+    design = np.array([[float(row[name]) for name in names] for row in rows])
+    wanted = np.array(times)
     weight = 1 / np.sqrt(np.maximum(wanted, 1e-4))  # errors grow with the root of the time
     size = np.abs(design).max(0)
     size[size == 0] = 1
     found, residual = nnls(design / size * weight[:, None], wanted * weight)
     return dict(zip(names, map(float, found / size), strict=True)), float(residual) ** 2
-
-
-def _terms(kind: str, block: int, work: Work) -> dict[str, float]:
-    """What the coefficients of a step are multiplied with."""
-    runs, i, o = float(work.runs), float(work.inputs), float(work.outputs)
-    rounded = math.ceil(o / block) * block
-    found = {"fixed": runs, "inputs": runs * i, "outputs": runs * rounded}
-    if kind == "mix":
-        found["both"] = runs * i * rounded
-    return found | {"picked": float(work.picked)}
 
 
 def fingerprint(network: nn.Module) -> str:
