@@ -22,11 +22,11 @@ from torch import Tensor, fx, nn
 
 from .data import placed
 from .errors import PgnasError
-from .gates import gates
+from .gates import gates, make_concrete_
 from .graph import Graph
 from .machine import Machine, forward_seconds, until_done
 from .progress import note, task
-from .registry.build import build_backbone, create_supernet
+from .registry.build import build_backbone
 from .seeds import generator
 from .slimming import arranged, slim, ungated_copy, wire
 from .storage import (
@@ -46,7 +46,6 @@ from .timing import (
     fingerprint,
     fitted,
     milliseconds,
-    timed_by,
 )
 from .units import percent
 
@@ -76,7 +75,7 @@ def random_candidates(network: nn.Module, number: int, seed: int) -> Tensor:
     return torch.stack(rows)
 
 
-class _Stopwatch(fx.Interpreter):
+class Stopwatch(fx.Interpreter):
     """Runs the steps of a program one by one; notes their seconds and channels."""
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -108,7 +107,7 @@ def samples(network: nn.Module, keep: Tensor, *, batch: int) -> tuple[list[Sampl
     everyone, works = [*cut, whole], []
     for one in everyone:
         forward_seconds(one, images)
-        watch = _Stopwatch(one, graph)
+        watch = Stopwatch(one, graph)
         watch.run(images)
         works.append(built_work(one, graph, watch.widths))
     alone: list[list[float]] = [[] for _ in everyone]
@@ -118,7 +117,7 @@ def samples(network: nn.Module, keep: Tensor, *, batch: int) -> tuple[list[Sampl
         while turn < TURNS or (turn < MOST_TURNS and time.perf_counter() - began < SECONDS):
             for at, one in enumerate(everyone):
                 alone[at].append(forward_seconds(one, images))
-                watch = _Stopwatch(one, graph)
+                watch = Stopwatch(one, graph)
                 watch.run(images)
                 parts[at].append(watch.seconds)
                 done = turn * len(everyone) + at + 1
@@ -138,11 +137,9 @@ def undisturbed(seconds: Sequence[float]) -> float:
     return 1000 * float(np.quantile(seconds, UNDISTURBED))
 
 
-def profiled(
-    network: nn.Module, *, batch: int = 1, seed: int = 0, networks: int = NETWORKS
-) -> TimeTable:
+def profiled(network: nn.Module, *, batch: int = 1, seed: int = 0) -> TimeTable:
     """The time table of a super-network on the device that it is on, in torch."""
-    keep = random_candidates(network, networks, seed)
+    keep = random_candidates(network, NETWORKS, seed)
     timed, whole = samples(network, keep, batch=batch)
     graph = gates(network).graph
 
@@ -155,7 +152,7 @@ def profiled(
             whole=whole.whole, network=fingerprint(network),
         )  # fmt: skip
 
-    unseen = list(range(0, networks, APART))
+    unseen = list(range(0, NETWORKS, APART))
     found = milliseconds(
         of([sample for at, sample in enumerate(timed) if at % APART]), wire(network, keep[unseen])
     )
@@ -166,8 +163,8 @@ def profiled(
 def table_of(network: nn.Module, *, batch: int, machine: Machine) -> TimeTable:
     """The time table of a super-network on this machine: remembered, or measured now."""
     path = _remembered(network, batch, machine.device)
-    with contextlib.suppress(PgnasError, OSError):
-        return read_table(path, network)
+    with contextlib.suppress(PgnasError):  # none there
+        return read_table(path)
     twin = placed(copy.deepcopy(network), machine.device)
     note(f"timing networks of random sizes on this device ({batch} images a forward)")
     table = profiled(twin, batch=batch)
@@ -192,7 +189,7 @@ def profiled_backbone(
 ) -> TimeTable:
     """The time table of a backbone; raises PgnasError where there is none of its name."""
     built = build_backbone(backbone, classes=classes, channels=channels, size=img_size)
-    network = create_supernet(backbone, classes, input_shape=built.input_shape)
+    network = make_concrete_(built.network, built.input_shape, ungated=built.ungated)
     return profiled(placed(network, machine.device), batch=batch, seed=seed)
 
 
@@ -214,18 +211,18 @@ def text_of(table: TimeTable) -> str:
     return json.dumps({"schema": SCHEMA, **to_json(table)}, indent=1) + "\n"
 
 
-def read_table(path: Path, network: nn.Module) -> TimeTable:
-    """A time table of `network`; raises PgnasError where the file is none, or of another one."""
+def read_table(path: Path) -> TimeTable:
+    """The time table in a file; raises PgnasError where it holds none."""
     try:
         text = read_bytes(path, MOST_BYTES).decode()
     except FileNotFoundError:
         raise PgnasError(f"no file '{path}'; make one with pgnas profile") from None
     except (OSError, ValueError):
         raise PgnasError(f"'{path}' is no time table; make one with pgnas profile") from None
-    return table_in(text, path, network)
+    return table_in(text, path)
 
 
-def table_in(text: str, path: Path, network: nn.Module) -> TimeTable:
+def table_in(text: str, path: Path) -> TimeTable:
     """The time table in the text of a file."""
     try:
         content = parse_json(text)
@@ -235,7 +232,6 @@ def table_in(text: str, path: Path, network: nn.Module) -> TimeTable:
         raise PgnasError(f"'{path}' is no time table; make one with pgnas profile")
     table = from_json(TimeTable, content, path)
     check_table(table, path)
-    timed_by(network, table)
     return table
 
 

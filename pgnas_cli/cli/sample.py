@@ -63,11 +63,7 @@ def candidates_json(drawn: "list[Candidates]") -> dict[str, Any]:
     rows = [
         {
             "budget": None if one.budget is None else vars(one.budget),
-            "mean": {
-                k: float(v.double().mean())
-                for k, v in vars(one.sizes).items()
-                if k != "time" or "time" in one.whole
-            },
+            "mean": {k: float(v.double().mean()) for k, v in one.costs.items()},
         }
         for one in drawn
     ]

@@ -51,6 +51,12 @@ class Candidates:
         return unpack(self.packed, self.gates)
 
     @property
+    def costs(self) -> dict[str, Tensor]:
+        """Those sizes that are known, by name: time with a time table alone."""
+        known = vars(self.sizes).items()
+        return {name: cost for name, cost in known if name != "time" or name in self.whole}
+
+    @property
     def label(self) -> str:
         """Of the budget, in names of files; "" without one."""
         return "" if self.budget is None else self.budget.label
@@ -137,10 +143,7 @@ def _write(
             "seed": seed,
             "made_from": posterior.digest,
         }
-        sizes = to_json(one.sizes)
-        if "time" not in one.whole:
-            del sizes["time"]
-        tensors = {"keep": one.packed, **sizes}
+        tensors = {"keep": one.packed, **one.costs}
         contents[one.label] = tensor_bytes(CANDIDATES, tensors, content)
     labels = set(run.budgets())
     same = {

@@ -7,6 +7,7 @@ from .table import (
     fingerprint,
     fitted,
     milliseconds,
+    step_time,
     terms,
     time_table,
     timed_by,

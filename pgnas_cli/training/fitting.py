@@ -429,11 +429,11 @@ def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine
 def _time_table(network: nn.Module, settings: FitSettings, machine: Machine) -> TimeTable:
     """What the candidates' time is told by: a file of another device, or this one's."""
     if settings.time_table:
-        return read_table(Path(settings.time_table), network)
+        return read_table(Path(settings.time_table))
     found = ""
     if rank() == 0:  # each would measure something else
         found = text_of(table_of(network, batch=settings.time_batch, machine=machine))
-    return table_in(of_first(found), Path("the first process's times"), network)
+    return table_in(of_first(found), Path("the first process's times"))
 
 
 def _kept_options(backbone: Backbone) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
+from pgnas_cli.timing import timed_by
 
 from ..conftest import object_of, refused, run, said
 from ..networks import made_up_times, tiny
@@ -103,9 +104,9 @@ def test_a_profile_is_a_table_of_its_network_and_remembered(
     assert found["whole_ms"] > 0
     assert 0 <= found["error"] <= found["worst"]
     network = create_supernet("multibranch-tiny", 1000, input_shape=(3, 16, 16))
-    assert len(profiling.read_table(Path("t.json"), network).steps) == len(
-        gates(network).graph.nodes
-    )
+    table = profiling.read_table(Path("t.json"))
+    assert len(table.steps) == len(gates(network).graph.nodes)
+    timed_by(network, table)  # fits
     first = profiling.table_of(network, batch=1, machine=profiling.Machine())
     monkeypatch.setattr(profiling, "profiled", lambda *_, **__: pytest.fail("measured again"))
     assert profiling.table_of(network, batch=1, machine=profiling.Machine()) == first

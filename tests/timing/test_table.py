@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx
 
 from pgnas_cli import PgnasError, slim
 from pgnas_cli.gates import gates
+from pgnas_cli.profiling import Stopwatch
 from pgnas_cli.slimming import wire
 from pgnas_cli.timing import (
     Sample,
@@ -19,6 +19,7 @@ from pgnas_cli.timing import (
     fitted,
     milliseconds,
     planned_work,
+    step_time,
     timed_by,
 )
 
@@ -43,15 +44,6 @@ def test_a_table_predicts_the_sum_over_steps_of_its_law() -> None:
     assert float(milliseconds(table, wiring)) == pytest.approx(0.05 + 1.1 * expected, rel=1e-12)
 
 
-class _Widths(fx.Interpreter):
-    """Numbers of channels that the steps of a program give."""
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        self.found.append(value)
-        return value
-
-
 @pytest.mark.parametrize(
     "name", ["multibranch-tiny", "resnet18", "efficientnet_b0", "densenet121", "regnety_002"]
 )
@@ -61,15 +53,10 @@ def test_what_is_planned_for_a_candidate_is_what_its_slim_network_does(name: str
     for drop in (0.3, 0.7):
         keep = random_keep(network, drop, seed=3)
         smaller = slim(network, keep)
-        run = _Widths(smaller, graph=graph.program, garbage_collect_values=False)
-        run.found = []
+        watch = Stopwatch(smaller, graph)
         with torch.no_grad():
-            run.run(torch.zeros(2, *graph.input_shape))
-        widths = [
-            value.shape[node.axis] if node.channels and isinstance(value, torch.Tensor) else 0
-            for value, node in zip(run.found, graph.nodes, strict=True)
-        ]
-        built = built_work(smaller, graph, widths)
+            watch.run(torch.zeros(2, *graph.input_shape))
+        built = built_work(smaller, graph, watch.widths)
         planned = planned_work(wire(network, keep[None]), block=1)
         for node, (picking, _), found in zip(graph.nodes, planned, built, strict=True):
             for field in dataclasses.fields(Work):
@@ -92,16 +79,9 @@ def test_a_fit_finds_the_law_that_the_steps_were_made_by() -> None:
             Work(*(getattr(picking, f.name)[row : row + 1] for f in dataclasses.fields(Work)))
             for picking, _ in planned
         )
-        steps = []
-        for step, one in zip(table.steps, work, strict=True):
-            blocks = math.ceil(float(one.outputs) / step.block) * step.block
-            own = step.fixed + float(one.inputs) * (step.both * blocks + step.inputs)
-            steps.append(
-                float(one.runs) * (own + step.outputs * blocks) + step.picked * float(one.picked)
-            )
+        steps = [float(step_time(s, one)) for s, one in zip(table.steps, work, strict=True)]
         samples.append(Sample(work, tuple(steps), float(whole[row])))
-    alike = {node.name for node in graph.nodes}
-    assert len(alike) == len(graph.nodes)
+    assert len({node.name for node in graph.nodes}) == len(graph.nodes)
     steps, scale, constant = fitted(network, graph, samples)
     again = dataclasses.replace(table, steps=steps, scale=scale, constant=constant)
     unseen = wire(network, torch.stack([random_keep(network, d, seed=99) for d in (0.2, 0.5)]))
