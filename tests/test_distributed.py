@@ -23,7 +23,7 @@ from pgnas_cli.run import FitSettings
 from pgnas_cli.seeds import generator
 from pgnas_cli.sizes import Target
 from pgnas_cli.training import fit_network, prior_of
-from pgnas_cli.training.fitting import _prepared
+from pgnas_cli.training.preparing import prepared as prepared_fit
 from pgnas_cli.training.loop import train
 
 from .networks import Five, assert_exact, random_keep, tiny
@@ -184,9 +184,9 @@ def test_a_batch_needs_two_images_for_each_process(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(distributed, "_most", list)  # nobody has more
     settings = FitSettings(recipe={"epochs": 1, "batch_size": 39})
     with pytest.raises(PgnasError, match="39 images is too small for 20 processes, which need two"):
-        _prepared(settings, None, Machine())
+        prepared_fit(settings, None, Machine())
     settings.recipe["batch_size"] = 40
-    told = _prepared(settings, None, Machine()).remarks
+    told = prepared_fit(settings, None, Machine()).remarks
     assert told[-1] == "20 processes share each batch of 40"
 
 

@@ -1,6 +1,6 @@
 """Cut a candidate out of a super-network: smaller tensors, same outputs."""
 
-from .arrange import BLOCK, Layout, arranged
+from .arrange import BLOCK, Layout, arranged, filled
 from .cut import (
     agree,
     difference,

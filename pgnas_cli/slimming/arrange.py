@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..fields import check_choice
-from ..graph import Graph, Node, plain_twin
-from .layers import Constant, Narrow, narrow_, replace_
+from ..graph import Graph, Node
+from .folding import fold_, store_applied_
+from .layers import Constant, Narrow, narrow_, parameter_like
 
 Layout = Literal["small", "fast"]
 Way = Literal["whole", "slice", "pick"]
@@ -45,8 +46,8 @@ def arranged(network: nn.Module, layout: Layout, graph: Graph) -> nn.Module:
     """
     check_choice("layout", layout, get_args(Layout))
     if layout == "fast":
-        _store_applied_(network, graph)
-        _fold_(network, graph)
+        store_applied_(network, graph)
+        fold_(network, graph)
         _order_(network, graph)
     for module in network.modules():
         if isinstance(module, Narrow):
@@ -59,76 +60,6 @@ def arranged(network: nn.Module, layout: Layout, graph: Graph) -> nn.Module:
 def pays(picks: int, inputs: int, weights: float) -> bool:
     """Whether picking `inputs` of `picks` channels saves time, of so many weights behind each."""
     return PICK_COST * inputs < (picks - inputs) * weights  # MACs at one pixel
-
-
-# --- batch-norm ---------------------------------------------------------------------------------
-
-
-def _store_applied_(network: nn.Module, graph: Graph) -> None:
-    """Let convolutions that standardise their weights store them as they are applied."""
-    modules = dict(network.named_modules())
-    for layer, calls in graph.cut().items():
-        module = modules.get(layer)
-        if not isinstance(module, nn.Conv2d) or isinstance(module, Narrow):
-            continue
-        if graph.nodes[calls[0]].cuttable and (twin := plain_twin(module)) is not module:
-            assert twin is not None
-            replace_(network, module, twin.eval())
-
-
-def _fold_(network: nn.Module, graph: Graph) -> None:
-    modules = dict(network.named_modules())
-    consumers, shared = graph.consumers(), graph.shared()
-
-    def writers(at: int, reader: int) -> list[Any] | None:
-        """The layers whose outputs, one behind the other, are tensor `at`; None: not they alone."""
-        node = graph.nodes[at]
-        module = modules.get(node.layer)
-        if consumers[at] != [reader] or node.layer in shared:
-            return None
-        if node.kind == "concatenate":
-            found = [writers(source, at) for source in node.inputs]
-            return None if None in found else [w for some in found if some for w in some]
-        mixes = node.kind in ("mix", "grouped") and isinstance(module, nn.Conv2d | nn.Linear)
-        return [module] if mixes else None
-
-    for at, node in enumerate(graph.nodes):
-        if node.kind != "norm" or node.layer in shared:
-            continue
-        norm: Any = modules[node.layer]
-        if not hasattr(norm, "running_var"):  # a constant, or folded
-            continue
-        layers = writers(node.inputs[0], at)
-        if layers is None or node.axis != graph.nodes[node.inputs[0]].axis:
-            continue
-        activates = hasattr(norm, "act")  # timm's BatchNormAct2d
-        rest = nn.Sequential(norm.drop, norm.act) if activates else nn.Identity()
-        if (read := getattr(norm, "read", None)) is not None:
-            narrow_(rest, read, norm.picks)
-        _fold_into_(norm, layers)
-        replace_(network, norm, rest.eval())
-
-
-def _fold_into_(norm: Any, layers: Sequence[Any]) -> None:
-    """Scale and shift what `layers`, one behind the other, write as `norm` does."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    widths = [layer.weight.shape[0] for layer in layers]
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    shift = shift if norm.bias is None else shift + norm.bias.double()
-    if (read := getattr(norm, "read", None)) is not None:  # the others are read by nobody
-        scale = scale.new_ones(sum(widths)).index_copy(0, read, scale)
-        shift = shift.new_zeros(sum(widths)).index_copy(0, read, shift)
-    for layer, s, t in zip(layers, scale.split(widths), shift.split(widths), strict=True):
-        old = layer.weight
-        bias = t if layer.bias is None else layer.bias.double() * s + t
-        layer.weight = _like((old.double().transpose(0, -1) * s).transpose(0, -1), old)
-        layer.bias = _like(bias, old)
-
-
-def _like(values: Tensor, old: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(values.to(old.dtype).contiguous(), old.requires_grad)
 
 
 # --- the order of channels ----------------------------------------------------------------------
@@ -192,6 +123,15 @@ def _together(kinds: list[tuple[bool, ...]], a: int, b: int) -> list[tuple[bool,
 def _moved(kinds: list[tuple[bool, ...]], first: int, last: int) -> list[tuple[bool, ...]]:
     rest = kinds[:first] + kinds[first + 1 :]
     return [*rest[:last], kinds[first], *rest[last:]]
+
+
+def filled(widths: Tensor, room: int, block: int = BLOCK) -> Tensor:
+    """Numbers of channels, up to multiples of `block`.
+
+    As they are where that would add more than half, or go beyond `room`.
+    """
+    up = (widths / block).ceil() * block
+    return torch.where((2 * (up - widths) > widths) | (up > room), widths, up)
 
 
 class _Classes:
@@ -314,10 +254,9 @@ class _Classes:
                 order = list(range(width)) if picker is None else self._as_read(picker)
                 if member in readers:
                     order = best_order(width, readers[member])
-                missing = -width % BLOCK
                 room = min(room for m, room in enumerate(self.room) if self._find(m) == member)
-                if member not in products or 2 * missing > width or width + missing > room:
-                    missing = 0
+                wanted = int(filled(torch.tensor(width), room)) if member in products else width
+                missing = wanted - width
                 self.orders[member] = order + [~order[-1]] * missing
 
     def _reads_all(self, at: int) -> bool:
@@ -380,7 +319,7 @@ def _order_(network: nn.Module, graph: Graph) -> None:
             owner, _, name = layer.rpartition(".")
             old = network.get_parameter(layer)
             kept = old.index_select(node.axis, _index(rows, old))
-            setattr(network.get_submodule(owner), name, _like(kept, old))
+            setattr(network.get_submodule(owner), name, parameter_like(kept, old))
         elif isinstance(module, Constant):
             module.channels = len(rows)
             _take_rows_(module, rows)
@@ -409,7 +348,8 @@ def _take_rows_(module: Any, rows: Sequence[int]) -> None:
         old = getattr(module, name, None)
         if old is not None and list(rows) != list(range(len(old))):
             new = old[_index(rows, old)]
-            setattr(module, name, _like(new, old) if isinstance(old, nn.Parameter) else new)
+            learns = isinstance(old, nn.Parameter)
+            setattr(module, name, parameter_like(new, old) if learns else new)
 
 
 def _read_(layer: Any, labels: Sequence[int], weights: float) -> None:
@@ -432,7 +372,7 @@ def _read_(layer: Any, labels: Sequence[int], weights: float) -> None:
     weight[:, [place[at] for at in wanted]] = old[:, [column[labels[at]] for at in wanted]]
     if plane:
         weight[:, -1] = old[:, -1]
-    layer.weight = _like(weight, old)
+    layer.weight = parameter_like(weight, old)
     if isinstance(layer, Narrow) or len(chosen) < len(labels):
         picks = len(labels) if len(chosen) < len(labels) else 0
         narrow_(layer, _index(chosen, old), picks, plane=plane)

@@ -202,6 +202,11 @@ def narrow_(layer: Any, read: Tensor, picks: int, *, plane: bool = False) -> Non
     layer.register_buffer("read", read if picks else None)
 
 
+def parameter_like(values: Tensor, old: nn.Parameter) -> nn.Parameter:
+    """Other values in the place of a parameter: of its type, and learning if it does."""
+    return nn.Parameter(values.to(old.dtype).contiguous(), old.requires_grad)
+
+
 def _resize_(module: nn.Module, name: str, shape: Iterable[int]) -> None:
     old = getattr(module, name)
     new = old.detach().new_empty(tuple(shape))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph
-from ..slimming import BLOCK, Constant, Wiring
+from ..slimming import BLOCK, Constant, Wiring, filled
 
 WEIGHED = ("mix", "grouped")  # kinds of steps that multiply channels
 
@@ -49,15 +49,6 @@ def planned_work(wiring: Wiring, block: int = BLOCK) -> list[tuple[Work, Work]]:
     return [_planned(position, wiring, widths) for position in range(len(widths))]
 
 
-def filled(channels: Tensor, most: int, block: int) -> Tensor:
-    """Numbers of channels, up to a multiple of `block` but not beyond those of the whole network.
-
-    Not where that would add more than half.
-    """
-    up = ((channels / block).ceil() * block).clamp(max=most)
-    return torch.where(up > 1.5 * channels, channels, up)
-
-
 def _planned(position: int, wiring: Wiring, widths: list[Tensor]) -> tuple[Work, Work]:
     node, outputs = wiring.graph.nodes[position], widths[position]
     none, always = torch.zeros_like(outputs), torch.ones_like(outputs)
@@ -76,7 +67,7 @@ def _planned(position: int, wiring: Wiring, widths: list[Tensor]) -> tuple[Work,
         return (
             Work(runs, wanted + plane, outputs, picked), Work(runs, there + plane, outputs, none)
         )  # fmt: skip
-    wanted = torch.minimum(there, outputs * there[0].new_tensor(_per_output(wiring, position)))
+    wanted = torch.minimum(there, outputs * _per_output(wiring, position))
     picked = torch.where(wanted < there, wanted, none)
     work = Work(runs, wanted, outputs, picked)
     return work, work

@@ -9,10 +9,9 @@ from .fitting import (
     fit,
     fit_events,
     fit_network,
-    gated,
-    prior_of,
     with_fixed_rate,
 )
 from .history import epochs_of
+from .preparing import gated, prior_of
 from .saving import Saving
 from .scoring import BATCH, RESIDENT, Batches, Score, score

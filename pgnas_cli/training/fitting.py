@@ -6,7 +6,6 @@ it.
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -18,40 +17,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import ImageData, cut_data, find_data, held_out_decoded, remarks_on
-from ..data import digest as data_digest
+from ..data import ImageData
 from ..distributed import (
     check_alike,
-    first_here,
-    of_first,
     rank,
-    synchronised,
     together,
     wait,
     world_size,
 )
-from ..errors import PgnasError, command, one_line
-from ..gates import Prior, gates, make_concrete_
+from ..errors import PgnasError, command
+from ..gates import Prior, gates
 from ..machine import Machine, computes_bfloat16
-from ..profiling import read_table, table_in, table_of, text_of
 from ..progress import note
-from ..registry import Backbone, Recipe, Start
-from ..registry.build import build_backbone
+from ..registry import Recipe
 from ..run import FitSettings, Run, check_recipe, keep_skipping, run_to_fit, write_settings, writing
 from ..run.posterior import (
-    DataSplit,
-    Objective,
     Posterior,
-    SupernetSpec,
-    check_supernet,
     posterior_of,
     write_posterior,
 )
 from ..sampling import fixed_rate
 from ..signals import StopRequest
-from ..sizes import Target, parameter_count, target_of
-from ..storage import as_read, differences, remove, to_json
-from ..timing import TimeTable, time_table, timed_by
+from ..sizes import Target, parameter_count
+from ..storage import differences, remove
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .cutting import ELEMENTWISE
 from .drop_learning import DropLearning
@@ -59,11 +47,9 @@ from .epoch import EpochRecord, EpochWatch, held_out_errors
 from .history import History, Row, epochs_of, rows_of
 from .loop import Loop, train
 from .memory import activation_bytes
+from .preparing import Prepared, prepared, prior_of
 from .probe import probe_
 from .saving import seconds_of
-
-SMALLEST_N = 500_000  # the paper's N on CIFAR: 10 x 50,000
-
 
 # What a fit keeps beside tensors, all of which resuming reads.
 NUMBERS = {
@@ -151,8 +137,8 @@ def _fitted(
     resume_with: str,
 ) -> FitEvents:
     began = time.perf_counter()
-    prepared = _prepared(settings, None if unfinished is None else unfinished[1], machine)
-    network, posterior, data = prepared.network, prepared.posterior, prepared.data
+    setup = prepared(settings, None if unfinished is None else unfinished[1], machine)
+    network, posterior, data = setup.network, setup.posterior, setup.data
     first = rank() == 0  # of several processes the one that writes
     loop = supernet_loop(
         network, data, posterior.recipe, posterior.objective.prior, seed=settings.seed,
@@ -162,10 +148,10 @@ def _fitted(
         compiled=settings.compile,
     )  # fmt: skip
     watch = EpochWatch(loop)
-    remarks = [*prepared.remarks, *_idle(posterior.recipe, settings, data)]
+    remarks = [*setup.remarks, *_idle(posterior.recipe, settings, data)]
     if unfinished is None:
         if first:  # training begins with its weights
-            remarks += _probed(prepared, settings.seed, machine)
+            remarks += _probed(setup, settings.seed, machine)
             _begin(run, settings)
         history = History(run)
     else:
@@ -175,7 +161,7 @@ def _fitted(
         loop.restore(state)
         watch.restore(state)
         history = History(run, _saved_epochs(run)[: loop.step // loop.per_epoch])
-    yield _plan(loop, posterior, prepared.recipe_of, remarks)
+    yield _plan(loop, posterior, setup.recipe_of, remarks)
 
     def save(state: State) -> None:
         if not first:
@@ -328,157 +314,15 @@ def supernet_loop(  # noqa: PLR0913 - what a fit consists of
     )  # fmt: skip
 
 
-def prior_of(recipe: Recipe, images: int, *, constant: bool = False) -> Prior:
-    """The prior that a recipe names, for so many training images.
-
-    Without `l2` it pulls like `weight_decay` at the start: the gradient of l2 (1-p) w^2 / N is
-    2 l2 (1-p) w / N. Without `kl_images` N is ten times the images, but not below the paper's.
-    """
-    n = recipe.kl_images or max(10 * images, SMALLEST_N)
-    auto = recipe.weight_decay * n / (2 * (1 - recipe.initial_drop))
-    return Prior(auto if recipe.l2 is None else recipe.l2, n, constant)
-
-
 # --- before the first step -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    network: nn.Module
-    data: ImageData
-    posterior: Posterior
-    new_heads: tuple[str, ...]
-    remarks: tuple[str, ...]
-    recipe_of: str  # where the recipe comes from
-
-
-def _prepared(settings: FitSettings, started: Posterior | None, machine: Machine) -> _Prepared:
-    """Data and gated network; `started` is of an unfinished fit, whose recipe a later one keeps."""
-    with first_here():
-        source = find_data(
-            settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt
-        )
-    backbone = build_backbone(
-        settings.backbone, classes=len(source.classes), channels=source.channels,
-        size=source.small if settings.img_size is None else settings.img_size,
-        start=Start(
-            settings.pretrained, None if settings.weights is None else Path(settings.weights),
-            settings.seed, settings.keep_original,
-        ),
-    )  # fmt: skip
-    channels, size, _ = backbone.input_shape
-    if settings.img_size not in (None, size):
-        raise PgnasError(
-            f"backbone '{backbone.name}' takes images of {size}x{size} pixels only; leave out"
-            " `img_size`"
-        )
-    data = cut_data(
-        source, seed=settings.seed, held_out=settings.held_out,
-        preprocessing=backbone.images, size=size, channels=channels,
-    )  # fmt: skip
-    named = SupernetSpec(
-        backbone.name, _kept_options(backbone), "", "", data.classes, data.preprocessing,
-        data.name,
-    )  # fmt: skip
-    check_supernet(named, None)
-    split = DataSplit(
-        settings.seed, settings.held_out, len(data.fit), len(data.held_out),
-        data_digest(data.held_out), data_digest(data.fit),
-    )  # fmt: skip
-    data = held_out_decoded(data, machine.workers)
-    if started is not None:
-        backbone = dataclasses.replace(backbone, recipe=started.recipe)
-        if source.train.damaged:  # no measure of what is left
-            mean, std = started.supernet.preprocessing.mean, started.supernet.preprocessing.std
-            same = dataclasses.replace(data.preprocessing, mean=mean, std=std)
-            data = dataclasses.replace(data, preprocessing=same)
-    recipe, origin = settings.recipe_of(backbone)
-    if not backbone.new_heads:
-        recipe = dataclasses.replace(recipe, probe=False)
-    check_recipe(recipe, settings)
-    network = gated(backbone, recipe)
-    if settings.sync_bn:
-        network = synchronised(network, machine.device)
-    if settings.target_time:
-        table = _time_table(network, settings, machine) if started is None else started.times
-        network = timed_by(network, table)
-    target = target_of(
-        network, params=settings.target_params, macs=settings.target_macs,
-        time=settings.target_time,
-    )  # fmt: skip
-    prior = prior_of(recipe, len(data.fit), constant=settings.constant_l2)
-    posterior = Posterior(
-        dataclasses.replace(
-            named, layers=recipe.gates, groups=recipe.groups, preprocessing=data.preprocessing
-        ),
-        split,
-        Objective(prior, settings.fixed_drop, target),
-        recipe,
-        settings.seed,
-        time_table(network),
-    )  # fmt: skip
-    check_alike(
-        json.dumps(to_json(posterior), sort_keys=True),
-        "all machines need the same images, options and versions of pgnas, torch and timm",
-    )
-    shares = _shares(recipe, len(data.fit))
-    remarks = (*backbone.remarks, *data.remarks, *remarks_on(data), *shares)
-    return _Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
-
-
-def _time_table(network: nn.Module, settings: FitSettings, machine: Machine) -> TimeTable:
-    """What the candidates' time is told by: a file of another device, or this one's."""
-    if settings.time_table:
-        return read_table(Path(settings.time_table))
-    found = ""
-    if rank() == 0:  # each would measure something else
-        found = text_of(table_of(network, batch=settings.time_batch, machine=machine))
-    return table_in(of_first(found), Path("the first process's times"))
-
-
-def _kept_options(backbone: Backbone) -> dict[str, Any]:
-    """The options that a file keeps; raises PgnasError where it would keep something else."""
-    try:
-        found: dict[str, Any] = as_read(backbone.options)
-    except TypeError as error:
-        raise PgnasError(
-            f"the backbone {backbone.name} has `options` that a file cannot keep"
-            f" ({one_line(error)}); possible: text, numbers, lists and dicts of them"
-        ) from None
-    return found
-
-
-def _shares(recipe: Recipe, images: int) -> list[str]:
-    """How several processes share a batch; raises PgnasError for one that is too small."""
-    batch, processes = min(recipe.batch_size, images), world_size()
-    if processes > 1 and batch < 2 * processes:
-        raise PgnasError(
-            f"a batch of {batch} images is too small for {processes} processes, which need two"
-            " each: raise `batch_size`, or start fewer"
-        )
-    if recipe.accumulate > 1 and batch < 2 * processes * recipe.accumulate:
-        raise PgnasError(
-            f"a batch of {batch} images is too small for `accumulate` {recipe.accumulate}: each"
-            f" part needs two; possible: up to {max(1, batch // (2 * processes))}"
-        )
-    return [f"{processes} processes share each batch of {batch}"] if processes > 1 else []
-
-
-def gated(backbone: Backbone, recipe: Recipe) -> nn.Module:
-    """The backbone's network with the gates that the recipe asks for."""
-    return make_concrete_(
-        backbone.network, backbone.input_shape, layers=recipe.gates, groups=recipe.groups,
-        initial_drop=recipe.initial_drop, operation_cost=recipe.operation_cost,
-        ungated=backbone.ungated,
-    )  # fmt: skip
-
-
-def _probed(prepared: _Prepared, seed: int, machine: Machine) -> Iterator[str]:
+def _probed(setup: Prepared, seed: int, machine: Machine) -> Iterator[str]:
     """Start new heads as linear probes; a remark on each."""
-    if not prepared.posterior.recipe.probe:
+    if not setup.posterior.recipe.probe:
         return
-    for head in prepared.new_heads:
-        yield probe_(prepared.network, head, prepared.data, seed=seed, machine=machine)
+    for head in setup.new_heads:
+        yield probe_(setup.network, head, setup.data, seed=seed, machine=machine)
 
 
 def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) -> FitPlan:

@@ -124,6 +124,6 @@ def test_options_that_a_file_cannot_keep_are_named_before_the_first_step(
     def typed(*names: Any, **more: Any) -> Backbone:
         return replace(build_backbone(*names, **more), options={"dtype": torch.float32})
 
-    monkeypatch.setattr("pgnas_cli.training.fitting.build_backbone", typed)
+    monkeypatch.setattr("pgnas_cli.training.preparing.build_backbone", typed)
     with pytest.raises(PgnasError, match="multibranch-tiny has `options` that a file cannot keep"):
         list(fit_events(Run(tmp_path / "run"), FitSettings()))
