@@ -23,8 +23,8 @@ from pgnas_cli.run import FitSettings
 from pgnas_cli.seeds import generator
 from pgnas_cli.sizes import Target
 from pgnas_cli.training import fit_network, prior_of
-from pgnas_cli.training.preparing import prepared as prepared_fit
 from pgnas_cli.training.loop import train
+from pgnas_cli.training.preparing import prepared as prepared_fit
 
 from .networks import Five, assert_exact, random_keep, tiny
 from .processes import ends, together
