@@ -1,6 +1,6 @@
 """Predicted time beside measured time, of networks that a time table has not seen.
 
-    python -m bench.times [NAME ...] [--batch 1] [--candidates 20]
+    python -m bench.times [NAME ...] [--runtime torch] [--batch 1] [--candidates 20]
 
 For each network a table is made as `pgnas profile` makes it. Then other random candidates of all
 sizes are cut, arranged and timed in turns with the whole network; both times are shares of the
@@ -16,11 +16,13 @@ from scipy.stats import spearmanr
 
 from bench import about, machine_line, one_checkout
 from bench.figures import DATA, Row, append, latest, percent, prose, table, taken
+from pgnas_cli import find_machine
+from pgnas_cli.data import placed
 from pgnas_cli.gates import gates
 from pgnas_cli.profiling import profiled, random_candidates, samples
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.slimming import wire
-from pgnas_cli.timing import milliseconds
+from pgnas_cli.timing import RUNTIMES, Forward, milliseconds
 from tests.networks import randomised
 
 PATH = DATA / "times.jsonl"
@@ -34,16 +36,19 @@ def row(name: str, options: argparse.Namespace) -> Row:
     pixels = PIXELS.get(name, 224)
     network = randomised(create_supernet(name, 10, input_shape=(3, pixels, pixels)))
     began = time.perf_counter()
-    made = profiled(network, batch=options.batch)
+    network = placed(network, find_machine(options.device).device)
+    forward = Forward(options.runtime, options.batch)
+    made = profiled(network, forward)
     seconds = time.perf_counter() - began
     keep = random_candidates(network, options.candidates, seed=1)
-    timed, whole = samples(network, keep, batch=options.batch)
+    timed, whole = samples(network, keep, forward)
     predicted = (milliseconds(made, wire(network, keep)) / made.whole).tolist()
     measured = [sample.whole / whole.whole for sample in timed]
     errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
     return {
-        "network": name, "px": pixels, "batch": options.batch, "runtime": "torch",
-        "gates": gates(network).count, "median": statistics.median(errors), "worst": max(errors),
+        "network": name, "px": pixels, "batch": options.batch, "runtime": options.runtime,
+        "device": made.device, "gates": gates(network).count,
+        "median": statistics.median(errors), "worst": max(errors),
         "spearman": float(spearmanr(predicted, measured).statistic), "seconds": round(seconds),
         "predicted": predicted, "measured": measured,
     }  # fmt: skip
@@ -66,6 +71,8 @@ def figures(rows: Sequence[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(PIXELS))
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--candidates", type=int, default=20)
     options = parser.parse_args()

@@ -220,7 +220,7 @@ def _timings(
         if key not in wholes:
             supernet = about.supernet.network()
             graph = gates(supernet).graph
-            dense = arranged(ungated_copy(supernet).eval(), "fast", graph)
+            dense = arranged(ungated_copy(supernet).eval(), "onnx" if onnx else "fast", graph)
             if onnx:  # runtime against the same runtime
                 dense = OnnxNetwork(in_onnx(dense, torch.randn(2, *shape)))
             wholes[key] = len(networks), graph
@@ -229,7 +229,8 @@ def _timings(
         at, graph = wholes[key]
         place = {"whole": at}
         if onnx:
-            layouts: list[tuple[str, nn.Module]] = [(f"{about.layout}, onnx", network)]
+            name = "onnx" if about.layout == "onnx" else f"{about.layout}, onnx"  # older files
+            layouts: list[tuple[str, nn.Module]] = [(name, network)]
         else:
             fast = arranged(copy.deepcopy(network), "fast", graph)
             layouts = [("small", network), ("fast", fast)]

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from .data import ImageData
 from .errors import PgnasError
-from .evaluation import latencies
 from .fields import check_range
 from .formats import (
     OPSETS,
     READERS,
     NetworkInfo,
-    OnnxNetwork,
     checked_slim,
     onnx_content,
     size_fields,
@@ -35,7 +33,7 @@ from .run import Run, run_at
 from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
-from .slimming import ROUND_TO, Layout
+from .slimming import ROUND_TO
 from .storage import MOST_BYTES, new_file, parse_json, read_bytes, remove_leftovers, write_bytes
 from .training import Batches
 from .units import clock
@@ -44,9 +42,6 @@ CANDIDATES = 1500  # that `export` draws where there are none
 LEAST_MINUTES = 1.0  # of the race that `export` runs, where the fit took less
 MINUTES = 10.0  # the same, where it is not known how long the fit took
 VERIFIED = 256  # held-out images on which slim and masked logits are compared
-FASTER = 0.95  # of the time of layout "small", from which "fast" is preferred
-TIMED = 2.0  # seconds, for each layout
-LAYOUTS: tuple[Layout, ...] = ("small", "fast")
 
 
 @dataclass(frozen=True)
@@ -105,15 +100,9 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
     batches = list(Batches(some, split.preprocessing, machine.device))
     if onnx:
         images = torch.cat(batches)[: len(some)]
-        made = []
-        for layout in LAYOUTS:
-            smaller = checked_slim(path, network, choice.keep, batches, layout, round_to=round_to)
-            told = dataclasses.replace(about, layout=layout)
-            content = onnx_content(
-                path, smaller, images, told, opset=opset, dynamic_size=dynamic_size
-            )
-            made.append((content, told))
-        content, about = _faster(made)
+        smaller = checked_slim(path, network, choice.keep, batches, "onnx", round_to=round_to)
+        about = dataclasses.replace(about, layout="onnx")
+        content = onnx_content(path, smaller, images, about, opset=opset, dynamic_size=dynamic_size)
         write_bytes(path, content)
         return about
     write_network(path, checked_slim(path, network, choice.keep, batches, round_to=round_to), about)
@@ -239,15 +228,3 @@ def _info(
         held_out_digest=posterior.split.digest,
         **size_fields(network, choice.keep, round_to),
     )
-
-
-def _faster(
-    made: list[tuple[bytes, NetworkInfo]],  # in layouts "small" and "fast"
-) -> tuple[bytes, NetworkInfo]:
-    """The file that runs faster here; within noise, the smaller one."""
-    shape = made[0][1].supernet.preprocessing.input_shape
-    networks = [OnnxNetwork(content) for content, _ in made]
-    small, fast = latencies(
-        networks, [shape, shape], batch=1, device=torch.device("cpu"), seconds=TIMED
-    )
-    return made[1] if fast < FASTER * small else made[0]

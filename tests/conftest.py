@@ -69,7 +69,6 @@ def _brief_timings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         brief = functools.partial(evaluation.latencies, seconds=0.05)
         patch.setattr(evaluation, "latencies", brief)
-        patch.setattr("pgnas_cli.exporting.TIMED", 0.05)
         yield
 
 

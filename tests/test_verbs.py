@@ -87,7 +87,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: finetune(NOBODY, epoch=1),
      "finetune: got an unexpected keyword argument 'epoch'; possible: `source`, `output`, `run`"),
     (lambda: load(None), "`path` 'None' is not known; possible: text, or a path"),
-    (lambda: load(NOBODY, "quick"), "`layout` 'quick' is not known; possible: small, or "),
+    (lambda: load(NOBODY, "quick"), "`layout` 'quick' is not known; possible: small, fast, or "),
     (lambda: load_data(None), "`name` 'None' is not known; possible: text"),
     (lambda: load_data("digits", held_out="half"), "`held_out` 'half' is not known; poss"),
     (lambda: create_supernet(None, 10), "`name` 'None' is not known; possible: text"),

@@ -1,11 +1,11 @@
 """`pgnas profile`: measure what candidates cost in time on this device."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import command
+from ..errors import PgnasError, command
 from ..fields import check_fields
 from ..registry import admit
 from ..run import FitSettings, settings_of
@@ -14,12 +14,27 @@ from ..units import percent
 from . import options
 from .options import takes, terminal_of
 
+if TYPE_CHECKING:
+    from ..timing import TimeTable
 
-@takes(FitSettings, only=("img_size", "time_batch", "seed"))
+
+@takes(
+    FitSettings,
+    only=("img_size", "time_runtime", "time_batch", "time_threads", "time_precision", "seed"),
+)
 def profile(
     given: dict[str, Any],
     backbone: Annotated[str, typer.Argument(help="A registered name, or timm/NAME.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, TIMES.json.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write, TIMES.json.")
+    ] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(help="Write PACK.zip for a device that has onnxruntime alone, measure there."),
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="What the script in the pack measured, RUNS.json.")
+    ] = None,
     channels: Annotated[int, typer.Option(help="Channels of an image: 1 for shades of grey.")] = 3,
     classes: Annotated[int, typer.Option(help="Classes of the head; others may follow.")] = 1000,
     device: options.Device = "auto",
@@ -35,33 +50,67 @@ def profile(
     admit(backbone)
     settings = settings_of(given)
     check_fields(settings)
-    new_file(output, force)
+    written = pack if output is None else output
+    if written is None or (pack and (output or runs)):
+        raise PgnasError("name one file to write: `output` TIMES.json, or `pack` PACK.zip")
+    new_file(written, force)
+    from ..data import placed
     from ..machine import find_machine
-    from ..profiling import profiled_backbone, write_table
+    from ..profiling import (
+        forward_of,
+        gated_backbone,
+        profiled,
+        table_of_runs,
+        write_pack,
+        write_table,
+    )
 
-    machine = find_machine(device, 0)
-    table = profiled_backbone(
-        backbone, classes=classes, channels=channels, img_size=settings.img_size,
-        batch=settings.time_batch, seed=settings.seed, machine=machine,
-    )  # fmt: skip
-    write_table(output, table)
-    found = {
-        "file": str(output), "device": table.device, "threads": table.threads,
-        "batch": table.batch, "whole_ms": table.whole, "error": table.error, "worst": table.worst,
-    }  # fmt: skip
-    if as_json:
-        terminal.json(found)
-    else:
-        terminal.result(
-            f"a forward of the whole network takes {table.whole:.3g} ms ({table.batch} images,"
-            f" {table.threads} threads, {table.device})"
-        )
-        terminal.result(
-            f"networks that the table was not made from: off by {percent(table.error)} (median),"
-            f" {percent(table.worst)} (worst)"
-        )
-        terminal.result(f"wrote {output}")
+    machine, seed = find_machine(device, 0), settings.seed
+    network = gated_backbone(
+        backbone, classes=classes, channels=channels, img_size=settings.img_size
+    )
     size = () if settings.img_size is None else ("--img-size", settings.img_size)
-    fit = command("fit", "--backbone", backbone, *size, "--data", "DIR", "--time-table", output,
+    if pack is not None:
+        write_pack(pack, network, forward_of(settings), seed=seed)
+        terminal.result(f"wrote {pack}")
+        terminal.note("next, on the device, where onnxruntime and numpy are installed:")
+        terminal.note(
+            f"  unzip {pack.name} onnx_runs.py && python onnx_runs.py {pack.name} -o RUNS.json"
+        )
+        made = command("profile", backbone, *size, "--runs", "RUNS.json", "-o", "TIMES.json")
+        terminal.note(f"then here: {made}")
+        return
+    if runs is not None:
+        table = table_of_runs(runs, network, seed=seed)
+    else:
+        network = placed(network, machine.device)
+        table = profiled(network, forward_of(settings), seed=seed)
+    write_table(written, table)
+    if as_json:
+        terminal.json(table_json(written, table))
+    else:
+        for line in table_lines(written, table):
+            terminal.result(line)
+    fit = command("fit", "--backbone", backbone, *size, "--data", "DIR", "--time-table", written,
                   "--target-time", "60%")  # fmt: skip
     terminal.note(f"next: {fit}")
+
+
+def table_json(file: Path, table: "TimeTable") -> dict[str, Any]:
+    """What a time table says of itself."""
+    names = ("runtime", "device", "threads", "batch", "precision", "error", "worst")
+    found = {name: getattr(table, name) for name in names}
+    return {"file": str(file), **found, "whole_ms": table.whole}
+
+
+def table_lines(file: Path, table: "TimeTable") -> list[str]:
+    """The same, in sentences."""
+    from ..profiling import described
+
+    return [
+        f"a forward of the whole network takes {table.whole:.3g} ms ({described(table)},"
+        f" {table.device})",
+        f"networks that the table was not made from: off by {percent(table.error)} (median),"
+        f" {percent(table.worst)} (worst)",
+        f"wrote {file}",
+    ]

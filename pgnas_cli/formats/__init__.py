@@ -9,7 +9,7 @@ from .network import (
     size_fields,
     write_network,
 )
-from .onnx import OPSETS, OnnxNetwork, in_onnx, onnx_content, read_onnx
+from .onnx import OPSETS, OnnxNetwork, in_onnx, onnx_content, quick_onnx, read_onnx
 
 # What `export` can write and `evaluate` can read, by the ending of the file.
 READERS = {".safetensors": read_network, ".onnx": read_onnx}

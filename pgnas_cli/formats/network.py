@@ -212,9 +212,9 @@ def _check_positions(network: nn.Module, state: dict[str, Tensor], path: Path) -
 def load(path: str | Path, layout: Layout = "small") -> nn.Module:
     """The exported network in `path`, in evaluation mode; needs neither run nor data.
 
-    Layout "small" multiplies only what is kept; "fast" is arranged for inference, with batch-norm
-    folded into the layers before it. Same outputs. The attribute `info` is its
-    `NetworkInfo`: classes, preprocessing, sizes.
+    Layout "small" multiplies only what is kept; "fast" is arranged for inference in torch, with
+    batch-norm folded into the layers before it, "onnx" for ONNX Runtime. Same outputs. The
+    attribute `info` is its `NetworkInfo`: classes, preprocessing, sizes.
     """
     network, info = read_network(Path(path), layout)
     network.info = info  # type: ignore[assignment]

@@ -62,9 +62,21 @@ class FitSettings:
     target_time: str | None = option(
         None, "The same in time of a forward on this device, measured first: 60%, or 4ms."
     )
+    time_runtime: str = option(
+        "torch", "What runs the forward that is timed: torch, or onnxruntime on a CPU.",
+        choices=("torch", "onnxruntime"), advanced=True,
+    )  # fmt: skip
     time_batch: int = option(
         1, "Images of the forward that is timed.", least=1, most=65536, advanced=True
     )
+    time_threads: int = option(
+        0, "Its threads on a CPU; 0: as many as this process uses.", least=0, most=1024,
+        advanced=True,
+    )  # fmt: skip
+    time_precision: str = option(
+        "float32", "What it computes in: float32, or bfloat16.", choices=("float32", "bfloat16"),
+        advanced=True,
+    )  # fmt: skip
     time_table: str | None = option(
         None, "Times of another device, FILE.json that profile wrote there.", advanced=True
     )

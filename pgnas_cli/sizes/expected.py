@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..gates import followers, gates
 from ..graph import Graph, Node
 from ..slimming import BLOCK, spread
-from ..timing import TimeTable, terms, time_table
+from ..timing import COEFFICIENTS, TimeTable, terms, time_table
 from .exact import NANOSECONDS, untouched_params, whole_layer_macs, whole_sizes
 
 LEAST = 1e-9  # probability of being dropped: its logarithm stays finite
@@ -173,7 +173,7 @@ class ExpectedTime:
     def __init__(self, table: TimeTable, graph: Graph) -> None:
         self.table, self.graph = table, graph
         steps = table.steps
-        names = ("fixed", "both", "inputs", "outputs", "picked", "block")
+        names = (*COEFFICIENTS, "block")
         numbers = {name: [float(getattr(step, name)) for step in steps] for name in names}
         self.numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
         self.widest = max(node.channels for node in graph.nodes)
@@ -203,8 +203,10 @@ class ExpectedTime:
             most = (self.most[places] / block).ceil() * block
             part = self._up_to(block, outputs[places], variance[places], most)
             rounded = rounded.index_copy(0, places, part)
-        reading = self._steps(terms(runs, there, rounded, runs * always))
-        picking = self._steps(terms(runs, read, rounded, runs * (by_choice + always)))
+        both = by_choice + always
+        some, any_ = always.clamp(0, 1), both.clamp(0, 1)
+        reading = self._steps(terms(runs, there, rounded, runs * always, runs * some))
+        picking = self._steps(terms(runs, read, rounded, runs * both, runs * any_))
         steps = torch.minimum(reading, picking)
         return self.table.constant + self.table.scale * steps.sum()
 
@@ -223,7 +225,7 @@ class ExpectedTime:
                     widths[at] = torch.maximum(widths[at], widths[operand])
         elif node.kind == "mix" and node.layer in kept:
             reads = kept[node.layer].sum()
-            return there, reads, reads, none
+            return there, reads, reads * (there - reads).clamp(0, 1), none
         elif node.kind in ("norm", "grouped"):  # reads what it writes
             reads = widths[at] * (nodes[node.inputs[0]].channels / node.channels)
             return reads, reads, none, reads * (there - reads).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Arrange a network for speed (layout "fast"): same logits, but for the order of sums.
+"""Arrange a network for speed (layouts "fast" and "onnx"): same logits, but for the order of sums.
 
 1. A batch-norm is folded into the convolution or linear layer whose output it alone reads.
 2. Numbers of channels become multiples of `BLOCK`: matrix products of odd sizes are slow. What is
@@ -11,8 +11,9 @@ Channels that a sum, a norm, an activation or a depthwise convolution ties toget
 and move together. The classes that an unknown step, the input or the logits touch stay as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations, product
 from math import prod
 from typing import Any, Literal, cast, get_args
@@ -26,12 +27,24 @@ from ..graph import Graph, Node
 from .folding import fold_, store_applied_
 from .layers import Constant, Narrow, narrow_, parameter_like
 
-Layout = Literal["small", "fast"]
+Layout = Literal["small", "fast", "onnx"]
 Way = Literal["whole", "slice", "pick"]
 
-PICK_COST = 45  # time to pick a channel, in MACs; measured on a CPU at 6 to 56 pixels
-TOUCH_COST = 15  # to compute a channel of a sum, an activation, a depthwise convolution
-SLICE_COST = 15  # the same, for a channel of a slice; half as much where the tensor is small
+
+@dataclass(frozen=True)
+class Costs:
+    """What a runtime takes, in MACs that it does in the same time."""
+
+    pick: float  # a channel at one pixel, read by picking
+    slice: float  # the same, within a slice; half as much where the tensor is small
+    touch: float  # the same, computed by a sum, an activation, a depthwise convolution
+    step: float  # a pick or slice, besides its channels
+
+
+COSTS = {  # measured on a CPU: bench/latency.py; "fast" is for torch, "onnx" for ONNX Runtime
+    "fast": Costs(pick=45, slice=15, touch=15, step=0),
+    "onnx": Costs(pick=45, slice=15, touch=15, step=2e6),
+}
 BLOCK = 8  # numbers of channels become multiples of it
 MOST_READERS = 4  # whose channels are put together; the others make do with the order found
 NEVER = 1e9  # MACs
@@ -42,24 +55,25 @@ _LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm, Narrow)
 def arranged(network: nn.Module, layout: Layout, graph: Graph) -> nn.Module:
     """A network in layout "small", or a whole one, in evaluation mode; changed in place.
 
-    `graph` is that of the super-network. In layout "fast" it is for inference, not for training.
+    `graph` is that of the super-network. In layout "fast" (for torch) or "onnx" (for ONNX Runtime)
+    it is for inference, not for training.
     """
     check_choice("layout", layout, get_args(Layout))
-    if layout == "fast":
+    if layout != "small":
         store_applied_(network, graph)
         fold_(network, graph)
-        _order_(network, graph)
+        _order_(network, graph, COSTS[layout])
     for module in network.modules():
         if isinstance(module, Narrow):
             module.find_span()
-            if layout == "fast" and module.read is not None:
+            if layout != "small" and module.read is not None:
                 module.read = module.read.int()  # faster than int64
     return network
 
 
 def pays(picks: int, inputs: int, weights: float) -> bool:
     """Whether picking `inputs` of `picks` channels saves time, of so many weights behind each."""
-    return PICK_COST * inputs < (picks - inputs) * weights  # MACs at one pixel
+    return COSTS["fast"].pick * inputs < (picks - inputs) * weights  # MACs at one pixel
 
 
 # --- the order of channels ----------------------------------------------------------------------
@@ -71,15 +85,17 @@ class Reader:
 
     wanted: tuple[int, ...]  # channels
     weights: float  # MACs behind each channel, at one pixel of the tensor
+    pixels: int  # of the tensor
+    costs: Costs
 
     def way(self, width: int, span: int) -> tuple[float, Way]:
         """The cheapest way to read, where the wanted channels lie within `span`, and what it costs
         besides their own MACs."""
-        wanted = len(self.wanted)
+        wanted, step = len(self.wanted), self.costs.step / self.pixels
         ways: list[tuple[float, Way]] = [
             ((width - wanted) * self.weights, "whole"),
-            (SLICE_COST * span + (span - wanted) * self.weights, "slice"),
-            (PICK_COST * wanted, "pick"),
+            (step + self.costs.slice * span + (span - wanted) * self.weights, "slice"),
+            (step + self.costs.pick * wanted, "pick"),
         ]
         return min(ways)
 
@@ -90,7 +106,7 @@ def best_order(width: int, readers: Sequence[Reader]) -> list[int]:
     Starts from the best order that puts the channels of two readers together, and moves blocks of
     channels that the same readers want, until no move saves anything.
     """
-    readers = sorted(readers, key=lambda reader: -PICK_COST * len(reader.wanted))[:MOST_READERS]
+    readers = sorted(readers, key=lambda reader: -len(reader.wanted))[:MOST_READERS]
     wanted = [set(reader.wanted) for reader in readers]
     blocks: dict[tuple[bool, ...], list[int]] = {}
     for channel in range(width):
@@ -137,8 +153,9 @@ def filled(widths: Tensor, room: int, block: int = BLOCK) -> Tensor:
 class _Classes:
     """Which class each run of channels of each tensor belongs to, and the order of each class."""
 
-    def __init__(self, network: nn.Module, graph: Graph) -> None:
-        self.graph, self.network, self.shared = graph, network, graph.shared()
+    def __init__(self, network: nn.Module, graph: Graph, costs: Costs) -> None:
+        self.graph, self.network, self.costs = graph, network, costs
+        self.shared = graph.shared()
         self.modules = dict(network.named_modules())
         self.root: list[int] = []  # a class is known by its first member
         self.widths: list[int] = []
@@ -238,7 +255,7 @@ class _Classes:
             read = getattr(self.modules.get(node.layer), "read", None)
             alone = len(source) == 1 and self.repeats[node.inputs[0]] == 1
             if alone and read is not None and len(read):
-                reader = Reader(tuple(read.tolist()), self.weights(at))
+                reader = self.reader(at, read.tolist())
                 readers.setdefault(self._find(source[0]), []).append(reader)
             if node.kind == "mix":
                 products |= {self._find(self.parts[at][0])}
@@ -263,16 +280,17 @@ class _Classes:
         """Whether a norm or depthwise convolution that picks its inputs had better compute all."""
         node = self.graph.nodes[at]
         read, source = self.modules[node.layer].read, node.inputs[0]
-        mine, extra = self._find(self.parts[at][0]), 0.0
+        mine, extra, touch = self._find(self.parts[at][0]), 0.0, self.costs.touch
         for other, one in enumerate(self.graph.nodes):
             pixels, module = prod(one.size), self.modules.get(one.layer)
             mixes = one.kind == "mix" and isinstance(module, nn.Conv2d | nn.Linear)
             if mine in self._roots(other):
-                extra += pixels * (cast(Any, module).weight[0].numel() if mixes else TOUCH_COST)
+                extra += pixels * (cast(Any, module).weight[0].numel() if mixes else touch)
             if mixes and mine in self._roots(one.inputs[0]):
                 extra += pixels * self.weights(other)
         more = len(self.labels(source)) - len(read)
-        self.whole |= {at} if more * extra < PICK_COST * len(read) * prod(node.size) else set()
+        picking = self.costs.step + self.costs.pick * len(read) * prod(node.size)
+        self.whole |= {at} if more * extra < picking else set()
         return at in self.whole
 
     def _roots(self, at: int) -> list[int]:
@@ -295,6 +313,11 @@ class _Classes:
         weight: Any = layer.weight
         return float(len(weight) * prod(weight.shape[2:]) * pixels)
 
+    def reader(self, at: int, wanted: Sequence[int]) -> Reader:
+        """The layer at `at`, which reads the channels `wanted`."""
+        pixels = prod(self.graph.nodes[self.graph.nodes[at].inputs[0]].size)
+        return Reader(tuple(wanted), self.weights(at), pixels, self.costs)
+
     def labels(self, at: int) -> list[int]:
         """For each channel of a tensor as it will be: which one it was; ~n for a repeat of n."""
         found: list[int] = []
@@ -307,8 +330,8 @@ class _Classes:
         return found
 
 
-def _order_(network: nn.Module, graph: Graph) -> None:
-    classes = _Classes(network, graph)
+def _order_(network: nn.Module, graph: Graph, costs: Costs) -> None:
+    classes = _Classes(network, graph, costs)
     for layer, calls in graph.calls().items():
         at, node = calls[0], graph.nodes[calls[0]]
         module: Any = classes.modules.get(layer)
@@ -326,7 +349,7 @@ def _order_(network: nn.Module, graph: Graph) -> None:
         elif node.cuttable and isinstance(module, _LAYERS):
             given = classes.labels(node.inputs[0])
             if node.kind == "mix":
-                _read_(module, given, classes.weights(at))
+                _read_(module, given, partial(classes.reader, at))
             elif (read := getattr(module, "read", None)) is not None:
                 place = {label: position for position, label in enumerate(given)}
                 wanted = read.tolist()
@@ -352,7 +375,7 @@ def _take_rows_(module: Any, rows: Sequence[int]) -> None:
             setattr(module, name, parameter_like(new, old) if learns else new)
 
 
-def _read_(layer: Any, labels: Sequence[int], weights: float) -> None:
+def _read_(layer: Any, labels: Sequence[int], reader: Callable[[list[int]], Reader]) -> None:
     """Let a convolution or linear layer find its inputs where they lie now, in the cheapest way."""
     old, plane, read = layer.weight, getattr(layer, "plane", False), getattr(layer, "read", None)
     inputs = range(old.shape[1] - plane) if read is None else read.tolist()
@@ -363,7 +386,7 @@ def _read_(layer: Any, labels: Sequence[int], weights: float) -> None:
         chosen = range(len(labels))
     elif wanted:
         span = range(wanted[0], wanted[-1] + 1)
-        way = Reader(tuple(wanted), weights).way(len(labels), len(span))[1]
+        way = reader(wanted).way(len(labels), len(span))[1]
         chosen = {"whole": range(len(labels)), "slice": span, "pick": wanted}[way]
     if read is None and [*labels] == [*inputs]:
         return

@@ -38,9 +38,10 @@ def slim(
     """The candidate `keep`, bool (gates,), as a network of its own, in evaluation mode.
 
     Same logits as `masked(network, keep)` in evaluation mode. Layout "small" stores and multiplies
-    only what is kept; "fast" is arranged for inference: batch-norm folded, numbers and orders of
-    channels that are fast. `round_to` makes numbers of channels multiples of it where the network
-    is wide enough, with zero weights for what was dropped.
+    only what is kept; "fast" (in torch) and "onnx" (in ONNX Runtime) are arranged for inference:
+    batch-norm folded, numbers and orders of channels that are fast. `round_to` makes numbers of
+    channels multiples of it where the network is wide enough, with zero weights for what was
+    dropped.
     """
     check_keep(network, keep, axes=(1,))
     wiring = wire(network, keep[None], round_to=round_to)

@@ -1,6 +1,9 @@
 """What a candidate costs in time on one device: a table of measured steps, and its predictions."""
 
 from .table import (
+    COEFFICIENTS,
+    RUNTIMES,
+    Forward,
     StepTime,
     TimeTable,
     check_table,

@@ -2,17 +2,19 @@
 
 A step that multiplies i inputs into o outputs, which are O up to a whole block, takes
 
-    fixed + both x i x O + inputs x i + outputs x O + picked x (channels that are picked)
+    fixed + both x i x O + inputs x i + outputs x O + picked x (channels that are picked) + picking
 
-milliseconds; no coefficient is negative. Kernels work on blocks of outputs: the 33rd output costs
-as much as the 33rd to 64th together. Steps of one kind and shape share coefficients.
+milliseconds, the last where any channel is picked; no coefficient is negative. Kernels work on
+blocks of outputs: the 33rd output costs as much as the 33rd to 64th together. Steps of one kind and
+shape share coefficients.
 `scale` and `constant` bring the sum of the steps to the time of a forward that is not stopped
 between them.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,15 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ..errors import PgnasError
+from ..fields import check_choice
 from ..gates import gates
 from ..graph import Graph, Node
+from ..machine import PRECISIONS
 from ..slimming import Wiring, wire
 from .work import WEIGHED, Sample, Work, planned_work
 
+RUNTIMES = ("torch", "onnxruntime")
+COEFFICIENTS = ("fixed", "both", "inputs", "outputs", "picked", "picking")  # of a step
 BLOCKS = (8, 16, 32)  # outputs that kernels may compute at a time
 LONGEST_STEP = 1e9  # milliseconds
 SHORTEST = 1e-5  # of a whole network
@@ -44,7 +50,27 @@ class StepTime:
     inputs: float = 0.0
     outputs: float = 0.0
     picked: float = 0.0
+    picking: float = 0.0
     block: int = 1
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward that is timed."""
+
+    runtime: str = "torch"  # or "onnxruntime"
+    batch: int = 1  # images
+    threads: int = 0  # 0: as many as this process uses
+    precision: str = "float32"  # or, in torch, "bfloat16"
+
+    def __post_init__(self) -> None:
+        check_choice("time_runtime", self.runtime, RUNTIMES)
+        check_choice("time_precision", self.precision, PRECISIONS)
+        if (self.runtime, self.precision) == ("onnxruntime", "bfloat16"):
+            raise PgnasError(
+                "ONNX Runtime is timed in float32 only; leave out `time_precision`, or choose"
+                " `time_runtime` torch"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,17 +92,20 @@ class TimeTable:
     worst: float = 0.0  # the largest of these errors
 
 
-def terms(runs: Tensor, inputs: Tensor, rounded: Tensor, picked: Tensor) -> dict[str, Tensor]:
+def terms(
+    runs: Tensor, inputs: Tensor, rounded: Tensor, picked: Tensor, picking: Tensor
+) -> dict[str, Tensor]:
     """What the coefficients of a step are multiplied with; `rounded` outputs fill whole blocks."""
     return {
         "fixed": runs, "both": runs * inputs * rounded, "inputs": runs * inputs,
-        "outputs": runs * rounded, "picked": picked,
+        "outputs": runs * rounded, "picked": picked, "picking": picking,
     }  # fmt: skip
 
 
 def terms_of(work: Work, block: int) -> dict[str, Tensor]:
     """The same, of a step whose kernel computes `block` outputs at a time."""
-    return terms(work.runs, work.inputs, (work.outputs / block).ceil() * block, work.picked)
+    rounded = (work.outputs / block).ceil() * block
+    return terms(work.runs, work.inputs, rounded, work.picked, (work.picked > 0).double())
 
 
 def step_time(step: StepTime, work: Work) -> Tensor:
@@ -105,7 +134,11 @@ def fitted(
         alike.setdefault(signature(network, graph, node), []).append(position)
     steps: list[StepTime] = [StepTime(node.name) for node in graph.nodes]
     for kind in dict.fromkeys(node.kind for node in graph.nodes):
-        of_kind = [p for p in alike.values() if graph.nodes[p[0]].kind == kind]
+        of_kind = [
+            places
+            for places in alike.values()
+            if graph.nodes[places[0]].kind == kind and samples[0].steps[places[0]] is not None
+        ]
         tried = []
         for block in BLOCKS if kind in WEIGHED else (1,):
             solved = [_solved(kind, block, places, samples) for places in of_kind]
@@ -117,6 +150,8 @@ def fitted(
             for place in places:
                 step = StepTime(graph.nodes[place].name, **coefficients, block=best[1])
                 steps[place] = step
+    if None in samples[0].steps:
+        steps = _with_rest(steps, graph, samples)
     sums = [
         float(sum(step_time(s, w) for s, w in zip(steps, sample.work, strict=True)))
         for sample in samples
@@ -136,14 +171,52 @@ def _solved(
         for place in places:
             rows.append(terms_of(sample.work[place], block))
             times.append(sample.steps[place])
-    names = [name for name in rows[0] if name != "both" or kind == "mix"]
+    without = {"both"} if kind != "mix" else set()
+    if None in samples[0].steps:  # picking is a step of its own
+        without |= {"picked", "picking"}
+    names = [name for name in rows[0] if name not in without]
     design = np.array([[float(row[name]) for name in names] for row in rows])
-    wanted = np.array(times)
+    found, residual = _nonnegative(design, np.array(times, dtype=float))
+    return dict(zip(names, found, strict=True)), residual
+
+
+def _nonnegative(design: Any, wanted: Any) -> tuple[list[float], float]:
+    """Nonnegative coefficients of the columns of `design`, and the weighted squared residual."""
     weight = 1 / np.sqrt(np.maximum(wanted, 1e-4))  # errors grow with the root of the time
     size = np.abs(design).max(0)
     size[size == 0] = 1
     found, residual = nnls(design / size * weight[:, None], wanted * weight)
-    return dict(zip(names, map(float, found / size), strict=True)), float(residual) ** 2
+    return [float(value) for value in found / size], float(residual) ** 2
+
+
+def _with_rest(
+    steps: Sequence[StepTime], graph: Graph, samples: Sequence[Sample]
+) -> list[StepTime]:
+    """Steps that a runtime does not time one by one share a law: per step, by what they read and
+    write, and by what is picked."""
+    nodes = graph.nodes
+    written = [prod(node.size) for node in nodes]
+    read = [prod(nodes[node.inputs[0]].size) if node.inputs else 0 for node in nodes]
+    rows = []
+    for sample in samples:
+        row = np.zeros(5)
+        for at, work in enumerate(sample.work):
+            picked = float(work.picked)
+            row[3:] += (picked * read[at], picked > 0)
+            if sample.steps[at] is None:
+                inputs, outputs = float(work.inputs) * read[at], float(work.outputs) * written[at]
+                row[:3] += float(work.runs) * np.array([1, inputs, outputs])
+        rows.append(row)
+    rest = np.array([sample.rest for sample in samples])
+    fixed, inputs, outputs, picked, picking = _nonnegative(np.array(rows), rest)[0]
+    found = []
+    for at, step in enumerate(steps):
+        if samples[0].steps[at] is None:
+            step = replace(
+                step, fixed=fixed, inputs=inputs * read[at], outputs=outputs * written[at]
+            )
+        found.append(replace(step, picked=picked * read[at], picking=picking))
+    return found
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -202,7 +275,7 @@ def timed_by(network: nn.Module, table: TimeTable | None) -> nn.Module:
 
 def check_table(table: TimeTable, path: Path) -> None:
     """Raise PgnasError for numbers that no profile writes."""
-    numbers = [n for s in table.steps for n in (s.fixed, s.both, s.inputs, s.outputs, s.picked)]
+    numbers = [getattr(step, name) for step in table.steps for name in COEFFICIENTS]
     sane = (
         min(numbers, default=0) >= 0
         and max(numbers, default=0) < LONGEST_STEP

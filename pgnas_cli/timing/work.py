@@ -32,8 +32,9 @@ class Sample:
     """A network that was timed, step by step."""
 
     work: tuple[Work, ...]  # of its steps, each of one network
-    steps: tuple[float, ...]  # milliseconds of each
+    steps: tuple[float | None, ...]  # milliseconds of each, where it is timed on its own
     whole: float  # milliseconds of its forward
+    rest: float = 0.0  # milliseconds of the steps that are not timed one by one
 
 
 def planned_work(wiring: Wiring, block: int = BLOCK) -> list[tuple[Work, Work]]:

@@ -14,7 +14,7 @@ from ..distributed import check_alike, first_here, of_first, rank, synchronised,
 from ..errors import PgnasError, one_line
 from ..gates import Prior, make_concrete_
 from ..machine import Machine
-from ..profiling import read_table, table_in, table_of, text_of
+from ..profiling import forward_of, read_table, table_in, table_of, text_of
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
 from ..run import FitSettings, check_recipe
@@ -129,7 +129,7 @@ def _time_table(network: nn.Module, settings: FitSettings, machine: Machine) -> 
         return read_table(Path(settings.time_table))
     found = ""
     if rank() == 0:  # each would measure something else
-        found = text_of(table_of(network, batch=settings.time_batch, machine=machine))
+        found = text_of(table_of(network, forward_of(settings), machine))
     return table_in(of_first(found), Path("the first process's times"))
 
 

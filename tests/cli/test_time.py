@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgnas_cli import count, profiling
+from pgnas_cli import count, find_machine, profiling
 from pgnas_cli.gates import gates
 from pgnas_cli.profiling import write_table
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
-from pgnas_cli.timing import timed_by
+from pgnas_cli.timing import Forward, timed_by
 
 from ..conftest import object_of, refused, run, said
 from ..networks import made_up_times, tiny
@@ -52,7 +52,9 @@ def test_a_fit_aims_at_a_time_and_draws_keep_within_one(table: float) -> None:
 def test_an_interrupted_fit_keeps_the_times_it_began_with(
     table: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiling, "profiled", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        profiling.tables, "profiled", lambda *_, **__: pytest.fail("measured again")
+    )
     assert run(*FIT, "--epochs", "1") == 0
     bytes_ = Path("r/posterior.safetensors").read_bytes()
     Path("times.json").write_text("{}")
@@ -98,8 +100,8 @@ def test_a_budget_in_time_needs_a_fit_with_times(fitted: Run) -> None:
 def test_a_profile_is_a_table_of_its_network_and_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(profiling, "NETWORKS", 8)
-    monkeypatch.setattr(profiling, "SECONDS", 0.0)
+    monkeypatch.setattr(profiling.tables, "NETWORKS", 8)
+    monkeypatch.setattr(profiling.onnx_runs, "SECONDS", 0.0)
     found = object_of("profile", "multibranch-tiny", "--img-size", "16", "-o", "t.json")
     assert found["whole_ms"] > 0
     assert 0 <= found["error"] <= found["worst"]
@@ -107,6 +109,8 @@ def test_a_profile_is_a_table_of_its_network_and_remembered(
     table = profiling.read_table(Path("t.json"))
     assert len(table.steps) == len(gates(network).graph.nodes)
     timed_by(network, table)  # fits
-    first = profiling.table_of(network, batch=1, machine=profiling.Machine())
-    monkeypatch.setattr(profiling, "profiled", lambda *_, **__: pytest.fail("measured again"))
-    assert profiling.table_of(network, batch=1, machine=profiling.Machine()) == first
+    first = profiling.table_of(network, Forward(), find_machine("cpu"))
+    monkeypatch.setattr(
+        profiling.tables, "profiled", lambda *_, **__: pytest.fail("measured again")
+    )
+    assert profiling.table_of(network, Forward(), find_machine("cpu")) == first

@@ -1,4 +1,4 @@
-"""Layout "fast": the same logits from folded, ordered and rounded layers."""
+"""Layouts "fast" and "onnx": the same logits from folded, ordered and rounded layers."""
 
 import copy
 import random
@@ -14,17 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from pgnas_cli.gates import gates, make_concrete_
-from pgnas_cli.slimming import arranged, difference, largest_difference, slim, ungated_copy
-from pgnas_cli.slimming.arrange import Reader, best_order
+from pgnas_cli.slimming import Layout, arranged, difference, largest_difference, slim, ungated_copy
+from pgnas_cli.slimming.arrange import COSTS, Reader, best_order
 from pgnas_cli.slimming.layers import Narrow
 
 from ..networks import Five, random_keep, randomised, seeded, supernet, tiny
 from .test_timm_families import FAMILIES
 
+FOR_SPEED: tuple[Layout, ...] = ("fast", "onnx")
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["multibranch-tiny", "densenet121", "mixnet_s", *FAMILIES])
-def test_layout_fast_has_the_logits_of_the_masked_network(name: str) -> None:
+def test_layouts_for_speed_have_the_logits_of_the_masked_network(name: str) -> None:
     network = supernet(name)
     channels, height, width = gates(network).graph.input_shape
     images = torch.randn(2, channels, height, width, generator=seeded(1))
@@ -32,11 +34,14 @@ def test_layout_fast_has_the_logits_of_the_masked_network(name: str) -> None:
         network, pixels = network.to(dtype), images.to(dtype)
         for drop in (0.3, 0.5, 0.9):
             keep = random_keep(network, drop, seed=1)
-            fast = slim(network, keep, "fast")
-            assert largest_difference(network, keep, fast, [pixels]) <= most, drop
-        whole = ungated_copy(network)
-        expected = whole(pixels)
-        assert difference(arranged(whole, "fast", gates(network).graph)(pixels), expected) <= most
+            for layout in FOR_SPEED:
+                fast = slim(network, keep, layout)
+                assert largest_difference(network, keep, fast, [pixels]) <= most, (drop, layout)
+        for layout in FOR_SPEED:
+            whole = ungated_copy(network)
+            expected = whole(pixels)
+            found = arranged(whole, layout, gates(network).graph)(pixels)
+            assert difference(found, expected) <= most
 
 
 @torch.no_grad()
@@ -143,11 +148,15 @@ def _cost(order: list[int], readers: list[Reader]) -> float:
 @pytest.mark.parametrize("readers", [1, 2, 3, 4])
 def test_order_costs_as_little_as_the_best_of_all(readers: int) -> None:
     draw = random.Random(readers)
-    for _ in range(12):
+    for turn in range(12):
+        costs = COSTS[FOR_SPEED[turn % 2]]
         some = [
-            Reader(tuple(sorted(draw.sample(range(6), draw.randint(1, 5)))), draw.uniform(5, 200))
+            Reader(
+                tuple(sorted(draw.sample(range(6), draw.randint(1, 5)))), draw.uniform(5, 200),
+                draw.choice((4, 49, 10**5)), costs,
+            )
             for _ in range(readers)
-        ]
+        ]  # fmt: skip
         found = best_order(6, some)
         assert sorted(found) == list(range(6))
         least = min(_cost(list(order), some) for order in permutations(range(6)))

@@ -187,7 +187,9 @@ def test_wrong_arguments_are_refused() -> None:
     network = tiny()
     with pytest.raises(PgnasError, match="`round_to` 0 is out of range; possible: 1 to 1024"):
         slim(network, everything(network), round_to=0)
-    with pytest.raises(PgnasError, match="`layout` 'quick' is not known; possible: small, fast"):
+    with pytest.raises(
+        PgnasError, match="`layout` 'quick' is not known; possible: small, fast, onnx"
+    ):
         slim(network, everything(network), "quick")  # type: ignore[arg-type]
 
 

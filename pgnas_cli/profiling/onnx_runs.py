@@ -1,0 +1,132 @@
+"""Time ONNX files, as a whole and step by step. Needs onnxruntime and numpy, not pgnas.
+
+    python onnx_runs.py networks.zip -o runs.json [--threads 1] [--seconds 40]
+
+`pgnas profile --pack networks.zip` writes the networks and this script; `pgnas profile --runs
+runs.json` makes the time table.
+"""
+
+import argparse
+import json
+import platform
+import re
+import tempfile
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEPWISE = 12  # runs of a network in which its steps are timed
+TURNS = 5  # of all networks, at least; and as many as take less than
+SECONDS = 40.0
+MOST_TURNS = 40
+UNDISTURBED = 0.2  # quantile of repeated times: other work on the machine only adds to them
+
+
+def more_turns(turn: int, seconds: float, most: float = SECONDS) -> bool:
+    """Whether all networks are run again, after so many turns and seconds."""
+    return turn < TURNS or (turn < MOST_TURNS and seconds < most)
+
+
+def turns_expected(pace: float, most: float = SECONDS) -> int:
+    """How many turns there will be, of `pace` seconds each."""
+    return round(max(TURNS, min(MOST_TURNS, most / pace)))
+
+
+def undisturbed(seconds: Sequence[float]) -> float:
+    """Milliseconds of a run that other work on the machine does not slow."""
+    return 1000 * float(np.quantile(seconds, UNDISTURBED))
+
+
+def session(content: bytes, threads: int, steps_in: str | None = None) -> Any:
+    """A network ready to run; its steps are timed into a file in the folder `steps_in`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if steps_in is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(steps_in) / "steps")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def step_times(content: bytes, images: Any, threads: int) -> dict[str, float]:
+    """Milliseconds of each step of a network, by the name that ONNX Runtime gives it."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = session(content, threads, folder)
+        for _ in range(STEPWISE):
+            run.run(None, {"images": images})
+        events = json.loads(Path(run.end_profiling()).read_text(encoding="utf-8"))
+    found: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            found[re.sub("_kernel_time$", "", event["name"])].append(event["dur"] / 1e6)
+    return {name: undisturbed(times) for name, times in found.items()}
+
+
+def timed(
+    contents: Iterable[bytes],
+    images: Any,  # float32 (batch, channels, height, width)
+    *,
+    threads: int,
+    seconds: float = SECONDS,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Of each network the milliseconds of a forward and of its steps, networks taking turns."""
+    found: list[dict[str, Any]] = []
+    runs = []
+    for content in contents:
+        found.append({"steps": step_times(content, images, threads)})
+        runs.append(session(content, threads))
+        runs[-1].run(None, {"images": images})
+    times: list[list[float]] = [[] for _ in runs]
+    began, turn = time.perf_counter(), 0
+    while more_turns(turn, time.perf_counter() - began, seconds):
+        for at, run in enumerate(runs):
+            start = time.perf_counter()
+            run.run(None, {"images": images})
+            times[at].append(time.perf_counter() - start)
+            done = turn * len(runs) + at + 1
+            turns = turns_expected((time.perf_counter() - began) / done * len(runs), seconds)
+            tell(done, max(done, turns * len(runs)))
+        turn += 1
+    for row, own in zip(found, times, strict=True):
+        row["whole"] = undisturbed(own)
+    return found
+
+
+def images_of(batch: int, input_shape: Sequence[int]) -> Any:
+    """The images that are timed, float32 (batch, channels, height, width)."""
+    return np.random.default_rng(0).standard_normal((batch, *input_shape), dtype=np.float32)
+
+
+def main() -> None:
+    """Time the networks of a pack."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--output", "-o", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    options = parser.parse_args()
+    with zipfile.ZipFile(options.pack) as pack:
+        about = json.loads(pack.read("about.json"))
+        names = sorted(name for name in pack.namelist() if name.endswith(".onnx"))
+        rows = timed(
+            (pack.read(name) for name in names),
+            images_of(about["batch"], about["input_shape"]),
+            threads=options.threads, seconds=options.seconds,
+            tell=lambda done, total: print(f"\r{done} of {total} runs", end="", flush=True),
+        )  # fmt: skip
+    device = platform.processor() or platform.machine()
+    found = {**about, "threads": options.threads, "device": device, "networks": rows}
+    options.output.write_text(json.dumps(found), encoding="utf-8")
+    print(f"\nwrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()
