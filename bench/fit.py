@@ -39,7 +39,7 @@ from pgnas_cli.training import gated, score
 from pgnas_cli.training.scoring import Score
 from pgnas_cli.training.size_control import DECIDED
 
-RIVALS = ("magnitude", "group-norm", "oto")
+RIVALS = (*rivals.PRUNERS, "oto")
 SIDES = ("whole", "pgnas", "fixed", "random", "narrow", *RIVALS)
 CANDIDATES = {"t1": 20, "t1c": 20, "t2": 60, "t3": 100}
 

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pgnas_cli.data import Preprocessing
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+PRUNERS = ("magnitude", "group-norm")  # of Torch-Pruning
 
 
 def size_of(network: nn.Module, kind: str, example: Tensor) -> int:
@@ -77,7 +78,8 @@ def torch_pruned(
     """Half the steps, a cut to `share` of the size, half the steps."""
     import torch_pruning as tp
 
-    example = torch.zeros(1, *preprocessing.input_shape)
+    device = next(network.parameters()).device
+    example = torch.zeros(1, *preprocessing.input_shape, device=device)
     batches = iter(batches)
     grouped = side == "group-norm"
 

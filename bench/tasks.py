@@ -4,6 +4,7 @@ t1: timm/tf_efficientnet_lite0 with pretrained weights, photos of 112 px, 350 ba
 in all; where the head starts as a linear probe, its pass over the images is the first fifty.
 t1c: the same on 2,000 CIFAR images as JPEG, which the weights have never seen, enlarged to 112 px;
 1,500 held out. t2: multibranch-tiny from scratch on 10,000 of them, 2,500 held out. t3: digits.
+t4: timm/resnet50 from scratch on the images of t2, 20 epochs.
 """
 
 import argparse
@@ -33,6 +34,13 @@ def backbone_of(task: str, seed: int, options: argparse.Namespace, width: float 
         return dataclasses.replace(
             found, recipe=dataclasses.replace(found.recipe, epochs=7, batch_size=40)
         )
+    if task == "t4":
+        found = build_backbone("timm/resnet50", classes=10, size=32, start=Start(seed=seed))
+        recipe = dataclasses.replace(
+            found.recipe, epochs=20, batch_size=128, opt="adamw", sched="cosine",
+            decay_milestones=(), drop_opt="adam",
+        )  # fmt: skip
+        return dataclasses.replace(found, recipe=recipe)
     channels, size = (3, 32) if task == "t2" else (1, 8)
     found = build_backbone(
         "multibranch-tiny", classes=10, channels=channels, size=size, start=Start(seed=seed)
@@ -54,7 +62,9 @@ def some_of(source: Source, total: int) -> Source:
 def data_of(task: str, seed: int, backbone: Backbone, options: argparse.Namespace) -> ImageData:
     """Fit, held-out and test images; held-out ones decoded."""
     cifar = str(options.cifar)
-    source = find_data({"t1": str(options.photos), "t1c": cifar, "t2": cifar, "t3": "digits"}[task])
+    source = find_data(
+        {"t1": str(options.photos), "t1c": cifar, "t2": cifar, "t3": "digits", "t4": cifar}[task]
+    )
     held_out = 0.2
     if source.small == 32:  # the same images for every seed
         total, held_out = (3500, 3 / 7) if task == "t1c" else (12500, 0.2)

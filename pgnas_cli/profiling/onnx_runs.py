@@ -27,13 +27,14 @@ MOST_TURNS = 40
 UNDISTURBED = 0.2  # quantile of repeated times: other work on the machine only adds to them
 
 
-def more_turns(turn: int, seconds: float, most: float = SECONDS) -> bool:
+def more_turns(turn: int, seconds: float, most: float | None = None) -> bool:
     """Whether all networks are run again, after so many turns and seconds."""
-    return turn < TURNS or (turn < MOST_TURNS and seconds < most)
+    return turn < TURNS or (turn < MOST_TURNS and seconds < (SECONDS if most is None else most))
 
 
-def turns_expected(pace: float, most: float = SECONDS) -> int:
+def turns_expected(pace: float, most: float | None = None) -> int:
     """How many turns there will be, of `pace` seconds each."""
+    most = SECONDS if most is None else most
     return round(max(TURNS, min(MOST_TURNS, most / pace)))
 
 
@@ -74,7 +75,7 @@ def timed(
     images: Any,  # float32 (batch, channels, height, width)
     *,
     threads: int,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Of each network the milliseconds of a forward and of its steps, networks taking turns."""
