@@ -44,6 +44,7 @@ QUICK = {
     "rank": ["-j", "0"],
     "export": ["-j", "0", "--force"],
     "evaluate": ["-j", "0", "-b", "2"],
+    "predict": ["-j", "0"],
     "finetune": ["--epochs", "1", "-j", "0", "--force"],
 }
 

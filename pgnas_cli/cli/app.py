@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     processes the first one talks; the others say only what they alone found.
     """
     if sys.stdout is None:  # closed: nobody wants it
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -190,9 +190,9 @@ class _Steps:
     def evaluated(
         self, home: Run, files: dict[str, Path]
     ) -> "tuple[list[Evaluation], Path | None]":
-        """Test errors of the networks, kept in the run, and the file of a test image, if it has one.
+        """Test errors of the networks, kept in the run, and the file of a test image.
 
-        No errors where there are no test images.
+        No errors where there are no test images, no file where they lie in none.
         """
         from ..data import find_data
         from ..evaluation import evaluate, write_evaluations
