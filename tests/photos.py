@@ -1,10 +1,11 @@
 """Photos that a random network does not see as one class, and such a network in both formats."""
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from pgnas_cli.data import DataName, Preprocessing
@@ -15,6 +16,7 @@ from pgnas_cli.formats import (
     size_fields,
     write_network,
 )
+from pgnas_cli.gates import masked
 from pgnas_cli.run.posterior import SupernetSpec
 
 from .networks import random_keep, randomised, seeded
@@ -41,14 +43,19 @@ def noisy_photos(folder: Path, each: int = 24) -> Path:
     return folder
 
 
-def classifier_file(path: Path, backbone: str = "timm/test_efficientnet", size: int = 48) -> Path:
+def classifier_file(path: Path, channels: int = 3, size: int = 48) -> Path:
     """Write a random candidate for three classes to FILE.safetensors or FILE.onnx."""
-    images = Preprocessing(3, size, (0.5, 0.4, 0.45), (0.2, 0.25, 0.22), "bicubic", 0.9)
-    spec = SupernetSpec(
-        backbone, {}, "all", "layer", CLASSES, images, DataName("photos", folder=True)
-    )
-    whole = randomised(spec.network())
+    mean, std = (0.5, 0.4, 0.45)[:channels], (0.2, 0.25, 0.22)[:channels]
+    images = Preprocessing(channels, size, mean, std, "bicubic", 0.9)
+    backbone = "multibranch-tiny" if channels == 1 else "timm/test_efficientnet"
+    spec = SupernetSpec(backbone, {}, "all", "layer", CLASSES, images, DataName("photos", True))
+    whole: Any = randomised(spec.network())
     keep = random_keep(whole, 0.2)
+    shape = (64, channels, 4, 4)
+    blocks = F.interpolate(torch.randn(shape, generator=seeded(4)), size, mode="bicubic")
+    with torch.no_grad(), masked(whole, keep):
+        head = whole.head if channels == 1 else whole.classifier
+        head.bias -= whole(blocks).mean(0)  # else one class is always ahead
     about = NetworkInfo(
         supernet=spec, candidate="7", chosen="id", held_out_errors=3, held_out_images=20,
         made_from="0" * 64, held_out_digest="abc", **size_fields(whole, keep),
@@ -58,5 +65,5 @@ def classifier_file(path: Path, backbone: str = "timm/test_efficientnet", size: 
     if path.suffix == ".onnx":
         path.write_bytes(onnx_content(path, smaller, some, about, opset=18))
     else:
-        write_network(path, smaller, dataclasses.replace(about, layout="small"))
+        write_network(path, smaller, about)
     return path

@@ -149,5 +149,5 @@ def test_what_is_no_image_or_has_another_layout_is_refused_in_one_line(made: Pat
         assert message in str(raised.value)
     with pytest.raises(PgnasError, match="`top` 0 is out of range; possible: 1 or more"):
         network.predict(Image.new("RGB", (9, 9)), top=0)
-    with pytest.raises(PgnasError, match="a.onnx' has its layout already; leave out `layout`"):
+    with pytest.raises(PgnasError, match=r"a\.onnx' has its layout already; leave out `layout`"):
         load(made / "a.onnx", layout="fast")
