@@ -41,6 +41,11 @@ def test_text_json_and_csv_say_the_same_in_the_order_of_the_names() -> None:
     assert list(rows[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
 
 
+def test_an_evaluation_that_belongs_to_no_run_names_predict_as_the_next_step() -> None:
+    status, _, err = said("evaluate", "a.safetensors", "--data", "photos", "-j", "0", "-b", "2")
+    assert (status, err.splitlines()[-1]) == (0, "next: pgnas predict a.safetensors photos")
+
+
 def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_predicted() -> None:
     Path("photos/val/red/00.jpg").write_text("hello")
     words = ["predict", "a.safetensors", "gone.jpg", "photos/val/red", RED, "-j", "0"]
