@@ -27,6 +27,7 @@ names from their face (`__init__.py`):
     training        fit a super-network, fine-tune an exported one
     ranking         the exact race on held-out images, and its statistics
     evaluation      test error and latency of exported networks
+    prediction      classes of image files by an exported network
     backbone_check  what a backbone must do, checked
     exporting       choose a candidate, cut it out, verify it, write it
     report          a run as one HTML page
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from .gates import relaxed as relaxed
     from .graph import OperationGate as OperationGate
     from .machine import find_machine as find_machine
+    from .prediction import Prediction as Prediction
+    from .prediction import predict as predict
     from .progress import listening as listening
     from .ranking import rank as rank
     from .registry import Inflation as Inflation
@@ -74,6 +77,7 @@ _HOMES = {
     "Inflation": "registry",
     "OperationGate": "graph",
     "PgnasError": "errors",
+    "Prediction": "prediction",
     "Prior": "gates",
     "Recipe": "registry",
     "Start": "registry",
@@ -95,6 +99,7 @@ _HOMES = {
     "load": "formats",
     "load_data": "data",
     "masked": "gates",
+    "predict": "prediction",
     "rank": "ranking",
     "relaxed": "gates",
     "sample": "sampling",

@@ -29,7 +29,7 @@ RUN = ("README.md", "tutorial.md", "python.md", "choosing.md", "backbones.md")
 
 # What a test cannot have, and what takes its place: smaller things of the same kind.
 STAND_INS = {
-    "/imagenet": "photos", "photos/": "photos", "--pretrained": "",
+    "/imagenet": "photos", "photos/ ": "photos ", "--pretrained": "",
     "--backbone resnet50": "--backbone multibranch-tiny",
     "timm/tf_efficientnet_lite0": "timm/test_resnet.r160_in1k",
     "timm/resnet18": "timm/test_resnet", "--weights lite0.safetensors": "",
@@ -44,6 +44,7 @@ QUICK = {
     "rank": ["-j", "0"],
     "export": ["-j", "0", "--force"],
     "evaluate": ["-j", "0", "-b", "2"],
+    "predict": ["-j", "0"],
     "finetune": ["--epochs", "1", "-j", "0", "--force"],
 }
 

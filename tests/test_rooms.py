@@ -115,8 +115,8 @@ def test_nothing_is_pickled_or_swallowed(path: Path) -> None:
             assert not all(isinstance(step, ast.Pass) for step in node.body), node.lineno
 
 
-COMMANDS = ["search", "fit", "sample", "rank", "export", "evaluate", "report", "finetune",
-            "inflate", "profile", "backbones"]  # fmt: skip
+COMMANDS = ["search", "fit", "sample", "rank", "export", "evaluate", "predict", "report",
+            "finetune", "inflate", "profile", "backbones"]  # fmt: skip
 
 
 def printed(*arguments: str) -> list[str]:

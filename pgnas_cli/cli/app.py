@@ -24,6 +24,7 @@ from .finetune import finetune
 from .fit import fit
 from .inflate import inflate
 from .options import typed
+from .predict import predict
 from .profile import profile
 from .rank import rank
 from .report import report
@@ -46,7 +47,8 @@ def _paragraphs(command: Callable[..., None]) -> str:
 
 
 COMMANDS = (
-    search, fit, sample, rank, export, evaluate, report, finetune, inflate, profile, backbones,
+    search, fit, sample, rank, export, evaluate, predict, report, finetune, inflate, profile,
+    backbones,
 )  # fmt: skip
 for one in COMMANDS:
     app.command(help=_paragraphs(one))(one)
@@ -98,6 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
     SIGINT and SIGTERM become one line and 128 + their number, wherever they arrive. Of several
     processes the first one talks; the others say only what they alone found.
     """
+    if sys.stdout is None:  # closed: nobody wants it
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -65,6 +65,8 @@ def evaluate(
         write_evaluations(home, found)
         remember(home, typed_line())
         terminal.note(f"next: {command('report', '--run', home.folder)}")
+    elif data is not None and Path(data).is_dir():
+        terminal.note(f"next: {command('predict', files[0], data)}")
 
 
 def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import PgnasError
+from ..errors import PgnasError, command
 from ..fields import check_range, one_given
 from ..registry import Recipe
 from ..run import (
@@ -91,7 +91,7 @@ def search(
             made["whole"] = steps.whole(home)
         files = {name: path for name, (path, _) in made.items()}
         remember(home, typed_line())
-        found = steps.evaluated(home, files)
+        found, photo = steps.evaluated(home, files)
         terminal.note("writing the report")
         write_report([home], home.report)
     if as_json:
@@ -106,6 +106,8 @@ def search(
     for name, (path, params) in made.items():
         terminal.result(f"{name:9} {role_words(name, params, made['best'][1])}: {path}")
     terminal.result(f"report    all of this as a page: {home.report}")
+    if photo is not None:
+        terminal.note(f"next: {command('predict', files['best'], photo)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +187,13 @@ class _Steps:
         about = export(path, run, candidate=candidate, force=True, machine=self.machine)
         return path, about.params
 
-    def evaluated(self, home: Run, files: dict[str, Path]) -> "list[Evaluation]":
-        """Test errors of the networks, kept in the run; none where there are no test images."""
+    def evaluated(
+        self, home: Run, files: dict[str, Path]
+    ) -> "tuple[list[Evaluation], Path | None]":
+        """Test errors of the networks, kept in the run, and the file of a test image.
+
+        No errors where there are no test images, no file where they lie in none.
+        """
         from ..data import find_data
         from ..evaluation import evaluate, write_evaluations
 
@@ -194,13 +201,13 @@ class _Steps:
         source = find_data(settings.data, root=root, reads=())
         if source.test is None:
             self.terminal.note("there are no val/ or test/ images: no test error")
-            return []
+            return [], None
         found = evaluate(
             list(files.values()), settings.data, data_root=root, machine=self.machine,
             skip_corrupt=settings.skip_corrupt, names=list(files),
         )  # fmt: skip
         write_evaluations(home, found)
-        return found
+        return found, source.test.file and source.test.file(0)
 
 
 _EXPORTED = {"best": "", "twin": "twin"}  # name of the file: candidate

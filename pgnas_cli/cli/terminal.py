@@ -4,6 +4,8 @@ The only user of rich. Text of ours is never parsed as markup: names and paths m
 What leaves here is `visible`: names and files may hold what would act on a terminal.
 """
 
+import csv
+import io
 import json
 import sys
 import time
@@ -50,9 +52,28 @@ class Terminal:
         if not self.quiet:
             (self.bar.console if self.bar else self.err).print(Text(brief(flagged(text))))
 
+    def complaint(self, text: str) -> None:
+        """A line on stderr on what failed while the rest goes on, quiet or not."""
+        (self.bar.console if self.bar else self.err).print(Text(brief(flagged(text))))
+
     def result(self, text: str) -> None:
         """A line on stdout."""
-        self.out.print(Text(visible(text)))
+        # Where both are on a terminal, a bar at its foot has to make room.
+        beside = self.bar is not None and self.out.is_terminal
+        (self.bar.console if self.bar and beside else self.out).print(Text(visible(text)))
+
+    def row(self, values: Sequence[object]) -> None:
+        """A row of CSV on stdout."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        if self.out.is_terminal:
+            self.result(text.getvalue().removesuffix("\n"))
+            return
+        try:
+            self.out.file.write(text.getvalue())
+            self.out.file.flush()
+        except BrokenPipeError:
+            self.out.on_broken_pipe()
 
     def json(self, value: dict[str, Any]) -> None:
         """The one JSON object of a `--json` command."""

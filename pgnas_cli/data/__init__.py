@@ -1,8 +1,10 @@
 """Images: data sets found and split, batches for training and evaluation."""
 
 from .batches import (
+    evaluation_image,
     evaluation_images,
     held_out_decoded,
+    picture_batches,
     placed,
     steps_per_epoch,
     training_batches,
@@ -18,4 +20,5 @@ from .dataset import (
     digest,
     remarks_on,
 )
+from .listing import pictures_below
 from .sources import find_data, load_data

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..distributed import Rows, launched, rows_of
 from ..errors import PgnasError
+from ..fields import taken
 from ..machine import FILLED, free_memory
 from ..progress import note, track
 from ..seeds import derived_seed, generator
@@ -34,6 +36,7 @@ from ..signals import StopRequest
 from ..units import large
 from .crops import RandomCrops
 from .dataset import ImageData, Part, Preprocessing, levels
+from .pictures import as_rgb, opened, reason_of
 
 CPU = torch.device("cpu")
 
@@ -207,6 +210,45 @@ def evaluation_images(
     if part.pixels is not None and part.pixels.shape[1:] == preprocessing.input_shape:
         yield from part.pixels.split(batch)
         return
+    source = part
+    if part.open is None:  # held in memory, for a network of another input size
+        assert part.pixels is not None
+        source = Part(part.labels, part.keys, open=partial(_open_pixels, part.pixels))
+    plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(part)).split(batch)]
+    for images, _ in _loaded(_Photos(source, _evaluation_crop(preprocessing)), plan, workers):
+        yield images
+
+
+def picture_batches(
+    files: Sequence[str], preprocessing: Preprocessing, *, batch: int = 256, workers: int = 0
+) -> Generator[tuple[Tensor, list[str | None]], None, None]:
+    """Image files as `evaluation_images` has them, in order, `batch` at a time.
+
+    Each batch is the images that decode, uint8, and for each file why it does not, or None.
+    """
+    plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(files)).split(batch)]
+    source = _Files(files, _evaluation_crop(preprocessing))
+    yield from _loaded(source, plan, workers, collate=_readable)
+
+
+def evaluation_image(image: str | Path | Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """One image as `evaluation_images` has it, uint8 (1, channels, height, width).
+
+    Raises PgnasError where it does not decode.
+    """
+    image = taken("image", str | Path | Image.Image, image)
+    crop, called = _evaluation_crop(preprocessing), "the image"
+    try:
+        if isinstance(image, Image.Image):
+            return crop(as_rgb(image.copy()))[None]  # turned in place
+        called = f"'{image}'"
+        return crop(opened(image, as_rgb))[None]
+    except Exception as error:  # Pillow raises many kinds
+        raise PgnasError(f"{called} cannot be read ({reason_of(error)})") from None
+
+
+def _evaluation_crop(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+    """From an upright image in RGB to uint8 (channels, height, width): resized, centre cropped."""
     transform = create_transform(
         preprocessing.input_shape,
         is_training=False,
@@ -214,14 +256,11 @@ def evaluation_images(
         crop_pct=preprocessing.crop,
         use_prefetcher=True,
     )
-    source = part
-    if part.open is None:  # held in memory, for a network of another input size
-        assert part.pixels is not None
-        source = Part(part.labels, part.keys, open=partial(_open_pixels, part.pixels))
-    plan = [[(0, int(i)) for i in rows] for rows in torch.arange(len(part)).split(batch)]
-    mode = _mode(preprocessing.channels)
-    for images, _ in _loaded(_Photos(source, transform, mode), plan, workers):
-        yield images
+    return partial(_cropped, transform, _mode(preprocessing.channels))
+
+
+def _cropped(transform: Callable[[Image.Image], Any], mode: str, image: Image.Image) -> Tensor:
+    return torch.as_tensor(transform(image.convert(mode)))
 
 
 def _open_pixels(pixels: Tensor, index: int) -> Image.Image:
@@ -237,17 +276,30 @@ def _mode(channels: int) -> str:
 class _Photos(Dataset[Any]):
     """(epoch, index) -> bytes and label; an error travels as a value, named, not as a traceback."""
 
-    def __init__(self, part: Part, transform: Callable[[Image.Image], Any], mode: str) -> None:
-        self.part, self.transform, self.mode = part, transform, mode
+    def __init__(self, part: Part, crop: Callable[[Image.Image], Tensor]) -> None:
+        self.part, self.crop = part, crop
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | PgnasError:
         _, index = place
         assert self.part.open is not None
         try:
-            image = self.part.open(index).convert(self.mode)
+            image = self.part.open(index)
         except PgnasError as error:
             return error
-        return torch.as_tensor(self.transform(image)), int(self.part.labels[index])
+        return self.crop(image), int(self.part.labels[index])
+
+
+class _Files(Dataset[Any]):
+    """(epoch, index) -> bytes of an image file, or why it cannot be read."""
+
+    def __init__(self, files: Sequence[str], crop: Callable[[Image.Image], Tensor]) -> None:
+        self.files, self.crop = files, crop
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
+        try:
+            return self.crop(opened(self.files[place[1]], as_rgb))
+        except Exception as error:  # Pillow raises many kinds
+            return reason_of(error)
 
 
 class _Crops(Dataset[Any]):
@@ -274,8 +326,18 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | PgnasError:
     for item in items:
         if isinstance(item, PgnasError):
             return item
-    rows = torch.stack([image.permute(1, 2, 0) for image, _ in items])  # channels last
-    return rows.permute(0, 3, 1, 2), torch.tensor([label for _, label in items])
+    return _stacked([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    rows = torch.stack([image.permute(1, 2, 0) for image in images])  # channels last
+    return rows.permute(0, 3, 1, 2)
+
+
+def _readable(items: list[Tensor | str]) -> tuple[Tensor, list[str | None]]:
+    good = [item for item in items if isinstance(item, Tensor)]
+    reasons = [None if isinstance(item, Tensor) else item for item in items]
+    return _stacked(good) if good else torch.empty(0, dtype=torch.uint8), reasons
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -294,12 +356,13 @@ def _loaded(
     workers: int,
     *,
     pinned: bool = False,
-) -> Generator[tuple[Tensor, Tensor], None, None]:
+    collate: Callable[[list[Any]], Any] = _collate,
+) -> Generator[Any, None, None]:
     loader: Iterable[Any] = DataLoader(
         source,
         batch_sampler=plan,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=pinned,
         generator=generator(0, "loader"),

@@ -141,10 +141,7 @@ def listing_of(folder: Path, classes: Mapping[str, Sequence[Path]]) -> Listing:
         for label, places in enumerate(classes.values()):
             rows = [row for place in places for row in _images_below(place, folder, others)]
             if not rows:
-                raise PgnasError(
-                    f"no images in '{places[0]}'; read are .jpg and {len(endings()) - 1} more"
-                    " endings that Pillow opens"
-                )
+                raise _no_pictures(places[0])
             for _, parts, *stamp in sorted(rows):
                 labels.append(label)
                 stamps.extend(stamp)
@@ -155,6 +152,27 @@ def listing_of(folder: Path, classes: Mapping[str, Sequence[Path]]) -> Listing:
         folder, found, torch.frombuffer(labels, dtype=torch.int64),
         torch.frombuffer(stamps, dtype=torch.int64).view(-1, 2), others,
     )  # fmt: skip
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Image files in `folder` and its folders, in the order of class folders.
+
+    Raises PgnasError where there are none, or a folder cannot be read.
+    """
+    try:
+        rows = sorted(_images_below(folder, folder, collections.Counter()))
+    except OSError as error:
+        raise PgnasError(f"'{error.filename}' cannot be read: {error.strerror}") from None
+    if not rows:
+        raise _no_pictures(folder)
+    return [folder.joinpath(*parts) for _, parts, *_ in rows]
+
+
+def _no_pictures(folder: Path) -> PgnasError:
+    return PgnasError(
+        f"no images in '{folder}'; read are .jpg and {len(endings()) - 1} more endings that Pillow"
+        " opens"
+    )
 
 
 def _images_below(

@@ -42,15 +42,20 @@ def open_picture(path: Path) -> Image.Image:
 
 def read_picture(path: Path, read: Callable[[Image.Image], Read]) -> Read:
     """What `read` makes of the image file, opened and not yet decoded; errors as `open_picture`."""
-    endings()  # registers the plug-ins, in this process
     try:
-        with silenced(), Image.open(path) as image:
-            return read(image)
+        return opened(path, read)
     except Exception as error:  # Pillow raises many kinds
         raise PgnasError(
             f"'{path}' does not decode ({reason_of(error)}); bring it back, or leave it out: pgnas"
             " fit `resume` `skip_corrupt`"
         ) from None
+
+
+def opened(path: str | Path, read: Callable[[Image.Image], Read]) -> Read:
+    """The same; raises whatever Pillow raises."""
+    endings()  # registers the plug-ins, in this process
+    with silenced(), Image.open(path) as image:
+        return read(image)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -209,18 +209,6 @@ def _check_positions(network: nn.Module, state: dict[str, Tensor], path: Path) -
             raise PgnasError(f"'{path}' is damaged: layer {name} reads channels that are not there")
 
 
-def load(path: str | Path, layout: Layout = "small") -> nn.Module:
-    """The exported network in `path`, in evaluation mode; needs neither run nor data.
-
-    Layout "small" multiplies only what is kept; "fast" is arranged for inference in torch, with
-    batch-norm folded into the layers before it, "onnx" for ONNX Runtime. Same outputs. The
-    attribute `info` is its `NetworkInfo`: classes, preprocessing, sizes.
-    """
-    network, info = read_network(Path(path), layout)
-    network.info = info  # type: ignore[assignment]
-    return network
-
-
 def size_fields(network: nn.Module, keep: Tensor, round_to: int = 1) -> dict[str, Any]:
     """The fields of NetworkInfo that say how the candidate `keep`, bool (gates,), is cut."""
     sizes = count(network, keep[None], round_to=round_to)

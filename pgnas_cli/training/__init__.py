@@ -14,4 +14,4 @@ from .fitting import (
 from .history import epochs_of
 from .preparing import gated, prior_of
 from .saving import Saving
-from .scoring import BATCH, RESIDENT, Batches, Score, score
+from .scoring import BATCH, RESIDENT, Batches, Score, predictions, score

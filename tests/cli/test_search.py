@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -109,6 +110,19 @@ def test_photos_without_test_images_are_searched_all_the_same(
     assert Path(rows["files"]["best"]).exists()
     stored = json.loads((Path(rows["run"]) / "run.json").read_text())
     assert Path(stored["data"]).is_absolute()
+
+
+def test_a_search_on_photos_ends_with_a_line_that_classifies_one(
+    photo_folder: Callable[..., Path],
+) -> None:
+    where = ["--data", str(photo_folder()), "--img-size", "16", "--batch-size", "8", "-j", "0"]
+    status, _, err = said(*(word for word in QUICK if word != "-q"), *where)
+    assert status == 0, err
+    pgnas, *line = shlex.split(err.splitlines()[-1].removeprefix("next: "))
+    assert (pgnas, line[0], Path(line[-1]).name) == ("pgnas", "predict", "00.jpg")
+    status, out, _ = said(*line)
+    assert (status, out.count("\n")) == (0, 1)
+    assert out.startswith(f"{line[-1]}  ")
 
 
 @pytest.mark.parametrize(

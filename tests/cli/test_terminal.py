@@ -1,5 +1,6 @@
 """What people see: a terminal of 80 columns with and without colours, a file, silence."""
 
+import io
 import os
 import pty
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pgnas_cli.cli.terminal import Terminal, failure
 
@@ -96,6 +98,23 @@ def test_each_stage_takes_the_newest_run_and_names_the_next_in_plain_lines_of_80
     assert text.count("(the newest; --run names another)") == 4
     assert not {"\x1b", "\r"} & set(text)
     assert max(map(len, text.splitlines())) <= 80, max(text.splitlines(), key=len)
+
+
+def test_results_beside_a_bar_go_to_stdout_and_complaints_to_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terminal = Terminal(quiet=False)
+    screen = io.StringIO()
+    terminal.err = Console(file=screen, force_terminal=True, width=80)
+    with terminal.task("predicting", 2) as shown:
+        shown.update(1)
+        terminal.result("one")
+        terminal.row(["two, 2", 0.5])
+        terminal.complaint("three")
+    assert capsys.readouterr().out == 'one\n"two, 2",0.5\n'
+    assert "predicting" in screen.getvalue() and "three\n" in screen.getvalue()
+    Terminal(quiet=True).complaint("four")
+    assert capsys.readouterr().err == "four\n"
 
 
 def test_no_character_of_a_name_acts_on_a_terminal(
