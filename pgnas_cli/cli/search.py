@@ -30,6 +30,7 @@ from ..run import (
     writing,
 )
 from ..storage import differences, to_json
+from ..units import parsed_size
 from . import options
 from .evaluate import evaluation_json, show_evaluations
 from .fit import fit_summary_lines, show_fit
@@ -208,8 +209,6 @@ _EXPORTED = {"best": "", "twin": "twin"}  # name of the file: candidate
 
 def _nearly(size: str, kind: str) -> str:
     """A little less than "60%", "10M", "4ms": candidates of the mean size are within it."""
-    from ..sizes import parsed_size
-
     option = f"`max_{kind}`"
     number, unit = parsed_size(size, option, kind)
     if not 0 < number < (100 if unit == "%" else math.inf):

@@ -80,7 +80,7 @@ def build_backbone(
         backbone = dataclasses.replace(
             backbone, recipe=backbone.pretrained_recipe, recipe_of="for pretrained weights"
         )
-    return dataclasses.replace(backbone, name=name, options=own)
+    return dataclasses.replace(backbone, options=own)
 
 
 def _inflated(
@@ -165,7 +165,7 @@ def inflate(
     backbone, rows, survives = _inflated(backbone, inflation, start)
     options = {**backbone.options, "inflation": to_json(inflation)}
     tensors = {f"network.{key}": value for key, value in backbone.network.state_dict().items()}
-    parts = Parts(name, options, survives)
+    parts = Parts(backbone.name, options, survives)
     write_tensors(path, SUPERNET, tensors, {"parts": to_json(parts)})
     remarks = [] if survives is None else [_surviving(survives)]
     for remark in (*backbone.remarks, *remarks):

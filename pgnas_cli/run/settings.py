@@ -11,7 +11,7 @@ from typing import Any
 from ..distributed import launched
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, option, parsed
-from ..registry import Backbone, Recipe, preset, shortened
+from ..registry import Backbone, Recipe, full_name, preset, shortened
 from ..storage import as_read, from_json, read_json, to_json, write_text
 from .directory import RUNS, Run, newest_run
 
@@ -135,6 +135,8 @@ def settings_of(given: dict[str, Any]) -> FitSettings:
             found[file] = str(Path(found[file]).resolve())
     if backbone.endswith(".safetensors"):
         found["backbone"] = str(Path(backbone).resolve())
+    elif backbone:
+        found["backbone"] = full_name(backbone)
     known = {field.name for field in dataclasses.fields(Recipe)}
     unknown = sorted(set(given) - own - known)
     if unknown:
