@@ -1,6 +1,6 @@
-"""What the names of data sets and devices may mean, told before anything is loaded.
+"""Names of data sets, devices and files that mean something, and bounds of an export.
 
-Imports no torch: a command refuses a name that means nothing at once.
+Imports no torch: a command refuses at once what means nothing.
 """
 
 import re
@@ -16,6 +16,10 @@ TIMM_DATA = {
     "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "wds": "webdataset",
     "tfds": "tensorflow_datasets",
 }  # fmt: skip
+NETWORK_FILES = (".safetensors", ".onnx")  # endings of exported networks
+OPSETS = (18, 23)  # of an ONNX file, that torch's exporter can write
+ROUND_TO = (1, 1024)  # multiples of channel counts
+MOST_TIMED = 4096  # images of a forward that `evaluate` times
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 

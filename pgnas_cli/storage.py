@@ -180,6 +180,14 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]
     return header, metadata, size - length
 
 
+def check_network_file(path: Path) -> None:
+    """Raise PgnasError for a file that is missing, or that does not begin like a network's."""
+    if path.suffix != ".onnx":
+        safetensors_header(path)
+    elif not path.exists():
+        raise no_file(path)
+
+
 def not_whole(path: Path, error: Exception) -> PgnasError:
     return PgnasError(f"'{path}' is not a whole safetensors file ({one_line(error)})")
 

@@ -3,6 +3,7 @@
 import string
 
 from .errors import PgnasError
+from .fields import one_given
 
 _COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 # Of a size that text names, by its kind; time in nanoseconds.
@@ -29,6 +30,19 @@ def large(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.4g} {unit}"
     return f"{number:.4g}"
+
+
+def named_sizes(**wanted: str | None) -> tuple[str, list[str]]:
+    """Kind and texts of the sizes at most: params="80%,60%" gives "params", ["80%", "60%"].
+
+    No texts where none is wanted. Raises PgnasError for sizes of two kinds, and for a text that is
+    not a size.
+    """
+    kind, text = one_given("max", wanted) or ("params", "")
+    texts = text.split(",") if text else []
+    for one in texts:
+        parsed_size(one, f"`max_{kind}`", kind)
+    return kind, texts
 
 
 _COUNTED = {"params": "parameters", "macs": "MACs"}

@@ -5,6 +5,8 @@ import contextvars
 import inspect
 import io
 import os
+import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,13 +29,13 @@ from .options import typed
 from .profile import profile
 from .rank import rank
 from .report import report
+from .runs import runs
 from .sample import sample
 from .search import search
 from .words import flagged
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -47,6 +49,7 @@ def _paragraphs(command: Callable[..., None]) -> str:
 
 COMMANDS = (
     search, fit, sample, rank, export, evaluate, report, finetune, inflate, profile, backbones,
+    runs,
 )  # fmt: skip
 for one in COMMANDS:
     app.command(help=_paragraphs(one))(one)
@@ -58,9 +61,17 @@ def _version(wanted: bool) -> None:
 
         from .. import __version__
 
-        packages = (f"{name} {version(name)}" for name in ("torch", "timm"))
-        typer.echo(f"pgnas {__version__} ({', '.join(packages)})")
+        packages = [f"{name} {version(name)}" for name in ("torch", "timm")]
+        about = [*packages, f"Python {platform.python_version()}", *_devices()]
+        typer.echo(f"pgnas {__version__} ({', '.join(about)})")
         raise typer.Exit
+
+
+def _devices() -> list[str]:
+    """Cores, and NVIDIA's GPUs as their driver lists them: torch takes seconds to say more."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = (re.search(r"^Model:\s*(.+)", file.read_text(), re.MULTILINE) for file in files)
+    return [f"{os.cpu_count()} cores", *(model[1] for model in models if model)]
 
 
 SHARED = ("fit", "rank")  # commands that several processes carry out together
@@ -73,7 +84,12 @@ def _main(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit."),
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Show versions and devices, and exit.",
+        ),
     ] = False,
 ) -> None:
     """Turn an image data set and a CNN into a smaller network, ready to deploy.

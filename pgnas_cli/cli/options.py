@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from ..errors import command
+from ..naming import check_device_name
 from ..registry import admit
 from ..run import Run, newest_run
 
@@ -23,6 +26,11 @@ def _admitted(value: str | None) -> str | None:
     return value and admit(value)
 
 
+def _device(value: str) -> str:
+    check_device_name(value)
+    return value
+
+
 RunFolder = Annotated[
     Path | None, typer.Option("--run", help="Run directory; default: the newest in runs/.")
 ]
@@ -30,7 +38,7 @@ NewRun = Annotated[
     Path | None,
     typer.Option("--run", help="Run directory; default: runs/<backbone>-<date>-<time>."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.", callback=_device)]
 Function = Annotated[
     str | None,
     typer.Option(
@@ -69,10 +77,18 @@ def typed_line() -> str:
     return command(*typed.get())
 
 
-def run_of(folder: Path | None, terminal: "Terminal") -> Run:
-    """The named run or the newest."""
-    if folder is not None:
-        return Run(folder)
+def run_of(
+    folder: Path | None, terminal: "Terminal", check: Callable[[Run], object] = lambda run: None
+) -> Run:
+    """The named run or the newest; it passes `check`, and is fitted."""
+    run = newest(terminal) if folder is None else Run(folder)
+    check(run)
+    run.check_fitted()
+    return run
+
+
+def newest(terminal: "Terminal") -> Run:
+    """The newest run, which is said."""
     run = newest_run(fitted=True)
     terminal.note(f"run: {run.folder} (the newest; --run names another)")
     return run
@@ -86,6 +102,13 @@ def terminal_of(quiet: bool) -> "Terminal":
     terminal = Terminal(quiet=quiet)
     listen(terminal)
     return terminal
+
+
+@contextmanager
+def loading(terminal: "Terminal") -> Iterator[None]:
+    """Context of imports of torch. They take seconds, and a terminal says so at once."""
+    with nullcontext() if "torch" in sys.modules else terminal.task("loading torch", None):
+        yield
 
 
 # --- options from records --------------------------------------------------------------------

@@ -6,13 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import command
-from ..fields import check_fields
-from ..registry import admit
+from ..registry import admit, full_name
 from ..run import FitSettings, settings_of
 from ..storage import new_file
 from ..units import percent
 from . import options
-from .options import takes, terminal_of
+from .options import loading, takes, terminal_of
 
 
 @takes(FitSettings, only=("img_size", "time_batch", "seed"))
@@ -34,10 +33,11 @@ def profile(
     terminal = terminal_of(quiet)
     admit(backbone)
     settings = settings_of(given)
-    check_fields(settings)
+    backbone = full_name(backbone)
     new_file(output, force)
-    from ..machine import find_machine
-    from ..profiling import profiled_backbone, write_table
+    with loading(terminal):
+        from ..machine import find_machine
+        from ..profiling import profiled_backbone, write_table
 
     machine = find_machine(device, 0)
     table = profiled_backbone(

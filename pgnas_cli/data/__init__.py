@@ -18,4 +18,5 @@ from .dataset import (
     digest,
     remarks_on,
 )
+from .pictures import SMALL
 from .sources import find_data, load_data

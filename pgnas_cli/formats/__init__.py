@@ -1,5 +1,6 @@
 """Exported networks on disk."""
 
+from ..naming import NETWORK_FILES
 from .network import (
     NetworkInfo,
     checked_slim,
@@ -9,7 +10,7 @@ from .network import (
     size_fields,
     write_network,
 )
-from .onnx import OPSETS, OnnxNetwork, in_onnx, onnx_content, read_onnx
+from .onnx import OnnxNetwork, in_onnx, onnx_content, read_onnx
 
 # What `export` can write and `evaluate` can read, by the ending of the file.
-READERS = {".safetensors": read_network, ".onnx": read_onnx}
+READERS = dict(zip(NETWORK_FILES, (read_network, read_onnx), strict=True))

@@ -14,7 +14,7 @@ from ..gates import make_concrete_
 from ..graph import evaluating
 from ..progress import note
 from ..seeds import derived_seed, generator, seeded_globals
-from ..storage import from_json, new_file, to_json
+from ..storage import check_ending, from_json, new_file, to_json
 from ..tensors import read_header, read_values, write_tensors
 from .backbone import Backbone, Inflation, Start
 from .inflate import Inflated, check, inflate_
@@ -155,8 +155,7 @@ def inflate(
         raise PgnasError(
             f"'{name}' is not an installed backbone; package it first: docs/backbones.md"
         )
-    if path.suffix != ".safetensors":
-        raise PgnasError(f"'{path}' has no known ending; possible: .safetensors")
+    check_ending(path, [".safetensors"])
     new_file(path, force)
     check(inflation)
     if Path(name).suffix == ".safetensors":

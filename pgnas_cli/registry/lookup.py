@@ -62,7 +62,7 @@ def full_name(name: str) -> str:
     """
     library, _, model = name.partition("/")
     known = {one: one for one in _entries() if one not in LIBRARIES}
-    if _FUNCTION.fullmatch(name) or name in known:
+    if _FUNCTION.fullmatch(name) or name in known or name.endswith(".safetensors"):
         return name
     if model and library in LIBRARIES:
         networks = sorted(library_networks(library))
@@ -81,6 +81,7 @@ def full_name(name: str) -> str:
     if network in possible:
         return f"{possible[network]}{dot}{weights}"
     near = [possible[one] for one in difflib.get_close_matches(model, possible, n=3)]
+    near = near[: 1 if near and near[0] in known else 3]  # few are registered
     raise PgnasError(what + (f"did you mean {', or '.join(near)}?" if near else otherwise))
 
 
@@ -110,7 +111,7 @@ def load_backbone(
     options: dict[str, Any] | None = None,
     start: Start = Start(),  # noqa: B008 - frozen
 ) -> Backbone:
-    """Build the backbone that `name` means (`full_name`); "timm/NAME" goes to the entry point "timm".
+    """Build the backbone that `name` means; "timm/NAME" goes to the entry point "timm".
 
     The initial weights are those that `start` names. Inflation, where the backbone asks for it, is
     still to be done (inflate.py). Raises PgnasError for an unknown name (with the nearest known

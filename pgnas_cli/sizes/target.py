@@ -9,7 +9,7 @@ from ..errors import PgnasError
 from ..fields import check_choice, check_range, check_types, one_given
 from ..gates import gates
 from ..progress import note
-from ..units import UNITS, parsed_size, percent
+from ..units import UNITS, named_sizes, parsed_size, percent
 from .exact import KINDS
 from .expected import ExpectedSize
 
@@ -65,12 +65,9 @@ def target_of(network: nn.Module, **wanted: str | None) -> Target | None:
 
 def budgets_of(network: nn.Module, **wanted: str | None) -> tuple[Target, ...]:
     """The sizes that candidates may have at most: params="60%", or macs="80%,60%,2G"; none: ()."""
-    given = one_given("max", wanted)
-    if given is None:
-        return ()
-    kind, text = given
+    kind, texts = named_sizes(**wanted)
     found: list[Target] = []
-    for one in text.split(","):
+    for one in texts:
         budget = Target(kind, _share_of(one, network, kind, f"`max_{kind}`"))
         if any(budget.label == other.label for other in found):  # they would share a file
             raise PgnasError(f"`max_{kind}` names {one.strip()} twice")

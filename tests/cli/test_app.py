@@ -1,6 +1,10 @@
 """The command line as a whole: versions, help, usage errors, backbones."""
 
+import os
+import subprocess
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -15,8 +19,9 @@ NAMES = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 def test_the_version_names_torch_and_timm() -> None:
     status, out, err = said("--version")
     assert (status, err) == (0, "")
-    torch, timm = version("torch"), version("timm")
-    assert out == f"pgnas {version('pgnas')} (torch {torch}, timm {timm})\n"
+    torch, timm, python = version("torch"), version("timm"), sys.version.split()[0]
+    assert out.startswith(f"pgnas {version('pgnas')} (torch {torch}, timm {timm}, Python {python},")
+    assert f" {os.cpu_count()} cores" in out
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in NAMES)], ids=lambda c: "".join(c))
@@ -30,6 +35,24 @@ def test_h_is_help_and_breaks_lines_only_where_they_are_full(command: list[str])
     for line, following in zip(prose.splitlines(), prose.splitlines()[1:], strict=False):
         if line.strip() and following.strip():
             assert len(line.rstrip()) + len(f" {following.split()[0]}") > 79, line
+
+
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="it is bash that is set up")
+def test_a_shell_that_completion_is_installed_for_completes_commands(tmp_path: Path) -> None:
+    """Typer's own: a real shell, whose home is empty, loads what was installed and asks it."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "pgnas"
+    program.write_text(f"#!{sys.executable}\nfrom pgnas_cli.cli import main\nmain()\n")
+    program.chmod(0o755)
+    script = (
+        "pgnas --install-completion && . ~/.bashrc && COMP_WORDS=(pgnas sa) COMP_CWORD=1 &&"
+        " _pgnas_completion pgnas && echo completed ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(
+        ["/bin/bash", "--norc", "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "HOME": str(tmp_path), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "completed sample", done.stderr
 
 
 def test_unknown_options_are_usage_errors() -> None:
