@@ -61,9 +61,12 @@ def build(
     loud = logging.getLogger("huggingface_hub")  # tells of each try again
     level = loud.level
     loud.setLevel(logging.ERROR)
-    create = _fetched if pretrained else timm.create_model
+    about = {"num_classes": classes, "in_chans": channels}
     try:
-        network = create(model, num_classes=classes, in_chans=channels)
+        network = (
+            _fetched(model, **about) if pretrained
+            else timm.create_model(model, pretrained=False, **about)
+        )  # fmt: skip
     except Exception as error:  # the hub behind timm fails in many ways
         if not pretrained:
             raise

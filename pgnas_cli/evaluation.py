@@ -24,7 +24,7 @@ from .graph import Graph
 from .machine import PRECISIONS, Machine, forward_seconds
 from .naming import MOST_TIMED
 from .progress import note
-from .ranking import like_guessing
+from .ranking import like_guessing, paired_p
 from .run import Run, now, read_settings
 from .slimming import arranged, ungated_copy
 from .storage import from_json, read_json, to_json, write_text
@@ -111,6 +111,14 @@ class Evaluation:
     def error(self) -> float:
         """Share of the test images that are wrong."""
         return self.errors / self.images
+
+
+def paired_test(first: Evaluation, second: Evaluation) -> float:
+    """p of McNemar's exact test that two networks err equally often on the same test images."""
+    masks = [torch.zeros(first.images, dtype=torch.bool) for _ in range(2)]
+    for mask, row in zip(masks, (first, second), strict=True):
+        mask[list(row.wrong)] = True
+    return paired_p(*masks)
 
 
 _FROM_FILE = (

@@ -30,7 +30,7 @@ FITTED = (
     ["fit", "--epochs", "3", "--target-params", "60%"], ["sample", "-n", "60"],
     ["rank", "--top", "5"],
 )  # fmt: skip
-SEARCH = ["search", "--epochs", "2", "-n", "40", "--compare"]
+SEARCH = ["search", "--epochs", "2", "-n", "40"]
 
 
 def run(*arguments: str) -> int:

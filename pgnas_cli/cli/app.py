@@ -1,5 +1,6 @@
 """The command line: its commands, and errors as one line."""
 
+import atexit
 import contextlib
 import contextvars
 import inspect
@@ -112,8 +113,28 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a PgnasError becomes one line on stderr and exit status 1.
 
     SIGINT and SIGTERM become one line and 128 + their number, wherever they arrive. Of several
-    processes the first one talks; the others say only what they alone found.
+    processes the first one talks; the others say only what they alone found. Without arguments, as
+    a program, those of the process, which ends at once.
     """
+    status = [1]
+    if arguments is None:
+        atexit.register(_leave, status)  # the first to be registered is the last to run
+    try:
+        _answered(arguments)
+    except SystemExit as end:
+        status[0] = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+
+
+def _leave(status: list[int]) -> None:
+    """End the process: Python would take torch down piece by piece, for a second or two."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status[0])
+
+
+def _answered(arguments: list[str] | None) -> None:
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -116,17 +116,21 @@ def search(
     if found:
         show_evaluations(terminal, found)
     best = made["best"][1]
-    for name, (path, about) in made.items():
-        terminal.result(f"{name:9} {role_words(name, about.params, best.params)}: {path}")
+    written = [
+        (f"{name}: {role_words(name, about.params, best.params)}", path)
+        for name, (path, about) in made.items()
+    ]
     if onnx:
-        terminal.result(f"onnx      the best for ONNX Runtime: {onnx}")
-    terminal.result(f"report    all of this as a page: {home.report}")
+        written.append(("onnx: the best, for ONNX Runtime", onnx))
+    for what, path in (*written, ("report: all of this as a page", home.report)):
+        terminal.result(what)
+        terminal.result(f"  {path}")
     terminal.result(f"{clock(stages.seconds())} in all: {answer(best, found)}")
 
 
 def answer(best: "NetworkInfo", found: "Sequence[Evaluation]") -> str:
     """What a search found, in one sentence."""
-    from ..ranking import paired_p_value
+    from ..evaluation import paired_test
 
     share, macs = best.params / best.whole_params, best.macs / best.whole_macs
     text = (
@@ -139,8 +143,7 @@ def answer(best: "NetworkInfo", found: "Sequence[Evaluation]") -> str:
     text += f" {percent(rows['best'].error)} of {rows['best'].images} test images"
     if "whole" not in rows:
         return text
-    mine, theirs = (set(rows[name].wrong) for name in ("best", "whole"))
-    p = paired_p_value(len(mine - theirs), len(theirs - mine))
+    p = paired_test(rows["best"], rows["whole"])
     told = "" if p < 0.05 else ", which is no difference that can be told"
     return f"{text}, the original network on {percent(rows['whole'].error)}{told}"
 
