@@ -14,7 +14,7 @@ import typer
 
 from ..errors import command
 from ..naming import check_device_name
-from ..registry import admit
+from ..registry import Recipe, admit
 from ..run import Run, newest_run
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ TensorBoard = Annotated[
 Precision = Annotated[str, typer.Option(help="float32, or bfloat16, of which results differ.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an unfinished fit.")]
 
+RECIPE, ADVANCED = "Recipe (defaults: the backbone's; fit prints them)", "Advanced"
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())  # after the word pgnas
 
 
@@ -125,7 +126,7 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
         own = dict(inspect.signature(command).parameters)
         own.pop("given")
         fields = {
-            field.name: (field, get_type_hints(record)[field.name])
+            field.name: _annotation(field, get_type_hints(record)[field.name], record)
             for record in records
             for field in dataclasses.fields(record)
             if field.metadata and field.name not in own and (not only or field.name in only)
@@ -138,11 +139,10 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
 
         parameters = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None,
-                annotation=_annotation(field, hint),
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
             )
-            for name, (field, hint) in fields.items()
-        ]  # fmt: skip
+            for name, annotation in fields.items()
+        ]
         plain = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
         called.__signature__ = inspect.Signature([*parameters, *plain])  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in (*parameters, *plain)}
@@ -152,13 +152,19 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
     return decorate
 
 
-def _annotation(field: "dataclasses.Field[Any]", hint: Any) -> Any:
-    """What Typer needs to know of a field."""
-    about = field.metadata
-    backbone = field.name == "backbone"
+def _annotation(field: "dataclasses.Field[Any]", hint: Any, record: type) -> Any:
+    """What Typer needs to know of a field.
+
+    One that is not typed is None. Its default is shown all the same, but for a recipe's: the
+    backbone has its own.
+    """
+    about, of_recipe = field.metadata, record is Recipe
+    told = of_recipe or "default:" in about["help"] or field.default is None or hint is bool
     option = typer.Option(
-        *about["flags"], help=about["help"], callback=_admitted if backbone else None,
-        rich_help_panel="Advanced" if about["advanced"] else None,
+        *about["flags"], help=about["help"],
+        callback=_admitted if field.name == "backbone" else None,
+        show_default=False if told else str(field.default),
+        rich_help_panel=ADVANCED if about["advanced"] else RECIPE if of_recipe else None,
     )  # fmt: skip
     return Annotated[_simple(hint) | None, option]
 

@@ -40,21 +40,25 @@ class FitSettings:
 
     backbone: str = option(
         SMALL_IMAGES,
-        "Super-network: a name that backbones lists, FILE.safetensors, or module:function; default:"
-        f" {SMALL_IMAGES}, for photos {PHOTOS}, pretrained.",
+        "Super-network: a name (see backbones), timm's or torchvision's, FILE.safetensors, or"
+        " module:function; default: by the images, for photos a pretrained one.",
         flags=("--backbone", "--model"),
     )
     data: str = option(
         "digits",
         "digits, cifar10, cifar100, imagenet, a folder with train/ and val/, or a timm name.",
+        flags=("--data", "--data-dir"),
     )
     data_root: str = option("data", "Where named data sets live.", advanced=True)
     img_size: int | None = option(None, "Image size in pixels; default: as is, photos 224.")
     pretrained: bool = option(
-        False, "Start from the weights of timm or torchvision, downloaded; without --backbone the"
-        " default for photos, where they can be had.",
+        False, "Start from the weights of timm or torchvision, downloaded; default: for photos,"
+        " without --backbone, where they can be had.",
     )  # fmt: skip
-    weights: str | None = option(None, "Start from a plain state dict, FILE.safetensors.")
+    weights: str | None = option(
+        None, "Start from a plain state dict, FILE.safetensors.",
+        flags=("--weights", "--initial-checkpoint"),
+    )  # fmt: skip
     keep_original: bool = option(
         False, "Of an inflated super-network: keep each convolution beside its branches.",
         flags=("--keep-original",), advanced=True,

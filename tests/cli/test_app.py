@@ -55,6 +55,42 @@ def test_a_shell_that_completion_is_installed_for_completes_commands(tmp_path: P
     assert done.stdout.splitlines()[-1] == "completed sample", done.stderr
 
 
+# Of timm's train.py: an option of ours that has one of these names means the same there.
+TIMM = """
+aa amp amp-dtype aug-repeats aug-splits batch-size bce-loss bn-eps bn-momentum channels-last
+checkpoint-hist class-map clip-grad clip-mode color-jitter cooldown-epochs crop-pct cutmix
+cutmix-minmax data-dir dataset decay-epochs decay-milestones decay-rate device dist-bn drop
+drop-block drop-path epoch-repeats epochs eval-metric experiment fuser gp grad-accum-steps
+grad-checkpointing hflip img-size in-chans initial-checkpoint input-size interpolation jsd-loss
+layer-decay log-interval log-wandb lr lr-base lr-cycle-decay lr-cycle-limit lr-cycle-mul lr-k-decay
+lr-noise lr-noise-pct lr-noise-std mean min-lr mixup mixup-mode mixup-off-epoch mixup-prob
+mixup-switch-prob model model-ema model-ema-decay momentum no-aug num-classes opt opt-betas opt-eps
+output patience-epochs pin-mem pretrained ratio recount recovery-interval remode reprob resplit
+resume save-images scale sched seed smoothing split-bn start-epoch std sync-bn torchcompile
+torchscript train-interpolation train-split tta val-split validation-batch-size vflip warmup-epochs
+warmup-lr weight-decay worker-seeding workers
+"""
+# Compared one by one. --resume takes no file here: the run has it.
+ALIKE = """
+batch-size data-dir decay-milestones device epochs img-size initial-checkpoint lr lr-cycle-mul
+min-lr model momentum opt pretrained resume scale sched seed smoothing sync-bn weight-decay workers
+"""
+
+
+def test_an_option_of_fit_with_a_name_of_timms_means_the_same() -> None:
+    fit = typer.main.get_command(app).commands["fit"]  # type: ignore[attr-defined]
+    ours = {flag.removeprefix("--") for parameter in fit.params for flag in parameter.opts}
+    assert ours & set(TIMM.split()) == set(ALIKE.split())
+
+
+def test_defaults_are_shown_where_the_backbone_has_none_of_its_own() -> None:
+    _, out, _ = said("fit", "-h")
+    options, _, recipe = out.partition("Recipe (defaults: the backbone's; fit prints them)")
+    assert options.count("[default: (digits)]") == 1
+    assert "[default: (0)]" in options
+    assert "[default" not in recipe.partition("Advanced")[0]
+
+
 def test_unknown_options_are_usage_errors() -> None:
     assert run("fit", "--no-such-option") == 2
     assert run("no-such-command") == 2

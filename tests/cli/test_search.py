@@ -124,6 +124,14 @@ def test_photos_without_test_images_are_searched_all_the_same(
     assert Path(stored["data"]).is_absolute()
 
 
+def test_long_paths_of_a_search_stand_whole_on_lines_of_their_own(searched: Run) -> None:
+    home = searched.folder.rename(searched.folder.parent / ("a long name " * 12).strip())
+    status, out, _ = said(*SEARCH, "--run", str(home))
+    assert status == 0
+    for name in ("best.safetensors", "twin.safetensors", "best.onnx", "report.html"):
+        assert f"  {home / name}" in out.splitlines()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
