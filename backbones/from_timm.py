@@ -61,7 +61,7 @@ def build(
     loud = logging.getLogger("huggingface_hub")  # tells of each try again
     level = loud.level
     loud.setLevel(logging.ERROR)
-    about = {"num_classes": classes, "in_chans": channels}
+    about: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     try:
         network = (
             _fetched(model, **about) if pretrained

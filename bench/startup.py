@@ -45,17 +45,17 @@ GOAL = 0.5  # seconds, of a mistake; and from the last line to the exit
 def seconds(line: str, folder: Path) -> tuple[float, float, float]:
     """Of a command line until its first output, from its last output to its exit, and in all."""
     began = time.perf_counter()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "pgnas_cli", *line.split()], cwd=folder, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    first = last = 0.0
-    while os.read(process.stdout.fileno(), 65536):
-        last = time.perf_counter()
-        first = first or last
-    process.wait()
-    ended = time.perf_counter()
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        first = last = 0.0
+        while os.read(process.stdout.fileno(), 65536):
+            last = time.perf_counter()
+            first = first or last
+        process.wait()
+        ended = time.perf_counter()
     return first - began, ended - last, ended - began
 
 

@@ -28,7 +28,7 @@ def runs(
     elif not found:
         terminal.note(f"no runs in '{folder}'; start one with pgnas search, or pgnas fit")
     else:
-        shown = []
+        shown: list[list[str | tuple[str, ...]]] = []
         for one in found:
             when = datetime.fromisoformat(one.at).astimezone().strftime("%m-%d %H:%M")
             shares = (one.reached, one.held_out_error)

@@ -44,7 +44,7 @@ def test_twin_whole_and_any_id_can_be_exported(fitted: Run) -> None:
     third = object_of("export", "third.safetensors", "--candidate", "3", *HERE)
     assert third["candidate"] == "3"
     unknown = refused("export", "x.safetensors", "--candidate", "60", *HERE)
-    assert unknown == "error: no candidate '60'; possible: best, 0 to 59, whole, or twin"
+    assert unknown == "error: no candidate '60'; possible: 0 to 59, best, whole, or twin"
 
 
 def test_rounded_and_onnx_exports_are_the_same_network(

@@ -26,9 +26,13 @@ def test_a_common_mistake_is_answered_without_torch(line: str) -> None:
 
 def test_a_command_that_loads_torch_says_so_and_leaves_at_once(tmp_path: Path) -> None:
     """Without _leave, the interpreter takes longer for its end than for a mistake as a whole."""
-    sent = in_a_terminal(tmp_path, "backbones", "multibranch-tiny", "--img-size", "32")
+    line, program = (
+        "backbones multibranch-tiny --img-size 32",
+        "from pgnas_cli.cli import main; main()",
+    )
+    sent = in_a_terminal(tmp_path, *line.split(), program=program)
     assert sent.index("loading torch") < sent.index("layers in order of execution")
-    _, leaving, _ = seconds("backbones multibranch-tiny --img-size 32", tmp_path)
+    _, leaving, _ = seconds(line, tmp_path)
     *_, mistake = seconds("fit --epochs 0", tmp_path)
     assert leaving < mistake
 

@@ -23,12 +23,12 @@ main()
 """
 
 
-def in_a_terminal(folder: Path, *arguments: str, **environment: str) -> str:
+def in_a_terminal(folder: Path, *arguments: str, program: str = PROGRAM, **environment: str) -> str:
     """What a terminal of 80 columns is sent."""
     ours, theirs = pty.openpty()
     variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "TERM")}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], cwd=folder, stdin=theirs, stdout=theirs,
+        [sys.executable, "-c", program, *arguments], cwd=folder, stdin=theirs, stdout=theirs,
         stderr=theirs, env={**variables, "TERM": "xterm", "COLUMNS": "80", **environment},
     )  # fmt: skip
     os.close(theirs)
