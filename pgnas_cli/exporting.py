@@ -146,7 +146,7 @@ def _candidates(
     known = candidate in ("best", "twin")
     if not known and not (candidate.isdecimal() and int(candidate) < len(found)):
         raise PgnasError(
-            f"no candidate '{candidate}'; possible: best, 0 to {len(found) - 1}, whole, or twin"
+            f"no candidate '{candidate}'; possible: 0 to {len(found) - 1}, best, whole, or twin"
         )
     return found
 
