@@ -1,15 +1,19 @@
 """Any convolutional network of timm, as it is: `timm/resnet50`, `timm/efficientnet_b0`, ..."""
 
-import difflib
 import logging
-from collections.abc import Sequence
+import socket
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
+from huggingface_hub import constants
 from timm.models import PretrainedCfg, get_pretrained_cfg
+from torch import nn
 
 from pgnas_cli.data import Preprocessing
 from pgnas_cli.errors import PgnasError, one_line
+from pgnas_cli.progress import note
 from pgnas_cli.registry import OBJECTIVE, Backbone, Recipe
 
 # Supplement of the paper, by the name of the network: a tenth of the rate at each milestone;
@@ -30,6 +34,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 # The same, for smaller images and memories: the rate falls with the batch (Goyal et al., 2017).
 _SMALL: dict[str, Any] = {"batch_size": 64, "scale": (0.35, 1.0), "drop_opt": "adam"}
 
+PATIENCE = 3.0  # seconds, for the hub to take a connection
 FROM_SCRATCH = Recipe(epochs=30, batch_size=64, lr=0.025, weight_decay=1e-4)
 # Chosen on held-out photos (docs/log.md).
 PRETRAINED = Recipe(
@@ -37,13 +42,6 @@ PRETRAINED = Recipe(
     gates="hidden", groups="channel", drop_delay_epochs=0.5, size_ramp=0.15, freeze=0.22,
     probe=True,
 )  # fmt: skip
-
-
-def no_network(library: str, model: str, known: Sequence[str], otherwise: str) -> PgnasError:
-    """The error for a model that a library does not have; `otherwise`: where none is near."""
-    near = ", ".join(f"{library}/{n}" for n in difflib.get_close_matches(model, known, n=3))
-    hint = f"did you mean {near}?" if near else otherwise
-    return PgnasError(f"{library} has no network '{model}'; {hint}")
 
 
 def build(
@@ -55,10 +53,7 @@ def build(
     pretrained: bool = False,
 ) -> Backbone:
     """timm's `model` with a head for `classes`; images as its own configuration wants them."""
-    known = timm.list_models()
     architecture = model.split(".")[0]
-    if architecture not in known:
-        raise no_network("timm", model, known, "see timm")
     if "." in model and model.partition(".")[2] not in _tags(model):
         raise PgnasError(
             f"timm has no weights '{model}'; it has {', '.join(_tags(model)) or 'none'}"
@@ -66,10 +61,12 @@ def build(
     loud = logging.getLogger("huggingface_hub")  # tells of each try again
     level = loud.level
     loud.setLevel(logging.ERROR)
+    about: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     try:
-        network = timm.create_model(
-            model, num_classes=classes, in_chans=channels, pretrained=pretrained
-        )
+        network = (
+            _fetched(model, **about) if pretrained
+            else timm.create_model(model, pretrained=False, **about)
+        )  # fmt: skip
     except Exception as error:  # the hub behind timm fails in many ways
         if not pretrained:
             raise
@@ -104,6 +101,37 @@ def build(
         new_heads=heads if pretrained and classes != config.num_classes else (),
         presets={"published": published} if published else {},
     )
+
+
+def _fetched(model: str, **options: Any) -> nn.Module:
+    """timm's network with its pretrained weights: from its cache, else downloaded.
+
+    A hub that takes no connection within `PATIENCE` is not asked: its client tries for a minute.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        return timm.create_model(model, pretrained=True, **options)
+    except Exception:  # the hub behind timm fails in many ways
+        if offline or not _answers(constants.ENDPOINT):
+            raise
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    note(f"downloading the pretrained weights of timm/{model}")
+    return timm.create_model(model, pretrained=True, **options)
+
+
+def _answers(address: str) -> bool:
+    """Whether a server takes connections; behind a proxy only a request tells."""
+    if getproxies():
+        return True
+    parts = urlsplit(address)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        socket.create_connection((parts.hostname, port), PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def _tags(model: str) -> list[str]:

@@ -61,7 +61,7 @@ RATES = {  # of learning, chosen at other seeds on held-out images (docs/log.md)
     "t4": {"pgnas": 1e-3, "magnitude": 1e-3, "group-norm": 1e-3},
 }
 CANDIDATES = 20
-SECONDS = 10.0  # of timing, for each network
+SECONDS = 4.0  # of timing, for each network
 
 
 def network_of(task: str, seed: int, options: argparse.Namespace) -> tuple[Backbone, ImageData]:

@@ -5,7 +5,8 @@ names from their face (`__init__.py`):
 
     errors          the exception whose text is meant for the user
     fields          options as fields of records: default, help, range
-    units           numbers as people read them
+    units           numbers as people read and write them
+    naming          names of data sets, devices and files that mean something
     seeds           every draw as a function of seed and purpose
     progress        progress of long work, silent unless somebody listens
     signals         signals as requests to stop, none of them lost

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from .data import Part, Source, find_data, placed
 from .errors import PgnasError
 from .fields import check_choice, check_range
-from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, read_network
+from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, origin, read_network
 from .gates import gates
 from .graph import Graph
 from .machine import PRECISIONS, Machine, forward_seconds
+from .naming import MOST_TIMED
 from .progress import note
-from .ranking import like_guessing
-from .run import Run, now
+from .ranking import like_guessing, paired_p
+from .run import Run, now, read_settings
 from .slimming import arranged, ungated_copy
 from .storage import from_json, read_json, to_json, write_text
 from .training import score
@@ -112,6 +113,14 @@ class Evaluation:
         return self.errors / self.images
 
 
+def paired_test(first: Evaluation, second: Evaluation) -> float:
+    """p of McNemar's exact test that two networks err equally often on the same test images."""
+    masks = [torch.zeros(first.images, dtype=torch.bool) for _ in range(2)]
+    for mask, row in zip(masks, (first, second), strict=True):
+        mask[list(row.wrong)] = True
+    return paired_p(*masks)
+
+
 _FROM_FILE = (
     "candidate", "chosen", "fixed_drop", "finetuned_epochs", "made_from", "held_out_errors",
     "held_out_images", "params", "macs", "whole_params", "whole_macs",
@@ -120,8 +129,9 @@ _FROM_FILE = (
 
 def evaluate(
     files: str | Path | Sequence[str | Path],
-    data: str | None = None,  # None: the data set that a file names
+    data: str | None = None,  # None: the data set that a file names; a folder is that of its fit
     *,
+    run: Run | None = None,  # that the files came from; None: found
     data_root: Path = Path("data"),  # where timm's named data sets live
     skip_corrupt: bool = False,
     batch_size: int = 64,  # of the second latency
@@ -134,7 +144,7 @@ def evaluate(
     `data` needs labelled images only: a folder with val/<class>/ or just <class>/, of all classes
     of the network or some of them.
     """
-    check_range("batch_size", batch_size, 1, 4096)
+    check_range("batch_size", batch_size, 1, MOST_TIMED)
     check_choice("precision", precision, PRECISIONS)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
@@ -142,7 +152,7 @@ def evaluate(
     remarks: list[str] = []
     guessing: list[str] = []
     for path, (network, about) in zip(paths, found, strict=True):
-        name = _data_of(about, path, data)
+        name = data or _data_of(about, path, run)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
         if precision != "float32" and isinstance(network, OnnxNetwork):
@@ -181,13 +191,19 @@ def _by_class(
     return tuple(zip(classes, errors, images, strict=True))
 
 
-def _data_of(about: NetworkInfo, path: Path, named: str | None) -> str:
+def _data_of(about: NetworkInfo, path: Path, run: Run | None) -> str:
+    """The data set that a file names; where a folder lies is known to the run that it came from."""
     known = about.supernet.data
-    if named is None and known.folder:
+    if not known.folder:
+        return known.name
+    home = origin([path], {about.made_from}, run)
+    folder = None if home is None else read_settings(home).data
+    if folder is None or not Path(folder).is_dir():
         raise PgnasError(
             f"'{path}' was trained on a folder called '{known}'; say where it lies with `data`"
         )
-    return named or known.name
+    note(f"data: {folder} (that of the fit; `data` names another)")
+    return folder
 
 
 def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Part:

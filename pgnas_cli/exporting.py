@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from .data import ImageData
 from .errors import PgnasError
-from .fields import check_range
 from .formats import (
-    OPSETS,
-    READERS,
     NetworkInfo,
     checked_slim,
     onnx_content,
@@ -33,8 +30,7 @@ from .run import Run, run_at
 from .run.posterior import Posterior, held_out_of, posterior_of
 from .sampling import Candidates, random_baseline, read_candidates, sample
 from .sizes import budgets_of, count
-from .slimming import ROUND_TO
-from .storage import MOST_BYTES, new_file, parse_json, read_bytes, remove_leftovers, write_bytes
+from .storage import MOST_BYTES, parse_json, read_bytes, remove_leftovers, write_bytes
 from .training import Batches
 from .units import clock
 
@@ -56,7 +52,7 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
     path: str | Path,
     run: Run | str | Path | None = None,  # None: the newest in runs/
     *,
-    candidate: str = "",  # an id, "whole", or "twin" (random, as large); "": the winner
+    candidate: str = "best",  # or an id, "whole", or "twin" (random, as large)
     max_params: str | None = None,  # names the budget, where there are several
     max_macs: str | None = None,
     max_time: str | None = None,
@@ -77,10 +73,9 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
     """
     path, run = Path(path), run_at(run)
     onnx = path.suffix == ".onnx"
+    run.check_export(path, round_to=round_to, opset=opset, dynamic_size=dynamic_size, force=force)
     round_to = (8 if onnx else 1) if round_to is None else round_to
-    _check(run, path, round_to, opset, force)
-    if dynamic_size and not onnx:
-        raise PgnasError("`dynamic_size` is for ONNX files; a safetensors file takes any size")
+    remove_leftovers(path.parent)
     network, posterior = posterior_of(run)
     wanted = {"params": max_params, "macs": max_macs, "time": max_time}
     if candidate == "whole":
@@ -107,16 +102,6 @@ def export(  # noqa: PLR0913 - public; each is an option of its own
         return about
     write_network(path, checked_slim(path, network, choice.keep, batches, round_to=round_to), about)
     return about
-
-
-def _check(run: Run, path: Path, round_to: int, opset: int, force: bool) -> None:
-    if path.suffix not in READERS:
-        raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(READERS)}")
-    run.check_foreign(path)
-    new_file(path, force)
-    remove_leftovers(path.parent)
-    check_range("round_to", round_to, *ROUND_TO)
-    check_range("opset", opset, *OPSETS)
 
 
 def _candidates(
@@ -146,10 +131,10 @@ def _candidates(
         raise PgnasError(f"candidates were drawn for several budgets; name one: {possible}")
     if found.baseline:
         note(f"these candidates are a baseline ({found.baseline}), not the posterior's own")
-    known = candidate in ("", "twin")
+    known = candidate in ("best", "twin")
     if not known and not (candidate.isdecimal() and int(candidate) < len(found)):
         raise PgnasError(
-            f"no candidate '{candidate}'; possible: 0 to {len(found) - 1}, whole, or twin"
+            f"no candidate '{candidate}'; possible: 0 to {len(found) - 1}, best, whole, or twin"
         )
     return found
 

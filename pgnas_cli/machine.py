@@ -17,6 +17,7 @@ import torch
 from .distributed import Process, launched
 from .errors import PgnasError
 from .fields import check_range
+from .naming import check_device_name, no_device
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,16 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
     has a GPU of its own, and its share of the cores. Raises PgnasError for a device that is not
     here.
     """
+    check_device_name(str(device))
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     process = launched()
     if process.world_size > 1 and str(chosen).startswith("cuda"):
         chosen = _own_gpu(str(chosen), process)
     try:
         found = torch.device(chosen)
-        if found.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError):
-        raise PgnasError(f"no device '{device}' here; possible: cpu, or auto") from None
+        raise no_device(device) from None
     if found.type == "cuda" and found.index is not None:
         torch.cuda.set_device(found)  # whose generator dropout draws from, and is seeded
     if workers is not None:

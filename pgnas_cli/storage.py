@@ -15,13 +15,13 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import safetensors
 
-from .errors import PgnasError
+from .errors import PgnasError, one_line
 
 Found = TypeVar("Found")
 
@@ -109,6 +109,16 @@ def new_file(path: Path, force: bool) -> None:
         raise PgnasError(f"'{path}' exists; choose another name, or add `force`")
 
 
+def check_ending(path: Path, endings: Iterable[str]) -> None:
+    """Raise PgnasError unless the name of a file ends in one of `endings`, as ".onnx"."""
+    if path.suffix not in endings:
+        raise PgnasError(f"'{path}' has no known ending; possible: {', '.join(endings)}")
+
+
+def no_file(path: Path) -> PgnasError:
+    return PgnasError(f"no file '{path}'")
+
+
 def check_regular(path: Path) -> None:
     """OSError for a pipe or a device, which never ends, and for a folder."""
     if not stat.S_ISREG(path.stat().st_mode):
@@ -136,9 +146,50 @@ def with_digest(path: Path, read: Callable[[Path], Found]) -> tuple[Found, str]:
                 if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
                     return found, digest.hexdigest()
     except FileNotFoundError:
-        raise PgnasError(f"no file '{path}'") from None
+        raise no_file(path) from None
     except OSError as error:
         raise PgnasError(f"'{path}' cannot be read: {error}") from None
+
+
+# --- what safetensors files describe ----------------------------------------------------------
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The tensors that a safetensors file describes, its metadata, and the bytes of its tensors.
+
+    Raises PgnasError for a file that is missing, or that does not begin like one.
+    """
+    try:
+        check_regular(path)
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            size = handle.seek(0, 2) - 8
+            if not 0 < length <= min(size, MOST_BYTES):
+                raise ValueError(f"a header of {length} bytes in a file of {size + 8}")
+            handle.seek(8)
+            header = parse_json(handle.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
+            raise ValueError("its metadata are no texts")
+    except FileNotFoundError:
+        raise no_file(path) from None
+    except (ValueError, OSError) as error:
+        raise not_whole(path, error) from None
+    return header, metadata, size - length
+
+
+def check_network_file(path: Path) -> None:
+    """Raise PgnasError for a file that is missing, or that does not begin like a network's."""
+    if path.suffix != ".onnx":
+        safetensors_header(path)
+    elif not path.exists():
+        raise no_file(path)
+
+
+def not_whole(path: Path, error: Exception) -> PgnasError:
+    return PgnasError(f"'{path}' is not a whole safetensors file ({one_line(error)})")
 
 
 # --- JSON ------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
 from . import __version__
-from .errors import PgnasError, one_line
-from .storage import MOST_BYTES, check_regular, parse_json, write_with
+from .errors import PgnasError
+from .storage import not_whole, parse_json, safetensors_header, write_with
 
 
 def versioned(schema: str) -> dict[str, str]:
@@ -77,7 +77,7 @@ def read_values(path: Path, header: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with safetensors.safe_open(path, framework="pt") as handle:
                 found = {name: handle.get_tensor(name) for name in header}
     except (safetensors.SafetensorError, OSError) as error:
-        raise _not_whole(path, error) from None
+        raise not_whole(path, error) from None
     shapes = {name: tensor.shape for name, tensor in header.items()}
     if {name: tensor.shape for name, tensor in found.items()} != shapes:
         raise PgnasError(f"'{path}' was replaced while it was read; try again")
@@ -99,25 +99,11 @@ def read_plain_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises PgnasError for a file that is missing, or whose sizes contradict each other or its own.
     """
+    header, metadata, size = safetensors_header(path)
     try:
-        check_regular(path)
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            size = handle.seek(0, 2) - 8
-            if not 0 < length <= min(size, MOST_BYTES):
-                raise ValueError(f"a header of {length} bytes in a file of {size + 8}")
-            handle.seek(8)
-            header = parse_json(handle.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("its header is no object")
-        metadata = header.pop("__metadata__", None) or {}
-        if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
-            raise ValueError("its metadata are no texts")
-        return _described(header, size - length), metadata
-    except FileNotFoundError:
-        raise PgnasError(f"no file '{path}'") from None
-    except (ValueError, OSError) as error:
-        raise _not_whole(path, error) from None
+        return _described(header, size), metadata
+    except ValueError as error:
+        raise not_whole(path, error) from None
 
 
 def _described(header: dict[str, Any], size: int) -> dict[str, Tensor]:
@@ -150,10 +136,6 @@ def _described(header: dict[str, Any], size: int) -> dict[str, Tensor]:
 
 def _counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
-
-
-def _not_whole(path: Path, error: Exception) -> PgnasError:
-    return PgnasError(f"'{path}' is not a whole safetensors file ({one_line(error)})")
 
 
 def parsed(path: Path, text: str | None, schema: str) -> dict[str, Any]:

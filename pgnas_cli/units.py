@@ -1,4 +1,13 @@
-"""Numbers as people read them."""
+"""Numbers as people read and write them."""
+
+import string
+
+from .errors import PgnasError
+from .fields import one_given
+
+_COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+# Of a size that text names, by its kind; time in nanoseconds.
+UNITS = {"params": _COUNTS, "macs": _COUNTS, "time": {"ms": 1e6, "us": 1e3}}
 
 
 def clock(seconds: float) -> str:
@@ -21,3 +30,47 @@ def large(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.4g} {unit}"
     return f"{number:.4g}"
+
+
+def named_sizes(**wanted: str | None) -> tuple[str, list[str]]:
+    """Kind and texts of the sizes at most: params="80%,60%" gives "params", ["80%", "60%"].
+
+    No texts where none is wanted. Raises PgnasError for sizes of two kinds, and for a text that is
+    not a size.
+    """
+    kind, text = one_given("max", wanted) or ("params", "")
+    texts = text.split(",") if text else []
+    for one in texts:
+        parsed_size(one, f"`max_{kind}`", kind)
+    return kind, texts
+
+
+_COUNTED = {"params": "parameters", "macs": "MACs"}
+
+
+def parsed_size(text: str, option: str, kind: str = "params") -> tuple[float, str]:
+    """Number and unit of a size, "%" or one of the kind's `UNITS`; 0.6 is 60 %.
+
+    Raises PgnasError, naming `option`, where `text` is not a size, and for 60, where 60% was meant.
+    """
+    given, units = text.strip(), UNITS[kind]
+    number = given.rstrip("%" + string.ascii_letters)
+    unit = given[len(number) :]
+    unit = unit.lower() if kind == "time" else unit.upper()
+    try:
+        found = float(number)
+        if not unit and 0 < found < 1:
+            return 100 * found, "%"
+        if unit != "%" and unit not in units:
+            raise ValueError(unit)
+        if not unit and 1 <= found <= 100:
+            raise PgnasError(
+                f"{option} {given} is {given} {_COUNTED[kind]}, smaller than any network; did you"
+                f" mean {given}%?"
+            )
+    except ValueError:
+        example = "a time (4ms)" if kind == "time" else "a number (250000, 10M)"
+        raise PgnasError(
+            f"{option} '{text}' is not a size; possible: a share (60%) or {example}"
+        ) from None
+    return found, unit

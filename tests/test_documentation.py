@@ -38,7 +38,7 @@ STAND_INS = {
     "--preset published": "",
 }  # fmt: skip
 QUICK = {
-    "search": ["--epochs", "1", "--batch-size", "8", "-n", "6", "-j", "0"],
+    "search": ["--epochs", "1", "--batch-size", "8", "-n", "6", "-j", "0", "--no-compare"],
     "fit": ["--epochs", "1", "--batch-size", "8", "-j", "0"],
     "sample": ["--n", "6"],
     "rank": ["-j", "0"],

@@ -47,7 +47,7 @@ def test_the_wheel_alone_has_commands_and_super_networks(wheel: Path, tmp_path: 
         f"assert pgnas_backbones.__file__.startswith({str(unpacked)!r})\n"
         "evaluation.latencies = functools.partial(evaluation.latencies, seconds=0.05)\n"
         "from pgnas_cli.cli import main\n"
-        "main(['search', '--epochs', '1', '-n', '4', '-q', '--run', 'r'])\n"
+        "main(['search', '--epochs', '1', '-n', '4', '--no-compare', '-q', '--run', 'r'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True,

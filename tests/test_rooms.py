@@ -116,7 +116,7 @@ def test_nothing_is_pickled_or_swallowed(path: Path) -> None:
 
 
 COMMANDS = ["search", "fit", "sample", "rank", "export", "evaluate", "predict", "report",
-            "finetune", "inflate", "profile", "backbones"]  # fmt: skip
+            "finetune", "inflate", "profile", "backbones", "runs"]  # fmt: skip
 
 
 def printed(*arguments: str) -> list[str]:

@@ -1,10 +1,13 @@
 """The command line: its commands, and errors as one line."""
 
+import atexit
 import contextlib
 import contextvars
 import inspect
 import io
 import os
+import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,13 +31,13 @@ from .predict import predict
 from .profile import profile
 from .rank import rank
 from .report import report
+from .runs import runs
 from .sample import sample
 from .search import search
 from .words import flagged
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -48,7 +51,7 @@ def _paragraphs(command: Callable[..., None]) -> str:
 
 COMMANDS = (
     search, fit, sample, rank, export, evaluate, predict, report, finetune, inflate, profile,
-    backbones,
+    backbones, runs,
 )  # fmt: skip
 for one in COMMANDS:
     app.command(help=_paragraphs(one))(one)
@@ -60,9 +63,17 @@ def _version(wanted: bool) -> None:
 
         from .. import __version__
 
-        packages = (f"{name} {version(name)}" for name in ("torch", "timm"))
-        typer.echo(f"pgnas {__version__} ({', '.join(packages)})")
+        packages = [f"{name} {version(name)}" for name in ("torch", "timm")]
+        about = [*packages, f"Python {platform.python_version()}", *_devices()]
+        typer.echo(f"pgnas {__version__} ({', '.join(about)})")
         raise typer.Exit
+
+
+def _devices() -> list[str]:
+    """Cores, and NVIDIA's GPUs as their driver lists them: torch takes seconds to say more."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = (re.search(r"^Model:\s*(.+)", file.read_text(), re.MULTILINE) for file in files)
+    return [f"{os.cpu_count()} cores", *(model[1] for model in models if model)]
 
 
 SHARED = ("fit", "rank")  # commands that several processes carry out together
@@ -75,7 +86,12 @@ def _main(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit."),
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Show versions and devices, and exit.",
+        ),
     ] = False,
 ) -> None:
     """Turn an image data set and a CNN into a smaller network, ready to deploy.
@@ -98,8 +114,28 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a PgnasError becomes one line on stderr and exit status 1.
 
     SIGINT and SIGTERM become one line and 128 + their number, wherever they arrive. Of several
-    processes the first one talks; the others say only what they alone found.
+    processes the first one talks; the others say only what they alone found. Without arguments, as
+    a program, those of the process, which ends at once.
     """
+    status = [1]
+    if arguments is None:
+        atexit.register(_leave, status)  # the first to be registered is the last to run
+    try:
+        _answered(arguments)
+    except SystemExit as end:
+        status[0] = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+
+
+def _leave(status: list[int]) -> None:
+    """End the process: Python would take torch down piece by piece, for a second or two."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status[0])
+
+
+def _answered(arguments: list[str] | None) -> None:
     if sys.stdout is None:  # closed: nobody wants it
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # names of classes and files may not fit its encoding

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import PgnasError
-from ..registry import LIBRARIES, admit, backbone_names
+from ..registry import LIBRARIES, admit, backbone_names, full_name
 from . import options
-from .options import terminal_of
+from .options import loading, terminal_of
 
 if TYPE_CHECKING:
     from .terminal import Terminal
@@ -40,7 +40,7 @@ def backbones(
             shown = f"{found}/NAME" if found in LIBRARIES else found
             terminal.result(f"{shown}  (from {package})")
         return
-    admit(name)
+    name = full_name(admit(name))
     if check:
         _check(terminal, name, img_size, as_json)
     else:
@@ -51,9 +51,10 @@ def _layers(
     terminal: "Terminal", name: str, size: int | None, which: str, verbose: bool, as_json: bool
 ) -> None:
     """Every convolution and linear layer of a backbone."""
-    from ..gates import gates, layer_gates
-    from ..registry.build import create_supernet
-    from ..sizes import whole_sizes
+    with loading(terminal):
+        from ..gates import gates, layer_gates
+        from ..registry.build import create_supernet
+        from ..sizes import whole_sizes
 
     shape = None if size is None else (3, size, size)
     network = create_supernet(name, 1000, layers=which, input_shape=shape)
@@ -77,7 +78,8 @@ def _layers(
 
 def _check(terminal: "Terminal", name: str, size: int | None, as_json: bool) -> None:
     """What a backbone must do, and whether it does."""
-    from ..backbone_check import checks
+    with loading(terminal):
+        from ..backbone_check import checks
 
     found = []
     for row in checks(name, size=size):

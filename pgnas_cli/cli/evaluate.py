@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import command
+from ..fields import check_range
+from ..naming import MOST_TIMED, check_data_name
+from ..run import Run, remember
+from ..storage import check_network_file
 from ..units import large
 from . import options
-from .options import terminal_of, typed_line
+from .options import loading, terminal_of, typed_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +23,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     files: Annotated[list[Path], typer.Argument(help="Exported networks.")],
-    data: Annotated[
-        str | None, typer.Option(help="Default: the data set named in the file.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Default: that of the fit.")] = None,
     backbone: options.Function = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", help="Batch size of the second latency.")
@@ -42,15 +44,21 @@ def evaluate(
     Of exported networks, each beside the original network.
     """
     terminal = terminal_of(quiet)
-    from ..evaluation import evaluate as evaluated
-    from ..evaluation import write_evaluations
-    from ..formats import origin
-    from ..machine import find_machine
-    from ..run import Run, remember
+    check_range("batch_size", batch_size, 1, MOST_TIMED)
+    for file in files:
+        check_network_file(file)
+    if data is not None:
+        check_data_name(data)
+    with loading(terminal):
+        from ..evaluation import evaluate as evaluated
+        from ..evaluation import write_evaluations
+        from ..formats import origin
+        from ..machine import find_machine
 
+    named = None if run is None else Run(run)
     found = evaluated(
-        files, data, data_root=data_root, skip_corrupt=skip_corrupt, batch_size=batch_size,
-        precision=precision, machine=find_machine(device, workers),
+        files, data, run=named, data_root=data_root, skip_corrupt=skip_corrupt,
+        batch_size=batch_size, precision=precision, machine=find_machine(device, workers),
     )  # fmt: skip
     if as_json:
         terminal.json(evaluation_json(files, found))
@@ -59,7 +67,6 @@ def evaluate(
         for line in latency_lines(found):
             terminal.result(line)
     made_from = {row.made_from for row in found}
-    named = None if run is None else Run(run)
     home = origin(files, made_from, named)  # whatever comes of it, the result is out
     if home is not None:
         write_evaluations(home, found)

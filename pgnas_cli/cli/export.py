@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import command
-from ..units import large, percent
+from ..run import remember
+from ..units import large, named_sizes, percent
 from . import options
-from .options import run_of, terminal_of, typed_line
+from .options import loading, run_of, terminal_of, typed_line
 
 if TYPE_CHECKING:
     from ..formats import NetworkInfo
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 def export(
     path: Annotated[Path, typer.Argument(help="FILE.safetensors, or FILE.onnx.")],
     candidate: Annotated[
-        str, typer.Option(help="An id, whole, or twin (random, as large); default: the winner.")
-    ] = "",
+        str, typer.Option(help="best, an id, whole, or twin (random, as large).")
+    ] = "best",
     max_params: Annotated[
         str | None, typer.Option(help="Of several budgets, the one that is meant.")
     ] = None,
@@ -47,10 +48,15 @@ def export(
     Its logits are checked against those of the masked super-network.
     """
     terminal = terminal_of(quiet)
-    where = run_of(run, terminal)
-    from ..exporting import export as exported
-    from ..machine import find_machine
-    from ..run import remember
+    named_sizes(params=max_params, macs=max_macs, time=max_time)
+    where = run_of(
+        run, terminal, lambda named: named.check_export(
+            path, round_to=round_to, opset=opset, dynamic_size=dynamic_size, force=force
+        ),
+    )  # fmt: skip
+    with loading(terminal):
+        from ..exporting import export as exported
+        from ..machine import find_machine
 
     about = exported(
         path, where, candidate=candidate, max_params=max_params, max_macs=max_macs,

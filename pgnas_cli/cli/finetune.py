@@ -9,10 +9,11 @@ import typer
 
 from ..errors import command
 from ..run import Run, remember
+from ..storage import safetensors_header
 from ..units import clock, percent
 from . import options
 from .export import export_lines
-from .options import terminal_of, typed_line
+from .options import loading, terminal_of, typed_line
 
 if TYPE_CHECKING:
     from ..formats import NetworkInfo
@@ -46,9 +47,11 @@ def finetune(
     On the training images of its fit. An interrupted fine-tuning is resumed by the same command.
     """
     terminal = terminal_of(quiet)
-    from ..formats import origin
-    from ..machine import find_machine
-    from ..training import finetune_events, finetuned_path
+    safetensors_header(file)
+    with loading(terminal):
+        from ..formats import origin
+        from ..machine import find_machine
+        from ..training import finetune_events, finetuned_path
 
     path = output or finetuned_path(file)
     named = None if run is None else Run(run)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..distributed import largest, launched, rank, together
 from ..errors import command
 from ..registry import Recipe
-from ..run import FitSettings, Run, check_named, remember, run_to_fit
+from ..run import FitSettings, Run, check_named, newest_run, remember, run_to_fit, settings_of
 from ..units import clock, large, percent
 from . import options
-from .options import takes, terminal_of, typed_line
+from .options import loading, takes, terminal_of, typed_line
 
 if TYPE_CHECKING:
     from ..sizes import Target
@@ -39,8 +39,12 @@ def fit(
 ) -> None:
     """Learn weights and drop probabilities at once."""
     terminal = terminal_of(quiet)
-    from ..machine import find_machine
-    from ..training import fit_events, with_fixed_rate
+    settings_of({name: value for name, value in given.items() if name != "fixed_drop"})
+    if resume and run is None:
+        newest_run()
+    with loading(terminal):
+        from ..machine import find_machine
+        from ..training import fit_events, with_fixed_rate
     from .tensorboard import with_tensorboard
 
     machine = find_machine(device, workers)
@@ -72,6 +76,7 @@ def show_fit(
     *,
     line: str = "",  # the command line, kept in the run once the fit has begun
     verbose: bool = False,
+    after: float = 0.0,  # what follows, in the time of the fit
 ) -> "FitSummary":
     """Show what the fit yields, and return its summary."""
     from ..training import FitPlan, FitSummary
@@ -99,7 +104,7 @@ def show_fit(
                 assert plan is not None
                 first, last = first or event, event
                 each = (time.monotonic() - began) / (event.epoch - first.epoch + 1)
-                left = each * (event.epochs - event.epoch)
+                left = each * ((1 + after) * event.epochs - event.epoch)
                 terminal.note(epoch_line(event, left, plan.target))
                 if event.waited_share > WAITING and not waited:
                     waited = True

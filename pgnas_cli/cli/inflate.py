@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from ..errors import command
-from ..registry import Inflation, Start
+from ..registry import Inflation, Start, full_name
+from ..storage import check_ending, new_file
 from . import options
-from .options import terminal_of
+from .options import loading, terminal_of
 
 
 def inflate(
@@ -48,8 +49,12 @@ def inflate(
     The result is a super-network for fit.
     """
     terminal = terminal_of(quiet)
-    from ..registry.build import inflate as inflated
-    from ..registry.inflate import kernels_of
+    full_name(backbone)
+    check_ending(output, [".safetensors"])
+    new_file(output, force)
+    with loading(terminal):
+        from ..registry.build import inflate as inflated
+        from ..registry.inflate import kernels_of
 
     rows, params = inflated(
         backbone, output, Inflation(kernels_of(kernels), width, keep_original), classes=classes,

@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from ..errors import command
-from ..registry import admit
+from ..naming import check_device_name
+from ..registry import Recipe, admit
 from ..run import Run, newest_run
 
 if TYPE_CHECKING:
@@ -23,6 +26,11 @@ def _admitted(value: str | None) -> str | None:
     return value and admit(value)
 
 
+def _device(value: str) -> str:
+    check_device_name(value)
+    return value
+
+
 RunFolder = Annotated[
     Path | None, typer.Option("--run", help="Run directory; default: the newest in runs/.")
 ]
@@ -30,7 +38,7 @@ NewRun = Annotated[
     Path | None,
     typer.Option("--run", help="Run directory; default: runs/<backbone>-<date>-<time>."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.", callback=_device)]
 Function = Annotated[
     str | None,
     typer.Option(
@@ -61,6 +69,7 @@ TensorBoard = Annotated[
 Precision = Annotated[str, typer.Option(help="float32, or bfloat16, of which results differ.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an unfinished fit.")]
 
+RECIPE, ADVANCED = "Recipe (defaults: the backbone's; fit prints them)", "Advanced"
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())  # after the word pgnas
 
 
@@ -69,10 +78,18 @@ def typed_line() -> str:
     return command(*typed.get())
 
 
-def run_of(folder: Path | None, terminal: "Terminal") -> Run:
-    """The named run or the newest."""
-    if folder is not None:
-        return Run(folder)
+def run_of(
+    folder: Path | None, terminal: "Terminal", check: Callable[[Run], object] = lambda run: None
+) -> Run:
+    """The named run or the newest; it passes `check`, and is fitted."""
+    run = newest(terminal) if folder is None else Run(folder)
+    check(run)
+    run.check_fitted()
+    return run
+
+
+def newest(terminal: "Terminal") -> Run:
+    """The newest run, which is said."""
     run = newest_run(fitted=True)
     terminal.note(f"run: {run.folder} (the newest; --run names another)")
     return run
@@ -86,6 +103,13 @@ def terminal_of(quiet: bool) -> "Terminal":
     terminal = Terminal(quiet=quiet)
     listen(terminal)
     return terminal
+
+
+@contextmanager
+def loading(terminal: "Terminal") -> Iterator[None]:
+    """Context of imports of torch. They take seconds, and a terminal says so at once."""
+    with nullcontext() if "torch" in sys.modules else terminal.task("loading torch", None):
+        yield
 
 
 # --- options from records --------------------------------------------------------------------
@@ -102,7 +126,7 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
         own = dict(inspect.signature(command).parameters)
         own.pop("given")
         fields = {
-            field.name: (field, get_type_hints(record)[field.name])
+            field.name: _annotation(field, get_type_hints(record)[field.name], record)
             for record in records
             for field in dataclasses.fields(record)
             if field.metadata and field.name not in own and (not only or field.name in only)
@@ -115,11 +139,10 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
 
         parameters = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None,
-                annotation=_annotation(field, hint),
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
             )
-            for name, (field, hint) in fields.items()
-        ]  # fmt: skip
+            for name, annotation in fields.items()
+        ]
         plain = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
         called.__signature__ = inspect.Signature([*parameters, *plain])  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in (*parameters, *plain)}
@@ -129,13 +152,19 @@ def takes(*records: type, only: Sequence[str] = ()) -> Callable[[Callable[..., N
     return decorate
 
 
-def _annotation(field: "dataclasses.Field[Any]", hint: Any) -> Any:
-    """What Typer needs to know of a field."""
-    about = field.metadata
-    backbone = field.name == "backbone"
+def _annotation(field: "dataclasses.Field[Any]", hint: Any, record: type) -> Any:
+    """What Typer needs to know of a field.
+
+    One that is not typed is None. Its default is shown all the same, but for a recipe's: the
+    backbone has its own.
+    """
+    about, of_recipe = field.metadata, record is Recipe
+    told = of_recipe or "default:" in about["help"] or field.default is None or hint is bool
     option = typer.Option(
-        *about["flags"], help=about["help"], callback=_admitted if backbone else None,
-        rich_help_panel="Advanced" if about["advanced"] else None,
+        *about["flags"], help=about["help"],
+        callback=_admitted if field.name == "backbone" else None,
+        show_default=False if told else str(field.default),
+        rich_help_panel=ADVANCED if about["advanced"] else RECIPE if of_recipe else None,
     )  # fmt: skip
     return Annotated[_simple(hint) | None, option]
 

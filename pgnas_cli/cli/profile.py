@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError, command
-from ..fields import check_fields
-from ..registry import admit
+from ..registry import admit, full_name
 from ..run import FitSettings, settings_of
 from ..storage import new_file
 from ..units import percent
 from . import options
-from .options import takes, terminal_of
+from .options import loading, takes, terminal_of
 
 if TYPE_CHECKING:
     from ..timing import TimeTable
@@ -49,21 +48,22 @@ def profile(
     terminal = terminal_of(quiet)
     admit(backbone)
     settings = settings_of(given)
-    check_fields(settings)
     written = pack if output is None else output
     if written is None or (pack and (output or runs)):
         raise PgnasError("name one file to write: `output` TIMES.json, or `pack` PACK.zip")
+    backbone = full_name(backbone)
     new_file(written, force)
-    from ..data import placed
-    from ..machine import find_machine
-    from ..profiling import (
-        forward_of,
-        gated_backbone,
-        profiled,
-        table_of_runs,
-        write_pack,
-        write_table,
-    )
+    with loading(terminal):
+        from ..data import placed
+        from ..machine import find_machine
+        from ..profiling import (
+            forward_of,
+            gated_backbone,
+            profiled,
+            table_of_runs,
+            write_pack,
+            write_table,
+        )
 
     machine, seed = find_machine(device, 0), settings.seed
     network = gated_backbone(

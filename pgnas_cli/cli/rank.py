@@ -7,9 +7,11 @@ import typer
 
 from ..distributed import launched
 from ..errors import command
+from ..fields import check_range
+from ..run import remember
 from ..units import clock
 from . import options
-from .options import run_of, terminal_of, typed_line
+from .options import loading, run_of, terminal_of, typed_line
 
 if TYPE_CHECKING:
     from ..ranking import Leaderboard
@@ -39,11 +41,12 @@ def rank(
     resumed by the same command.
     """
     terminal = terminal_of(quiet)
+    check_range("top", top, 1)
     where = run_of(run, terminal)
-    from ..machine import find_machine
-    from ..ranking import rank as ranked
-    from ..ranking import rank_again, ranking_json
-    from ..run import remember
+    with loading(terminal):
+        from ..machine import find_machine
+        from ..ranking import rank as ranked
+        from ..ranking import rank_again, ranking_json
 
     began = time.perf_counter()
     boards = ranked(

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from ..errors import PgnasError
-from ..run import Run
+from ..run import Run, read_settings
 from . import options
-from .options import run_of, terminal_of
+from .options import loading, newest, terminal_of
 
 
 def report(
@@ -30,8 +30,13 @@ def report(
     terminal = terminal_of(quiet)
     if runs and run is not None:
         raise PgnasError("name the runs with `run` or without, not both")
-    where = [Run(folder) for folder in runs] if runs else [run_of(run, terminal)]
-    from ..report import write_report
+    named = runs or ([] if run is None else [run])
+    where = [Run(folder) for folder in named] or [newest(terminal)]
+    for one in where:
+        one.check_there()
+        read_settings(one)
+    with loading(terminal):
+        from ..report import write_report
 
     path = output or (where[0].report if len(where) == 1 else Path("report.html"))
     terminal.note(f"reading {', '.join(str(one.folder) for one in where)}")

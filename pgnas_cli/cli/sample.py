@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import command
-from ..units import duration, large
+from ..fields import check_range
+from ..run import MOST_CANDIDATES, remember
+from ..units import duration, large, named_sizes
 from . import options
-from .options import run_of, terminal_of, typed_line
+from .options import loading, run_of, terminal_of, typed_line
 
 if TYPE_CHECKING:
     from ..sampling import Candidates
@@ -39,9 +41,11 @@ def sample(
 ) -> None:
     """Draw candidates from the posterior."""
     terminal = terminal_of(quiet)
+    check_range("n", n, 1, MOST_CANDIDATES)
+    named_sizes(params=max_params, macs=max_macs, time=max_time)
     where = run_of(run, terminal)
-    from ..run import remember
-    from ..sampling import sample as draw
+    with loading(terminal):
+        from ..sampling import sample as draw
 
     drawn = draw(
         where, n, baseline=baseline, seed=seed, max_params=max_params, max_macs=max_macs,

@@ -27,19 +27,27 @@ from ..run import (
     remember,
     run_name,
     settings_of,
+    with_network,
+    with_weights,
     writing,
 )
 from ..storage import differences, to_json
+from ..units import clock, parsed_size, percent
 from . import options
 from .evaluate import evaluation_json, show_evaluations
 from .fit import fit_summary_lines, show_fit
-from .options import takes, terminal_of, typed_line
+from .options import loading, takes, terminal_of, typed_line
 from .rank import show_ranking
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..evaluation import Evaluation
+    from ..formats import NetworkInfo
     from ..machine import Machine
     from .terminal import Terminal
+
+    Made = dict[str, tuple[Path, NetworkInfo]]  # networks by name
 
 AIM = 0.99  # of the size named: candidates spread around the target of the fit
 TOP = 10
@@ -61,8 +69,8 @@ def search(
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Number of candidates.")] = 300,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Train the original network as long, to compare with.")
-    ] = False,
+        bool, typer.Option(help="Train the original network as long, to compare with.")
+    ] = True,
     tensorboard: options.TensorBoard = None,
     run: options.NewRun = None,
     device: options.Device = "auto",
@@ -78,36 +86,99 @@ def search(
     check_range("n", n, 1, MOST_CANDIDATES)
     named = one_given("max", {"params": max_params, "macs": max_macs, "time": max_time})
     kind, size = named or ("params", "60%")
+    _nearly(size, kind)
     settings = settings_of(given)
-    folder = run or _folder(settings, kind, size, n)
-    from ..machine import find_machine
-    from ..report import role_words, write_report
+    with loading(terminal):
+        from ..machine import find_machine
+        from ..report import role_words, write_report
 
-    steps = _Steps(terminal, settings, find_machine(device, workers), tensorboard)
-    home = Run(folder)
+    settings = with_network(settings, given)
+    home = Run(run or _folder(settings, kind, size, n))
+    settings = with_weights(settings, given, home)
+    stages = _Stages(terminal, compare)
+    steps = _Steps(terminal, settings, find_machine(device, workers), tensorboard, stages)
     with writing(home, new=True):
-        made = steps.candidates(home, kind, size, n)
+        made, onnx = steps.candidates(home, kind, size, n)
         if compare:
             made["whole"] = steps.whole(home)
         files = {name: path for name, (path, _) in made.items()}
         remember(home, typed_line())
         found, photo = steps.evaluated(home, files)
-        terminal.note("writing the report")
+        stages.begin("report", "write the report")
         write_report([home], home.report)
     if as_json:
         paths = {name: str(path) for name, path in files.items()}
         rows = evaluation_json(list(files.values()), found) if found else {}
         networks = rows.get("networks", [rows] if rows else [])
-        terminal.json({"run": str(folder), "files": paths, "networks": networks,
-                       "report": str(home.report)})  # fmt: skip
+        terminal.json({"run": str(home.folder), "files": paths, "onnx": onnx and str(onnx),
+                       "networks": networks, "report": str(home.report)})  # fmt: skip
         return
     if found:
         show_evaluations(terminal, found)
-    for name, (path, params) in made.items():
-        terminal.result(f"{name:9} {role_words(name, params, made['best'][1])}: {path}")
-    terminal.result(f"report    all of this as a page: {home.report}")
+    best = made["best"][1]
+    written = [
+        (f"{name}: {role_words(name, about.params, best.params)}", path)
+        for name, (path, about) in made.items()
+    ]
+    if onnx:
+        written.append(("onnx: the best, for ONNX Runtime", onnx))
+    for what, path in (*written, ("report: all of this as a page", home.report)):
+        terminal.result(what)
+        terminal.result(f"  {path}")
+    terminal.result(f"{clock(stages.seconds())} in all: {answer(best, found)}")
     if photo is not None:
         terminal.note(f"next: {command('predict', files['best'], photo)}")
+
+
+def answer(best: "NetworkInfo", found: "Sequence[Evaluation]") -> str:
+    """What a search found, in one sentence."""
+    from ..evaluation import paired_test
+
+    share, macs = best.params / best.whole_params, best.macs / best.whole_macs
+    text = (
+        f"best has {percent(share)} of the parameters and {percent(macs)} of the MACs, and errs on"
+    )
+    rows = {row.name: row for row in found}
+    if not rows:
+        error = best.held_out_errors / best.held_out_images
+        return f"{text} {percent(error)} of {best.held_out_images} held-out images"
+    text += f" {percent(rows['best'].error)} of {rows['best'].images} test images"
+    if "whole" not in rows:
+        return text
+    p = paired_test(rows["best"], rows["whole"])
+    told = "" if p < 0.05 else ", which is no difference that can be told"
+    return f"{text}, the original network on {percent(rows['whole'].error)}{told}"
+
+
+# Of each stage a rough time, in that of the fit.
+SHARES = {
+    "fit": 1.0, "sample": 0.02, "rank": 0.3, "export": 0.1, "original": 1.0, "evaluate": 0.15,
+    "report": 0.1,
+}  # fmt: skip
+
+
+class _Stages:
+    """Numbers the stages of a search, and says about how long all of it will take."""
+
+    def __init__(self, terminal: "Terminal", compare: bool) -> None:
+        self.terminal, self.began = terminal, time.monotonic()
+        self.names = [name for name in SHARES if compare or name != "original"]
+        self.fit_seconds: float | None = None  # of a fit that was done now
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def after(self, name: str) -> float:
+        """Time of the stages after this one, in that of the fit."""
+        return sum(SHARES[later] for later in self.names[self.names.index(name) + 1 :])
+
+    def begin(self, name: str, what: str) -> None:
+        """Say that a stage begins."""
+        text = f"stage {self.names.index(name) + 1} of {len(self.names)}: {what}"
+        if self.fit_seconds is not None:
+            left = (SHARES[name] + self.after(name)) * self.fit_seconds
+            text += f"; {clock(self.seconds())} so far, about {clock(left)} left"
+        self.terminal.note(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +189,18 @@ class _Steps:
     settings: FitSettings
     machine: "Machine"
     tensorboard: Path | None
+    stages: _Stages
 
-    def candidates(self, run: Run, kind: str, size: str, n: int) -> dict[str, tuple[Path, int]]:
-        """Fit, sample, rank and export; the files and parameters, the best one first."""
+    def candidates(self, run: Run, kind: str, size: str, n: int) -> tuple["Made", Path | None]:
+        """Fit, sample, rank and export; the networks, the best one first, and the ONNX file."""
         from ..ranking import rank
         from ..run.posterior import posterior_of
         from ..sampling import read_candidates, sample
         from ..sizes import budgets_of
 
         target: dict[str, Any] = {f"target_{kind}": _nearly(size, kind)}
-        self.fitted(run, dataclasses.replace(self.settings, **target), self.tensorboard)
+        self.stages.begin("fit", "fit the super-network")
+        self.fitted(run, dataclasses.replace(self.settings, **target), self.tensorboard, "fit")
         network, posterior = posterior_of(run)
         budget: dict[str, Any] = {f"max_{kind}": size}
         (wanted,) = budgets_of(network, **{kind: size})
@@ -136,23 +209,38 @@ class _Steps:
             drawn = drawn and len(read_candidates(run, network, posterior, wanted.label)) == n
         except PgnasError:
             drawn = False
+        self.stages.begin("sample", f"sample {n} candidates")
         if not drawn:
-            self.terminal.note(f"drawing {n} candidates")
             sample(run, n, **budget, force=True)
+        self.stages.begin("rank", "rank them on held-out images")
         began = time.perf_counter()
         boards = rank(run, top=TOP, machine=self.machine)
         seconds = time.perf_counter() - began
         show_ranking(self.terminal, boards, TOP, 0, seconds, result=False)
-        return {name: self.exported(run, name, what) for name, what in _EXPORTED.items()}
+        self.stages.begin("export", "export the best, and a random baseline of its size")
+        return {name: self.exported(run, name) for name in _EXPORTED}, self.onnx(run)
 
-    def whole(self, home: Run) -> tuple[Path, int]:
+    def onnx(self, run: Run) -> Path | None:
+        """The best as an ONNX file, where the packages are there and it has the same logits."""
+        from ..exporting import export
+
+        path = run.folder / "best.onnx"
+        try:
+            export(path, run, force=True, machine=self.machine)
+        except PgnasError as error:
+            self.terminal.note(f"note: no ONNX file: {error}")
+            return None
+        return path
+
+    def whole(self, home: Run) -> tuple[Path, "NetworkInfo"]:
         """The network without gates, trained as long."""
+        self.stages.begin("original", "train the original network as long (not with --no-compare)")
         run = Run(home.folder / "whole")
         board = None if self.tensorboard is None else self.tensorboard / home.folder.name
-        self.fitted(run, dataclasses.replace(self.settings, fixed_drop=0.0), board)
-        return self.exported(run, "whole", "whole", into=home.folder)
+        self.fitted(run, dataclasses.replace(self.settings, fixed_drop=0.0), board, "original")
+        return self.exported(run, "whole", into=home.folder)
 
-    def fitted(self, run: Run, settings: FitSettings, tensorboard: Path | None) -> None:
+    def fitted(self, run: Run, settings: FitSettings, tensorboard: Path | None, stage: str) -> None:
         """Fit, unless it is done; raises PgnasError where it was done with other options."""
         from ..training import fit_events
         from .tensorboard import with_tensorboard
@@ -173,19 +261,18 @@ class _Steps:
         events = fit_events(
             run, settings, resume=True, machine=self.machine, resume_with="the same command"
         )
-        summary = show_fit(self.terminal, run, with_tensorboard(tensorboard, run, events))
+        events, after = with_tensorboard(tensorboard, run, events), self.stages.after(stage)
+        summary = show_fit(self.terminal, run, events, after=after)
+        self.stages.fit_seconds = summary.seconds
         for line in fit_summary_lines(summary):
             self.terminal.note(line)
 
-    def exported(
-        self, run: Run, name: str, candidate: str, into: Path | None = None
-    ) -> tuple[Path, int]:
-        """Write one network; its file and parameters."""
+    def exported(self, run: Run, name: str, into: Path | None = None) -> tuple[Path, "NetworkInfo"]:
+        """Write one network; its file, and what that says."""
         from ..exporting import export
 
         path = (into or run.folder) / f"{name}.safetensors"
-        about = export(path, run, candidate=candidate, force=True, machine=self.machine)
-        return path, about.params
+        return path, export(path, run, candidate=name, force=True, machine=self.machine)
 
     def evaluated(
         self, home: Run, files: dict[str, Path]
@@ -197,6 +284,7 @@ class _Steps:
         from ..data import find_data
         from ..evaluation import evaluate, write_evaluations
 
+        self.stages.begin("evaluate", "evaluate on the test images, and measure times")
         settings, root = self.settings, Path(self.settings.data_root)
         source = find_data(settings.data, root=root, reads=())
         if source.test is None:
@@ -210,13 +298,11 @@ class _Steps:
         return found, source.test.file and source.test.file(0)
 
 
-_EXPORTED = {"best": "", "twin": "twin"}  # name of the file: candidate
+_EXPORTED = ("best", "twin")  # candidates, and names of their files
 
 
 def _nearly(size: str, kind: str) -> str:
     """A little less than "60%", "10M", "4ms": candidates of the mean size are within it."""
-    from ..sizes import parsed_size
-
     option = f"`max_{kind}`"
     number, unit = parsed_size(size, option, kind)
     if not 0 < number < (100 if unit == "%" else math.inf):

@@ -21,4 +21,5 @@ from .dataset import (
     remarks_on,
 )
 from .listing import pictures_below
+from .pictures import SMALL
 from .sources import find_data, load_data

@@ -14,6 +14,7 @@ from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
 from ..errors import PgnasError, one_line
+from ..naming import PLAIN_DATA, TIMM_DATA, check_data_name
 from .checks import Findings, checked, in_threads
 from .dataset import DataName, ImageData, Part, Preprocessing, Source, cut_data, cut_part
 from .faults import copies, damaged, oddities, small_size, without_copies
@@ -49,22 +50,18 @@ def find_data(
     Every image file is decoded once, and what was found is remembered (checks.py). Raises
     PgnasError where the folder is not as it should be, with what was looked for.
     """
+    check_data_name(name)
     folder = partial(_folder, skip_corrupt=skip_corrupt, reads=reads)
     if name == "digits":
         source = _digits()
     elif Path(name).is_dir():
         source = folder(Path(name), DataName(text_of(Path(name).resolve().name), folder=True))
-    elif name in _PLAIN_NAMES and (root / name / "train").is_dir():
+    elif name in PLAIN_DATA and (root / name / "train").is_dir():
         source = folder(root / name, DataName(name))
-    elif name in _PLAIN_NAMES:
+    elif name in PLAIN_DATA:
         source = _plainly_named(name, root, skip_corrupt, reads)
-    elif name.split("/")[0] in _TIMM_SOURCES and "/" in name:
-        source = _timm_named(name, root, skip_corrupt, reads)
     else:
-        raise PgnasError(
-            f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
-            f", {', '.join(_PLAIN_NAMES)}, or a timm name such as torch/mnist"
-        )
+        source = _timm_named(name, root, skip_corrupt, reads)
     if len(source.classes) < 2 and reads != TESTED:
         raise PgnasError(f"'{name}' has one class ('{source.classes[0]}'); at least two are needed")
     return source
@@ -174,13 +171,9 @@ def _open_file(listing: Listing, index: int) -> Image.Image:
     return open_picture(listing.path(index))
 
 
-# Names that need no prefix, and torchvision's folder of each. ImageNet's archives are not unpacked.
-_PLAIN_NAMES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "imagenet": ""}
-
-
 def _plainly_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[str]) -> Source:
     """What torchvision has or downloads in `root`."""
-    own, folder = root / name, _PLAIN_NAMES[name]
+    own, folder = root / name, PLAIN_DATA[name]
     if not folder:
         raise PgnasError(
             f"no data set '{name}': looked for {own}/train/<class>/ and {own}/val/<class>/; give"
@@ -195,19 +188,12 @@ def _plainly_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[st
         ) from None
 
 
-# timm's kinds of names, and the package that each needs.
-_TIMM_SOURCES = {
-    "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "wds": "webdataset",
-    "tfds": "tensorflow_datasets",
-}  # fmt: skip
-
-
 def _timm_named(name: str, root: Path, skip_corrupt: bool, reads: Sequence[str]) -> Source:
     """A data set that timm knows by name; its own splits are train and validation or test.
 
     Its images are decoded once here, and nothing is remembered: some lie in no files.
     """
-    package = _TIMM_SOURCES[name.split("/")[0]]
+    package = TIMM_DATA[name.split("/")[0]]
     if find_spec(package) is None:
         raise PgnasError(
             f"'{name}' needs the package {package}: pip install {package.replace('_', '-')}"

@@ -9,4 +9,4 @@ from .network import (
     size_fields,
     write_network,
 )
-from .onnx import OPSETS, OnnxNetwork, in_onnx, onnx_content, quick_onnx, read_onnx
+from .onnx import OnnxNetwork, in_onnx, onnx_content, quick_onnx, read_onnx

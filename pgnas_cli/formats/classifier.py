@@ -12,12 +12,13 @@ from ..data import evaluation_image
 from ..errors import PgnasError
 from ..fields import check_range
 from ..graph import evaluating
+from ..naming import NETWORK_FILES
 from ..slimming import Layout
 from .network import NetworkInfo, read_network
 from .onnx import read_onnx
 
 # What `export` can write and `evaluate` can read, by the ending of the file.
-READERS = {".safetensors": read_network, ".onnx": read_onnx}
+READERS = dict(zip(NETWORK_FILES, (read_network, read_onnx), strict=True))
 TOP = 5  # classes that `predict` gives
 
 
@@ -82,8 +83,8 @@ def load(path: str | Path, layout: Layout = "small") -> Classifier:
     """The exported network in `path`, in evaluation mode; needs neither run nor data.
 
     Layout "small" multiplies only what is kept; "fast" is arranged for inference in torch, with
-    batch-norm folded into the layers before it, "onnx" for ONNX Runtime. Same outputs. The attribute `info` is its `NetworkInfo`. A
-    network with attributes of its own called `classes`, `preprocess` or `predict` keeps them, and
+    batch-norm folded into the layers before it, "onnx" for ONNX Runtime. Same outputs. The
+    attribute `info` is its `NetworkInfo`. A network with attributes of its own called `classes`, `preprocess` or `predict` keeps them, and
     gets none of `Classifier`. An ONNX file has the layout that it was written in; it runs on the
     CPU, in ONNX Runtime.
     """

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PgnasError, one_line
+from ..naming import OPSETS
 from ..slimming import agree, difference
 from ..storage import read_bytes, to_json
 from ..tensors import parsed, versioned
@@ -31,7 +32,6 @@ from .network import NETWORK, NetworkInfo, about_of
 
 TOLERANCE = 1e-4  # of the largest logit
 BATCHES = (1, 8)
-OPSETS = (18, 23)  # that torch's exporter can write
 MOST_CONTENT = 2**31  # bytes of a file, a limit of the format
 MOST_VALUES = 2**28  # of one tensor for one image, in a file that is read
 LARGER = 32  # pixels, by which another size is larger

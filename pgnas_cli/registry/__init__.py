@@ -5,4 +5,12 @@ from its file: `registry.build`, `registry.inflate`, `registry.weights`.
 """
 
 from .backbone import OBJECTIVE, Backbone, Inflation, Recipe, Start, preset, shortened
-from .lookup import LIBRARIES, MOST_PIXELS, admit, backbone_names
+from .lookup import (
+    LIBRARIES,
+    MOST_PIXELS,
+    PHOTOS,
+    SMALL_IMAGES,
+    admit,
+    backbone_names,
+    full_name,
+)

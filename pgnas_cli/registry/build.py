@@ -14,7 +14,7 @@ from ..gates import make_concrete_
 from ..graph import evaluating
 from ..progress import note
 from ..seeds import derived_seed, generator, seeded_globals
-from ..storage import from_json, new_file, to_json
+from ..storage import check_ending, from_json, new_file, to_json
 from ..tensors import read_header, read_values, write_tensors
 from .backbone import Backbone, Inflation, Start
 from .inflate import Inflated, check, inflate_
@@ -80,7 +80,7 @@ def build_backbone(
         backbone = dataclasses.replace(
             backbone, recipe=backbone.pretrained_recipe, recipe_of="for pretrained weights"
         )
-    return dataclasses.replace(backbone, name=name, options=own)
+    return dataclasses.replace(backbone, options=own)
 
 
 def _inflated(
@@ -155,8 +155,7 @@ def inflate(
         raise PgnasError(
             f"'{name}' is not an installed backbone; package it first: docs/backbones.md"
         )
-    if path.suffix != ".safetensors":
-        raise PgnasError(f"'{path}' has no known ending; possible: .safetensors")
+    check_ending(path, [".safetensors"])
     new_file(path, force)
     check(inflation)
     if Path(name).suffix == ".safetensors":
@@ -165,7 +164,7 @@ def inflate(
     backbone, rows, survives = _inflated(backbone, inflation, start)
     options = {**backbone.options, "inflation": to_json(inflation)}
     tensors = {f"network.{key}": value for key, value in backbone.network.state_dict().items()}
-    parts = Parts(name, options, survives)
+    parts = Parts(backbone.name, options, survives)
     write_tensors(path, SUPERNET, tensors, {"parts": to_json(parts)})
     remarks = [] if survives is None else [_surviving(survives)]
     for remark in (*backbone.remarks, *remarks):

@@ -10,7 +10,9 @@ import difflib
 import inspect
 import re
 import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from .backbone import Backbone, Builder, Start
 GROUP = "pgnas.backbones"
 MOST_PIXELS = 8192  # height = width of an image
 LIBRARIES = ("timm", "torchvision")  # entry points for many networks: "timm/NAME"
+SMALL_IMAGES = "multibranch-tiny"  # the network of a fit that names none
+PHOTOS = "timm/tf_efficientnet_lite0"  # the same on photos, pretrained where that can be had
 
 
 def backbone_names() -> dict[str, str]:
@@ -50,6 +54,53 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _ADMITTED: set[str] = set()  # by the user of this process
 
 
+def full_name(name: str) -> str:
+    """The registered name, "timm/NAME" or "torchvision/NAME" that `name` means.
+
+    A name without a slash is a registered one, else that of a network of timm, else of torchvision.
+    Raises PgnasError, with the nearest names, where there is none. Imports none of the libraries.
+    """
+    library, _, model = name.partition("/")
+    known = {one: one for one in _entries() if one not in LIBRARIES}
+    if _FUNCTION.fullmatch(name) or name in known or name.endswith(".safetensors"):
+        return name
+    if model and library in LIBRARIES:
+        networks = sorted(library_networks(library))
+        if not networks:  # it lies in no files: its builder knows
+            return name
+        possible = {one: f"{library}/{one}" for one in networks}
+        what = f"{library} has no network '{model}'; "
+        otherwise = f"it has {', '.join(networks[:2])}, ..."
+    else:
+        model, possible = name, known
+        for one in LIBRARIES:  # the first that has a name keeps it
+            possible = {network: f"{one}/{network}" for network in library_networks(one)} | possible
+        what = f"no backbone named '{name}'; "
+        otherwise = f"known: {', '.join([*known, *(f'{one}/NAME' for one in LIBRARIES)])}"
+    network, dot, weights = model.partition(".")
+    if network in possible:
+        return f"{possible[network]}{dot}{weights}"
+    near = [possible[one] for one in difflib.get_close_matches(model, possible, n=3)]
+    near = near[: 1 if near and near[0] in known else 3]  # few are registered
+    raise PgnasError(what + (f"did you mean {', or '.join(near)}?" if near else otherwise))
+
+
+@cache
+def library_networks(library: str) -> frozenset[str]:
+    """Names of the networks that timm or torchvision registers, read in its source.
+
+    Its import takes seconds. None where the library is not there as files.
+    """
+    spec = find_spec(library)
+    places = (spec and spec.submodule_search_locations) or []
+    texts = (path.read_text(encoding="utf-8") for place in places
+             for path in Path(place, "models").glob("*.py"))  # fmt: skip
+    return frozenset(name for text in texts for name in _REGISTERED.findall(text))
+
+
+_REGISTERED = re.compile(r"^@register_model(?:\(.*\))?\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+
+
 def load_backbone(
     name: str,
     *,
@@ -60,7 +111,7 @@ def load_backbone(
     options: dict[str, Any] | None = None,
     start: Start = Start(),  # noqa: B008 - frozen
 ) -> Backbone:
-    """Build the backbone called `name`; "timm/NAME" goes to the entry point "timm".
+    """Build the backbone that `name` means; "timm/NAME" goes to the entry point "timm".
 
     The initial weights are those that `start` names. Inflation, where the backbone asks for it, is
     still to be done (inflate.py). Raises PgnasError for an unknown name (with the nearest known
@@ -69,6 +120,7 @@ def load_backbone(
     """
     if size is not None:
         check_range("img_size", size, 1, MOST_PIXELS)
+    name = full_name(name)
     entry, model = _entry(name)
     called = f"backbone '{name}' (from {_package(entry)}"
     build = _builder(entry, name, called)
@@ -133,18 +185,12 @@ def _channels(number: int) -> str:
 def _entry(name: str) -> tuple[EntryPoint, str]:
     """The entry point that `name` means, and the model's name behind "timm/", "torchvision/"."""
     entries = {**_entries(), **{own: [EntryPoint(own, own, GROUP)] for own in _ADMITTED}}
-    entry_name, _, model = name.partition("/")
     if _FUNCTION.fullmatch(name) and name not in _ADMITTED:
         raise PgnasError(
             f"backbone '{name}' is a function that is not installed; if it is yours, name it again:"
             f" `backbone` {name}, or in Python pgnas_cli.admit('{name}')"
         )
-    if entry_name not in entries or (bool(model) != (entry_name in LIBRARIES)):
-        near = difflib.get_close_matches(name, entries, n=1)
-        listed = ", ".join(f"{n}/NAME" if n in LIBRARIES else n for n in sorted(entries))
-        close = near and near[0] not in LIBRARIES
-        hint = f"did you mean {near[0]}?" if close else f"known: {listed}"
-        raise PgnasError(f"no backbone named '{name}'; {hint}")
+    entry_name, _, model = name.partition("/")
     entry, *others = entries[entry_name]
     if others:
         raise PgnasError(

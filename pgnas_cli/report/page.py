@@ -24,8 +24,7 @@ def write_report(runs: Sequence[Run], path: Path) -> list[RunSummary]:
     if path.exists() and not _ours(path):
         raise PgnasError(f"'{path}' exists and is not a report; choose another name")
     for run in runs:
-        if not run.folder.is_dir():
-            raise PgnasError(f"'{run.folder}' is not the folder of a run")
+        run.check_there()
     found = [run_summary(run) for run in runs]
     write_text(path, page_of(found))
     return found

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from ..evaluation import Evaluation
+from ..evaluation import Evaluation, paired_test
 from ..ranking import (
     RANKING_HEADINGS,
     SHOWN,
     Leaderboard,
     certainty_lines,
     error_cells,
-    paired_p,
     ranking_rows,
     ranking_title,
 )
@@ -189,11 +186,9 @@ def _error(row: Evaluation) -> str:
 
 def _verdict(best: Evaluation, whole: Evaluation) -> str:
     """Return whether the test images can tell the best from the original network."""
-    wrong = [torch.zeros(best.images, dtype=torch.bool) for _ in range(2)]
-    for mask, row in zip(wrong, (best, whole), strict=True):
-        mask[list(row.wrong)] = True
-    only_best, only_whole = int((wrong[0] & ~wrong[1]).sum()), int((wrong[1] & ~wrong[0]).sum())
-    p = paired_p(*wrong)
+    mine, theirs = set(best.wrong), set(whole.wrong)
+    only_best, only_whole = len(mine - theirs), len(theirs - mine)
+    p = paired_test(best, whole)
     told = "these images cannot tell the two apart" if p >= 0.05 else "that is more than chance"
     return (
         f"Of the {best.images} test images the best errs on {only_best} that the original network"

@@ -6,6 +6,7 @@ This face imports no torch; the fitted super-network is imported from `run.poste
 from .directory import MOST_CANDIDATES, RUNS, Run, newest_run, run_at
 from .history import Command, commands_of, now, remember
 from .lock import last_written, writing
+from .overview import RunOverview, overviews
 from .settings import (
     FitSettings,
     check_named,
@@ -15,5 +16,7 @@ from .settings import (
     run_name,
     run_to_fit,
     settings_of,
+    with_network,
+    with_weights,
     write_settings,
 )

@@ -18,7 +18,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import PgnasError
+from ..errors import PgnasError, command
+from ..fields import check_range
+from ..naming import NETWORK_FILES, OPSETS, ROUND_TO
+from ..storage import check_ending, new_file
 
 RUNS = Path("runs")
 MOST_CANDIDATES = 1_000_000  # in a run
@@ -87,6 +90,32 @@ class Run:
             for path in (self.candidates(budget), self.ranking(budget), self.ranking_table(budget))
             if path.exists()
         ]
+
+    def check_there(self) -> None:
+        """Raise PgnasError where there is no such folder."""
+        if not self.folder.is_dir():
+            raise PgnasError(f"'{self.folder}' is not the folder of a run")
+
+    def check_fitted(self) -> None:
+        """Raise PgnasError where there is no posterior, with the command that makes one."""
+        if self.posterior.exists():
+            return
+        if self.checkpoint.exists():
+            resume = command("fit", "--resume", "--run", self.folder)
+            raise PgnasError(f"the fit in '{self.folder}' is not finished; resume it with {resume}")
+        raise PgnasError(f"no posterior in '{self.folder}'; fit one with pgnas fit")
+
+    def check_export(
+        self, path: Path, *, round_to: int | None, opset: int, dynamic_size: bool, force: bool
+    ) -> None:
+        """Raise PgnasError for a file or bounds that `export` does not write."""
+        check_ending(path, NETWORK_FILES)
+        self.check_foreign(path)
+        new_file(path, force)
+        check_range("round_to", 1 if round_to is None else round_to, *ROUND_TO)
+        check_range("opset", opset, *OPSETS)
+        if dynamic_size and path.suffix != ".onnx":
+            raise PgnasError("`dynamic_size` is for ONNX files; a safetensors file takes any size")
 
     def check_foreign(self, path: Path) -> None:
         """Raise PgnasError for what commands read again: nothing else is written over it."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data import DataName, ImageData, Preprocessing, held_out_decoded, load_data
 from ..data import digest as data_digest
 from ..distributed import first_here
-from ..errors import PgnasError, command
+from ..errors import PgnasError
 from ..fields import check_fields
 from ..gates import Prior, gates
 from ..registry import MOST_PIXELS, Recipe
@@ -248,13 +248,7 @@ def _check_numbers(posterior: Posterior, path: Path) -> None:
 
 def posterior_of(run: Run) -> tuple[nn.Module, Posterior]:
     """The fitted super-network of a run."""
-    if not run.posterior.exists():
-        if run.checkpoint.exists():
-            raise PgnasError(
-                f"the fit in '{run.folder}' is not finished; resume it with"
-                f" {command('fit', '--resume', '--run', run.folder)}"
-            )
-        raise PgnasError(f"no posterior in '{run.folder}'; fit one with pgnas fit")
+    run.check_fitted()
     return read_posterior(run.posterior)
 
 

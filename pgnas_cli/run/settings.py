@@ -3,16 +3,29 @@
 import dataclasses
 import difflib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..distributed import launched
+from ..distributed import first_here, launched, of_first
 from ..errors import PgnasError
-from ..fields import check_choice, check_fields, option, parsed
-from ..registry import Backbone, Recipe, preset, shortened
+from ..fields import check_choice, check_fields, one_given, option, parsed
+from ..naming import check_data_name
+from ..progress import note, task
+from ..registry import (
+    PHOTOS,
+    SMALL_IMAGES,
+    Backbone,
+    Recipe,
+    Start,
+    full_name,
+    preset,
+    shortened,
+)
 from ..storage import as_read, from_json, read_json, to_json, write_text
+from ..units import UNITS, parsed_size
 from .directory import RUNS, Run, newest_run
 
 # Second-order, or only with packages for CUDA.
@@ -26,20 +39,26 @@ class FitSettings:
     """The options of a fit beside its recipe; every field is an option of `fit`."""
 
     backbone: str = option(
-        "multibranch-tiny",
-        "Super-network: a name that backbones lists, FILE.safetensors, or module:function.",
+        SMALL_IMAGES,
+        "Super-network: a name (see backbones), timm's or torchvision's, FILE.safetensors, or"
+        " module:function; default: by the images, for photos a pretrained one.",
         flags=("--backbone", "--model"),
     )
     data: str = option(
         "digits",
         "digits, cifar10, cifar100, imagenet, a folder with train/ and val/, or a timm name.",
+        flags=("--data", "--data-dir"),
     )
     data_root: str = option("data", "Where named data sets live.", advanced=True)
     img_size: int | None = option(None, "Image size in pixels; default: as is, photos 224.")
     pretrained: bool = option(
-        False, "Start from the weights of timm or torchvision, downloaded.", flags=("--pretrained",)
-    )
-    weights: str | None = option(None, "Start from a plain state dict, FILE.safetensors.")
+        False, "Start from the weights of timm or torchvision, downloaded; default: for photos,"
+        " without --backbone, where they can be had.",
+    )  # fmt: skip
+    weights: str | None = option(
+        None, "Start from a plain state dict, FILE.safetensors.",
+        flags=("--weights", "--initial-checkpoint"),
+    )  # fmt: skip
     keep_original: bool = option(
         False, "Of an inflated super-network: keep each convolution beside its branches.",
         flags=("--keep-original",), advanced=True,
@@ -147,13 +166,74 @@ def settings_of(given: dict[str, Any]) -> FitSettings:
             found[file] = str(Path(found[file]).resolve())
     if backbone.endswith(".safetensors"):
         found["backbone"] = str(Path(backbone).resolve())
+    elif backbone:
+        found["backbone"] = full_name(backbone)
     known = {field.name for field in dataclasses.fields(Recipe)}
     unknown = sorted(set(given) - own - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], own | known, n=3) or sorted(own | known)
         raise PgnasError(f"a fit has no option `{unknown[0]}`; possible: {', '.join(near)}")
     recipe = {k: parsed(Recipe, k, value) for k, value in given.items() if k in known}
-    return FitSettings(**found, recipe=recipe)
+    settings = FitSettings(**found, recipe=recipe)
+    _check_alone(settings)
+    return settings
+
+
+def _check_alone(settings: FitSettings) -> None:
+    """Raise PgnasError for what is wrong whatever the data, the network and its recipe are."""
+    check_data_name(settings.data)
+    check_fields(settings)
+    check_fields(dataclasses.replace(Recipe(), **settings.recipe))
+    sizes = {kind: getattr(settings, f"target_{kind}") for kind in UNITS}
+    if target := one_given("target", sizes):
+        parsed_size(target[1], f"`target_{target[0]}`", target[0])
+
+
+def with_network(settings: FitSettings, given: Collection[str]) -> FitSettings:
+    """`settings` with the network of their images, where `given`, the options named, has none.
+
+    `PHOTOS`, unless images are small, or made so.
+    """
+    if "backbone" in given:
+        return settings
+    from ..data import SMALL, find_data
+
+    with first_here():
+        source = find_data(
+            settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt,
+            reads=(),
+        )  # fmt: skip
+    small = source.small is not None or (settings.img_size or SMALL) < SMALL
+    return dataclasses.replace(settings, backbone=SMALL_IMAGES if small else PHOTOS)
+
+
+def with_weights(
+    settings: FitSettings, given: Collection[str], run: Run | None = None
+) -> FitSettings:
+    """`settings` of `with_network`, pretrained where that can be had and nothing else is named.
+
+    They are as in `run`, where that was begun. Weights that cannot be had are a warning.
+    """
+    if settings.backbone != PHOTOS or {"backbone", "pretrained", "weights"} & set(given):
+        return settings
+    if run is not None and run.settings.exists():
+        return dataclasses.replace(settings, pretrained=read_settings(run).pretrained)
+    from ..registry.lookup import load_backbone
+
+    missing = ""
+    with first_here(), task(f"fetching the weights of {PHOTOS}"):
+        try:
+            load_backbone(PHOTOS, classes=2, start=Start(pretrained=True))
+        except PgnasError as error:
+            missing = str(error)
+    missing = of_first(missing)
+    if missing:
+        note(f"warning: {missing}")
+        note(
+            f"warning: {PHOTOS} starts from random weights, which needs far more images and epochs;"
+            " to start from a file: `weights` FILE.safetensors"
+        )
+    return dataclasses.replace(settings, pretrained=not missing)
 
 
 def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
@@ -219,20 +299,16 @@ def run_to_fit(
     """
     check_named(folder)
     asked = settings_of(given)
-    if folder is None and resume:
-        run = newest_run()
-    elif folder is None:
-        name = run_name(asked.backbone)
-        run = Run(_unused(RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
-    else:
-        run = Run(folder)
-    if not (resume and run.settings.exists()):
-        if resume and not {"data", "backbone"} & set(given):
+    run = Run(folder) if folder is not None else newest_run() if resume else None
+    if run is None or not (resume and run.settings.exists()):
+        if run is not None and resume and not {"data", "backbone"} & set(given):
             raise PgnasError(
                 f"no run in '{run.folder}' to resume{_like(run.folder)}; to start one, name `data`"
                 " or `backbone`"
             )
-        return run, asked
+        asked = with_weights(with_network(asked, given), given)
+        name = f"{run_name(asked.backbone)}-{datetime.now():%Y%m%d-%H%M%S}"
+        return run or Run(_unused(RUNS / name)), asked
     stored = read_settings(run)
     for key in (key for key in given if key != "skip_corrupt"):
         if key in asked.recipe:  # one that was not named has the backbone's value: compared later

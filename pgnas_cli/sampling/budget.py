@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import PgnasError
 from ..gates import gates, hard_keep, per_gate
-from ..progress import note
+from ..progress import note, task
 from ..seeds import generator
 from ..sizes import KINDS, ExpectedSize, Sizes, Target, count, joined
 from ..units import percent
@@ -100,12 +100,13 @@ class Tilt:
         none = torch.zeros(1, len(self.group), dtype=torch.bool)
         dead = 1.2 * float(getattr(count(self.network, none), self.kind)) / self.whole
         least, price = float(self.counted(0.0).quantile(0.05)), 1.0
-        while price < DEAREST:
-            found = self.counted(price)
-            alive = found[found > dead]
-            if len(alive) < 0.9 * len(found):
-                break
-            least, price = min(least, float(alive.quantile(0.05))), 1.3 * price
+        with task("how small candidates can be"):
+            while price < DEAREST:
+                found = self.counted(price)
+                alive = found[found > dead]
+                if len(alive) < 0.9 * len(found):
+                    break
+                least, price = min(least, float(alive.quantile(0.05))), 1.3 * price
         return least
 
 

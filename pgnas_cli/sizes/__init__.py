@@ -11,4 +11,4 @@ from .exact import (
     whole_sizes,
 )
 from .expected import ExpectedSize
-from .target import Target, budgets_of, parsed_size, target_of
+from .target import Target, budgets_of, target_of

@@ -1,6 +1,5 @@
 """Target sizes and budgets, read from text such as "60%", "10M" or "4ms"."""
 
-import string
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +9,9 @@ from ..errors import PgnasError
 from ..fields import check_choice, check_range, check_types, one_given
 from ..gates import gates
 from ..progress import note
-from ..units import percent
+from ..units import UNITS, named_sizes, parsed_size, percent
 from .exact import KINDS
 from .expected import ExpectedSize
-
-_COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
-UNITS = {"params": _COUNTS, "macs": _COUNTS, "time": {"ms": 1e6, "us": 1e3}}  # of a size in `KINDS`
 
 
 @dataclass(frozen=True)
@@ -69,12 +65,9 @@ def target_of(network: nn.Module, **wanted: str | None) -> Target | None:
 
 def budgets_of(network: nn.Module, **wanted: str | None) -> tuple[Target, ...]:
     """The sizes that candidates may have at most: params="60%", or macs="80%,60%,2G"; none: ()."""
-    given = one_given("max", wanted)
-    if given is None:
-        return ()
-    kind, text = given
+    kind, texts = named_sizes(**wanted)
     found: list[Target] = []
-    for one in text.split(","):
+    for one in texts:
         budget = Target(kind, _share_of(one, network, kind, f"`max_{kind}`"))
         if any(budget.label == other.label for other in found):  # they would share a file
             raise PgnasError(f"`max_{kind}` names {one.strip()} twice")
@@ -96,26 +89,3 @@ def _share_of(text: str, network: nn.Module, kind: str, option: str) -> float:
             " above 0 and below that"
         )
     return size / whole
-
-
-def parsed_size(text: str, option: str, kind: str = "params") -> tuple[float, str]:
-    """Number and unit of a size, "%" or one of the kind's `UNITS`; 0.6 is 60 %.
-
-    Raises PgnasError, naming `option`, where `text` is not a size.
-    """
-    given, units = text.strip(), UNITS[kind]
-    number = given.rstrip("%" + string.ascii_letters)
-    unit = given[len(number) :]
-    unit = unit.lower() if kind == "time" else unit.upper()
-    try:
-        found = float(number)
-        if not unit and 0 < found < 1:
-            return 100 * found, "%"
-        if unit != "%" and unit not in units:
-            raise ValueError(unit)
-    except ValueError:
-        example = "a time (4ms)" if kind == "time" else "a number (250000, 10M)"
-        raise PgnasError(
-            f"{option} '{text}' is not a size; possible: a share (60%) or {example}"
-        ) from None
-    return found, unit

@@ -11,4 +11,4 @@ from .cut import (
 )
 from .layers import Constant, Cut, reshape_
 from .remainder import Place, Remainder, everything, remainder, stored
-from .wiring import ROUND_TO, Wiring, spread, wire
+from .wiring import Wiring, spread, wire

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from ..fields import check_range
 from ..gates import gates
 from ..graph import Graph, Node, plain_twin
-
-ROUND_TO = (1, 1024)  # possible multiples
+from ..naming import ROUND_TO
 
 
 @dataclass(frozen=True)

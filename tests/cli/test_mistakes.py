@@ -69,7 +69,8 @@ def test_a_network_that_no_later_stage_would_open_is_refused_before_it_is_traine
     photo_folder: Callable[..., Path],
 ) -> None:
     """Files are bounded when they are read; what is written keeps within the same bounds."""
-    line = refused("fit", "--data", str(photo_folder()), "--img-size", "4096", "--run", "r")
+    line = refused("fit", "--backbone", "multibranch-tiny", "--data", str(photo_folder()),
+                   "--img-size", "4096", "--run", "r")  # fmt: skip
     assert "the fit names images of 4096 pixels, on which multibranch-tiny would take" in line
     assert not Path("r").exists()
 

@@ -34,6 +34,10 @@ def test_a_timm_network_on_photos_goes_through_all_commands(
     assert found[0]["errors"] == found[1]["errors"]
     assert found[0]["latency_one"]["layout"] in ("small", "fast")
     assert found[1]["latency_one"]["layout"] == "onnx"
+    shutil.copy("a.safetensors", "r")
+    status, _, err = said("evaluate", "r/a.safetensors", "-b", "2")
+    assert status == 0
+    assert f"data: {photos} (that of the fit; --data names another)" in err
     network, images = load("a.safetensors"), torch.randn(2, 3, 64, 64, generator=seeded())
     program = torch.export.export(network, (images,)).module()
     with torch.no_grad():

@@ -36,12 +36,14 @@ def test_twin_whole_and_any_id_can_be_exported(fitted: Run) -> None:
     whole = object_of("export", "whole.safetensors", "--candidate", "whole", *HERE)
     assert whole["params"] == whole["whole_params"] == 151_930
     best = pgnas_cli.load(fitted.folder / "best.safetensors").info
+    named = object_of("export", "named.safetensors", "--candidate", "best", *HERE)
+    assert (named["candidate"], named["chosen"]) == (best.candidate, "best")
     twin = object_of("export", "twin.safetensors", "--candidate", "twin", *HERE)
     assert abs(twin["params"] / best.params - 1) <= 0.02
     third = object_of("export", "third.safetensors", "--candidate", "3", *HERE)
     assert third["candidate"] == "3"
     unknown = refused("export", "x.safetensors", "--candidate", "60", *HERE)
-    assert unknown == "error: no candidate '60'; possible: 0 to 59, whole, or twin"
+    assert unknown == "error: no candidate '60'; possible: 0 to 59, best, whole, or twin"
 
 
 def test_rounded_and_onnx_exports_are_the_same_network(

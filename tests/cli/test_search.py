@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +22,7 @@ from pgnas_cli.sampling import read_candidates
 
 from ..conftest import SEARCH, object_of, refused, run, said
 
-QUICK = ["search", "--epochs", "2", "-n", "40", "-q"]
+QUICK = ["search", "--epochs", "2", "-n", "40", "--no-compare", "-q"]
 
 
 @contextmanager
@@ -64,12 +65,24 @@ def test_a_search_ends_in_networks_within_the_size_and_does_nothing_twice(search
 
 
 def test_a_finished_search_shows_its_table_again_and_with_q_nothing_else(searched: Run) -> None:
+    errors = {row.name: row.errors for row in evaluations_of(searched)}
     for quiet in ([], ["-q"]):
         status, out, err = said(*SEARCH, "--run", str(searched.folder), *quiet)
         assert status == 0
         assert bool(err) is not bool(quiet)
+        stages = re.findall(r"^stage (\d) of (\d): \w+", err, re.MULTILINE)
+        assert stages == ([] if quiet else [(str(i + 1), "7") for i in range(7)])
         assert "best.safetensors" in out
         assert "trained without gates" in out
+        table, _, told = out.partition("└")
+        cells = {row[0]: row[1] for row in re.findall(r"│ (\w+) +│ +([\d.]+ %) │", table)}
+        assert set(cells) == {"best", "twin", "whole"}
+        assert re.search(
+            rf"in all: best has 5\d\.\d % of the parameters .* errs on {cells['best']} of 359 test"
+            rf" images, the original network on {cells['whole']}",
+            told.splitlines()[-1],
+        )
+        assert pgnas_cli.evaluate(searched.folder / "best.onnx")[0].errors == errors["best"]
 
 
 def test_a_named_run_is_not_taken_for_one_of_other_options(searched: Run) -> None:
@@ -110,6 +123,14 @@ def test_photos_without_test_images_are_searched_all_the_same(
     assert Path(rows["files"]["best"]).exists()
     stored = json.loads((Path(rows["run"]) / "run.json").read_text())
     assert Path(stored["data"]).is_absolute()
+
+
+def test_long_paths_of_a_search_stand_whole_on_lines_of_their_own(searched: Run) -> None:
+    home = searched.folder.rename(searched.folder.parent / ("a long name " * 12).strip())
+    status, out, _ = said(*SEARCH, "--run", str(home))
+    assert status == 0
+    for name in ("best.safetensors", "twin.safetensors", "best.onnx", "report.html"):
+        assert f"  {home / name}" in out.splitlines()
 
 
 def test_a_search_on_photos_ends_with_a_line_that_classifies_one(

@@ -25,12 +25,12 @@ main()
 """
 
 
-def in_a_terminal(folder: Path, *arguments: str, **environment: str) -> str:
+def in_a_terminal(folder: Path, *arguments: str, program: str = PROGRAM, **environment: str) -> str:
     """What a terminal of 80 columns is sent."""
     ours, theirs = pty.openpty()
     variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "TERM")}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], cwd=folder, stdin=theirs, stdout=theirs,
+        [sys.executable, "-c", program, *arguments], cwd=folder, stdin=theirs, stdout=theirs,
         stderr=theirs, env={**variables, "TERM": "xterm", "COLUMNS": "80", **environment},
     )  # fmt: skip
     os.close(theirs)
@@ -47,7 +47,7 @@ def in_a_terminal(folder: Path, *arguments: str, **environment: str) -> str:
 
 
 def test_a_search_fits_a_terminal_in_colours_unless_they_are_unwanted(tmp_path: Path) -> None:
-    line = ["search", "--epochs", "2", "-n", "20", "--run", "r"]
+    line = ["search", "--epochs", "2", "-n", "20", "--no-compare", "--run", "r"]
     sent = in_a_terminal(tmp_path, *line, NO_COLOR="1")
     coloured = in_a_terminal(tmp_path, "rank", "--top", "20", "--run", "r")
     colour = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|38|48)[;\dm]")

@@ -6,7 +6,8 @@ import torch
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.gates import gates
 from pgnas_cli.sampling import draw_candidates
-from pgnas_cli.sizes import budgets_of, count, parameter_count, parsed_size, target_of
+from pgnas_cli.sizes import budgets_of, count, parameter_count, target_of
+from pgnas_cli.units import parsed_size
 
 from ..networks import tiny
 
@@ -24,6 +25,12 @@ def test_a_size_is_a_number_and_a_unit(text: str, number: float, unit: str) -> N
 def test_what_is_no_size_is_named_with_its_option(text: str) -> None:
     with pytest.raises(PgnasError, match=r"^`max_macs` '.*' is not a size; possible: a share"):
         parsed_size(text, "`max_macs`")
+
+
+@pytest.mark.parametrize("text", ["60", "1", "99.5", "100"])
+def test_a_count_that_must_be_a_percentage_is_asked_about(text: str) -> None:
+    with pytest.raises(PgnasError, match=rf"^`size` {text} is {text} parameters.* mean {text}%\?"):
+        parsed_size(text, "`size`")
 
 
 def test_targets_are_shares_of_the_whole_network() -> None:

@@ -1,0 +1,43 @@
+"""Names of data sets, devices and files that mean something, and bounds of an export.
+
+Imports no torch: a command refuses at once what means nothing.
+"""
+
+import re
+from pathlib import Path
+
+from .errors import PgnasError
+
+# Data sets that need no prefix, and torchvision's folder of each. ImageNet's archives are not
+# unpacked.
+PLAIN_DATA = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "imagenet": ""}
+# timm's kinds of names of data sets, and the package that each needs.
+TIMM_DATA = {
+    "torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "wds": "webdataset",
+    "tfds": "tensorflow_datasets",
+}  # fmt: skip
+NETWORK_FILES = (".safetensors", ".onnx")  # endings of exported networks
+OPSETS = (18, 23)  # of an ONNX file, that torch's exporter can write
+ROUND_TO = (1, 1024)  # multiples of channel counts
+MOST_TIMED = 4096  # images of a forward that `evaluate` times
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def check_data_name(name: str) -> None:
+    """Raise PgnasError where `name` is neither a folder nor a data set that is known by name."""
+    timms = "/" in name and name.split("/")[0] in TIMM_DATA
+    if not (name == "digits" or name in PLAIN_DATA or timms or Path(name).is_dir()):
+        raise PgnasError(
+            f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
+            f", {', '.join(PLAIN_DATA)}, or a timm name such as torch/mnist"
+        )
+
+
+def check_device_name(name: str) -> None:
+    """Raise PgnasError for what is no name of a device; whether it is here shows later."""
+    if not _DEVICE.fullmatch(name):
+        raise no_device(name)
+
+
+def no_device(name: object) -> PgnasError:
+    return PgnasError(f"no device '{name}' here; possible: cpu, or auto")
