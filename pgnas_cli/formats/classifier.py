@@ -84,9 +84,9 @@ def load(path: str | Path, layout: Layout = "small") -> Classifier:
 
     Layout "small" multiplies only what is kept; "fast" is arranged for inference in torch, with
     batch-norm folded into the layers before it, "onnx" for ONNX Runtime. Same outputs. The
-    attribute `info` is its `NetworkInfo`. A network with attributes of its own called `classes`, `preprocess` or `predict` keeps them, and
-    gets none of `Classifier`. An ONNX file has the layout that it was written in; it runs on the
-    CPU, in ONNX Runtime.
+    attribute `info` is its `NetworkInfo`. A network with attributes of its own called `classes`,
+    `preprocess` or `predict` keeps them, and gets none of `Classifier`. An ONNX file has the layout
+    that it was written in; it runs on the CPU, in ONNX Runtime.
     """
     path = Path(path)
     if path.suffix == ".onnx" and layout != "small":
