@@ -311,7 +311,7 @@ def run(work: Path) -> int:
     parser.add_argument("stages", nargs="*", default=[], help=f"of {', '.join(STAGES)}")
     parser.add_argument("--every", type=int, default=1, help="try one point in so many")
     given = parser.parse_args()
-    evaluation.latencies = functools.partial(evaluation.latencies, seconds=0.02)
+    evaluation.forward_times = functools.partial(evaluation.forward_times, seconds=0.02)
     exporting.TIMED = 0.02
     torch.set_num_threads(1)
     print(f"{'stage':14} points lost tracebacks refused different left  seconds")

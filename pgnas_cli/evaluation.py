@@ -6,19 +6,29 @@ The only reader of the test split.
 import copy
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .data import Part, Source, find_data, placed
 from .errors import PgnasError
 from .fields import check_choice, check_range
-from .formats import READERS, NetworkInfo, OnnxNetwork, in_onnx, origin, read_network
+from .formats import (
+    READERS,
+    NetworkInfo,
+    OnnxNetwork,
+    PredictedTime,
+    in_onnx,
+    onnx_installed,
+    origin,
+    quick_onnx,
+    read_network,
+)
 from .gates import gates
 from .graph import Graph
 from .machine import PRECISIONS, Machine, forward_seconds
@@ -32,15 +42,15 @@ from .training import score
 
 
 @torch.inference_mode()
-def latencies(
+def forward_times(
     networks: Sequence[nn.Module],
     input_shapes: Sequence[tuple[int, int, int]],  # of each network's images
     *,
     batch: int,
     device: torch.device,
     seconds: float = 1.0,  # roughly, for each network
-) -> list[float]:
-    """Median milliseconds of one forward of `batch` images, runs alternating among `networks`.
+) -> np.ndarray:
+    """Milliseconds of forwards of `batch` images, (networks, turns), networks taking turns.
 
     Denormal numbers are flushed to zero: they would make a small network look slow.
     """
@@ -61,7 +71,20 @@ def latencies(
     while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 500):
         for network, given, found in zip(networks, inputs, times, strict=True):
             found.append(forward_seconds(network, given))
-    return [1000 * statistics.median(found) for found in times]
+    return 1000 * np.array(times)
+
+
+def latencies(
+    networks: Sequence[nn.Module],
+    input_shapes: Sequence[tuple[int, int, int]],
+    *,
+    batch: int,
+    device: torch.device,
+    seconds: float = 1.0,
+) -> list[float]:
+    """The medians of `forward_times`."""
+    times = forward_times(networks, input_shapes, batch=batch, device=device, seconds=seconds)
+    return [float(median) for median in np.median(times, axis=1)]
 
 
 @dataclass(frozen=True)
@@ -72,11 +95,31 @@ class Latency:
     slim: float
     whole: float
     layout: str  # of the slim network: the faster one here, or that of the ONNX file
+    low: float | None = None  # of the ratio: half of the turns lie between `low` and `high`
+    high: float | None = None
 
     @property
     def ratio(self) -> float:
         """Below 1 the slim network is faster."""
         return self.slim / self.whole
+
+    @property
+    def faster(self) -> bool:
+        """Whether it takes less of the time than `FASTER`."""
+        return self.ratio < FASTER
+
+    @property
+    def throughput(self) -> float:
+        """Images a second."""
+        return 1000 * self.batch / self.slim
+
+
+def latency_of(batch: int, slim: np.ndarray, whole: np.ndarray, layout: str) -> Latency:
+    """From milliseconds (turns,) of both."""
+    low, high = np.quantile(slim / whole, (0.25, 0.75))
+    return Latency(
+        batch, float(np.median(slim)), float(np.median(whole)), layout, float(low), float(high)
+    )
 
 
 @dataclass(frozen=True)
@@ -106,6 +149,9 @@ class Evaluation:
     top5_errors: int | None = None  # label not among the five likeliest; None: ten classes or fewer
     by_class: tuple[tuple[str, int, int], ...] = ()  # class, errors, images; older files: empty
     precision: str = "float32"  # that the errors were counted in
+    onnx_one: Latency | None = None  # the same network in ONNX Runtime, on a CPU
+    onnx_many: Latency | None = None
+    predicted: PredictedTime | None = None
 
     @property
     def error(self) -> float:
@@ -121,9 +167,10 @@ def paired_test(first: Evaluation, second: Evaluation) -> float:
     return paired_p(*masks)
 
 
+FASTER = 0.95  # of the original network's time, below which a network is faster
 _FROM_FILE = (
     "candidate", "chosen", "fixed_drop", "finetuned_epochs", "made_from", "held_out_errors",
-    "held_out_images", "params", "macs", "whole_params", "whole_macs",
+    "held_out_images", "params", "macs", "whole_params", "whole_macs", "predicted",
 )  # fmt: skip
 
 
@@ -170,15 +217,17 @@ def evaluate(
         if warning:
             note(f"warning: {name}: {warning}")
     times = [_timings(found, size, machine.device) for size in (1, batch_size)]
+    onnx = [_onnx_timings(found, size, machine.device) for size in (1, batch_size)]
     return [
         Evaluation(
             name=name, at=now(), data=title, errors=score.errors, images=score.images,
             wrong=score.wrong, top5_errors=score.top5_errors, by_class=rows, one=one, many=many,
-            device=str(machine.device), precision=precision,
+            device=str(machine.device), precision=precision, onnx_one=onnx_one,
+            onnx_many=onnx_many,
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
-        for name, title, (_, about), score, rows, one, many in zip(
-            called, titles, found, scores, by_class, *times, strict=True
+        for name, title, (_, about), score, rows, one, many, onnx_one, onnx_many in zip(
+            called, titles, found, scores, by_class, *times, *onnx, strict=True
         )
     ]  # fmt: skip
 
@@ -231,8 +280,7 @@ def _timings(
     for network, about in found:
         shape = about.supernet.preprocessing.input_shape
         onnx = isinstance(network, OnnxNetwork)
-        of = about.supernet
-        key = repr((of.backbone, of.options, len(of.classes), shape, onnx))
+        key = f"{_whole_key(about)} {onnx}"
         if key not in wholes:
             supernet = about.supernet.network()
             graph = gates(supernet).graph
@@ -255,13 +303,58 @@ def _timings(
             networks.append(arrangement)
             shapes.append(shape)
         places.append(place)
-    times = latencies(networks, shapes, batch=batch, device=device)
+    times = forward_times(networks, shapes, batch=batch, device=device)
     rows = []
     for place in places:
         whole = times[place.pop("whole")]
-        layout = min(place, key=lambda name: times[place[name]])
-        rows.append(Latency(batch, times[place[layout]], whole, layout))
+        layout = min(place, key=lambda name: float(np.median(times[place[name]])))
+        rows.append(latency_of(batch, times[place[layout]], whole, layout))
     return rows
+
+
+def _onnx_timings(
+    found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int, device: torch.device
+) -> list[Latency | None]:
+    """Networks that are no ONNX files, in ONNX Runtime beside their whole network; None: not timed.
+
+    For a GPU, and without the packages, there are none.
+    """
+    rows: list[Latency | None] = [None] * len(found)
+    if device.type != "cpu" or not onnx_installed():
+        return rows
+    runtimes: dict[int, OnnxNetwork] = {}
+    wholes: dict[str, OnnxNetwork] = {}
+    shapes = [about.supernet.preprocessing.input_shape for _, about in found]
+    for at, (network, about) in enumerate(found):
+        if isinstance(network, OnnxNetwork):
+            continue
+        key, supernet = _whole_key(about), about.supernet.network()
+        graph, images = gates(supernet).graph, torch.zeros(batch, *shapes[at])
+        if key not in wholes:
+            dense = arranged(ungated_copy(supernet).eval(), "onnx", graph)
+            wholes[key] = OnnxNetwork(quick_onnx(dense, images))
+        smaller = arranged(copy.deepcopy(network).cpu().eval(), "onnx", graph)
+        runtimes[at] = OnnxNetwork(quick_onnx(smaller, images))
+    if not runtimes:
+        return rows
+    keys = {at: _whole_key(found[at][1]) for at in runtimes}
+    shape_of = {key: shapes[at] for at, key in keys.items()}
+    times = forward_times(
+        [*runtimes.values(), *wholes.values()],
+        [*(shapes[at] for at in runtimes), *(shape_of[key] for key in wholes)],
+        batch=batch, device=device,
+    )  # fmt: skip
+    own = dict(zip(runtimes, times, strict=False))
+    beside = dict(zip(wholes, times[len(runtimes) :], strict=True))
+    for at, key in keys.items():
+        rows[at] = latency_of(batch, own[at], beside[key], "onnx")
+    return rows
+
+
+def _whole_key(about: NetworkInfo) -> str:
+    """Networks of one key were cut out of the same one."""
+    of = about.supernet
+    return repr((of.backbone, of.options, len(of.classes), of.preprocessing.input_shape))
 
 
 EVALUATION = "pgnas.evaluation/1"
@@ -301,7 +394,12 @@ def evaluations_of(run: Run) -> list[Evaluation]:
 def _sane(row: Evaluation) -> bool:
     """Whether a row holds counts and times that can be."""
     counts = (row.images, row.held_out_images, row.many.batch)
-    times = (row.one.slim, row.one.whole, row.many.slim, row.many.whole)
+    timed = [one for one in (row.one, row.many, row.onnx_one, row.onnx_many) if one]
+    times = [
+        time for one in timed for time in (one.slim, one.whole, one.low or 1.0, one.high or 1.0)
+    ]
+    if row.predicted is not None:
+        times += [row.predicted.ms, row.predicted.whole_ms]
     return (
         all(0 < count < 2**53 for count in counts)
         and 0 <= row.params <= row.whole_params < 2**53

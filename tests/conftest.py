@@ -70,8 +70,8 @@ def refused(*arguments: str) -> str:
 def _brief_timings() -> Iterator[None]:
     """Exported networks are timed in a twentieth of a second, not in whole ones."""
     with pytest.MonkeyPatch.context() as patch:
-        brief = functools.partial(evaluation.latencies, seconds=0.05)
-        patch.setattr(evaluation, "latencies", brief)
+        brief = functools.partial(evaluation.forward_times, seconds=0.05)
+        patch.setattr(evaluation, "forward_times", brief)
         yield
 
 

@@ -1,5 +1,6 @@
 """`pgnas evaluate`: test error, size and time of exported networks."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from .options import loading, terminal_of, typed_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..evaluation import Evaluation
+    from ..evaluation import Evaluation, Latency
     from .terminal import Terminal
 
 
@@ -85,14 +86,28 @@ def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> d
             "file": str(path), "errors": row.errors, "images": row.images, "error": row.error,
             "interval": interval(row.errors, row.images), **_top5_json(row),
             "params": row.params, "macs": row.macs, "latency_ms": row.one.slim,
-            **{
-                name: {"batch": t.batch, "ms": t.slim, "whole_ms": t.whole, "layout": t.layout}
-                for name, t in (("latency_one", row.one), ("latency_many", row.many))
-            },
+            **{name: _latency_json(time) for name, time in timed(row) if time},
+            **({"predicted": dataclasses.asdict(row.predicted)} if row.predicted else {}),
         }
         for path, row in zip(files, found, strict=True)
     ]  # fmt: skip
     return rows[0] if len(rows) == 1 else {"networks": rows}
+
+
+def timed(row: "Evaluation") -> "list[tuple[str, Latency | None]]":
+    """The times of a network, by their names in JSON."""
+    return [
+        ("latency_one", row.one), ("latency_many", row.many),
+        ("latency_onnx_one", row.onnx_one), ("latency_onnx_many", row.onnx_many),
+    ]  # fmt: skip
+
+
+def _latency_json(time: "Latency") -> dict[str, Any]:
+    return {
+        "batch": time.batch, "ms": time.slim, "whole_ms": time.whole, "layout": time.layout,
+        "ratio": time.ratio, "low": time.low, "high": time.high,
+        "images_per_second": time.throughput,
+    }  # fmt: skip
 
 
 def _top5_json(row: "Evaluation") -> dict[str, Any]:
@@ -128,10 +143,23 @@ def latency_lines(found: "Sequence[Evaluation]") -> list[str]:
     """How each network's time compares with that of the whole network."""
     lines = []
     for row in found:
-        for latency in (row.one, row.many):
-            verdict = "" if latency.ratio < 0.95 else ", not faster"
+        for name, time in timed(row):
+            if time:
+                where = ", ONNX Runtime" if "onnx" in name else ""
+                lines.append(f"{row.name}{where}, batch {time.batch}: {latency_words(time)}")
+        if row.predicted is not None:
+            of = row.predicted
             lines.append(
-                f"{row.name} at batch {latency.batch}: {latency.ratio:.2f} of the whole's time"
-                f" (layout {latency.layout}){verdict}"
+                f"{row.name}: predicted were {of.ms:.3g} ms, {of.share:.2f} of the whole's time"
+                f" ({of.runtime}, batch {of.batch}, {of.device})"
             )
     return lines
+
+
+def latency_words(time: "Latency") -> str:
+    """One latency: milliseconds, images a second, and its share of the whole network's."""
+    spread = "" if time.low is None else f" ({time.low:.2f}-{time.high:.2f})"
+    return (
+        f"{time.slim:.3g} ms, {time.throughput:.3g} images/s; {time.ratio:.2f}{spread} of the"
+        f" whole's time{'' if time.faster else ', not faster'}"
+    )

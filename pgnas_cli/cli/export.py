@@ -80,7 +80,19 @@ def export_lines(path: Path, about: "NetworkInfo") -> list[str]:
     return [
         f"parameters  {large(about.whole_params)} -> {large(about.params)} ({percent(share)})",
         f"MACs  {large(about.whole_macs)} -> {large(about.macs)} ({percent(macs)})",
+        *time_lines(about),
         f"held-out error  {percent(about.held_out_errors / about.held_out_images)}"
         f" ({about.held_out_errors} of {about.held_out_images})",
         f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)",
+    ]
+
+
+def time_lines(about: "NetworkInfo") -> list[str]:
+    """What the time table of the run predicts, where it has one."""
+    time = about.predicted
+    if time is None:
+        return []
+    return [
+        f"time, predicted  {time.whole_ms:.3g} -> {time.ms:.3g} ms ({percent(time.share)};"
+        f" {time.runtime}, batch {time.batch})"
     ]

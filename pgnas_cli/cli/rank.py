@@ -81,16 +81,16 @@ def show_ranking(
 ) -> None:
     """Every leaderboard and what it rests on; tables are the result, or part of the talk."""
     from ..ranking import (
-        RANKING_HEADINGS,
         certainty_lines,
         coverage_line,
+        ranking_headings,
         ranking_rows,
         ranking_title,
     )
 
     for board in boards if tables else []:
         rows = ranking_rows(board, top)
-        terminal.table(ranking_title(board), RANKING_HEADINGS, rows, result=result)
+        terminal.table(ranking_title(board), ranking_headings(board), rows, result=result)
         for line in certainty_lines(board):
             terminal.note(line)
     terminal.note(coverage_line(boards, waiting, clock(seconds)))

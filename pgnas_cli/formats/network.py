@@ -36,11 +36,29 @@ from ..slimming import (
 )
 from ..storage import file_digest, from_json, to_json
 from ..tensors import checked, read_header, read_values, restore_, versioned, write_tensors
+from ..timing import time_table
 
 NETWORK = "pgnas.network/1"
 TOLERANCE = 1e-4  # of the largest logit: masked and slim network must agree to this
 WIDEST = 2  # times the whole network; rounding and planes of ones add channels
 FINGERPRINT_TOLERANCE = 1e-3  # of the largest logit: other machines round otherwise
+
+
+@dataclass(frozen=True)
+class PredictedTime:
+    """What a time table says of a network."""
+
+    ms: float  # milliseconds of a forward
+    whole_ms: float  # of the whole network, measured
+    runtime: str
+    batch: int
+    threads: int
+    device: str  # its name
+
+    @property
+    def share(self) -> float:
+        """Of the whole network's time."""
+        return self.ms / self.whole_ms
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,8 @@ class NetworkInfo:
     held_out_digest: str  # of the images that were held out
     fixed_drop: float | None = None  # the rate that the fit held all gates at; 0: no gates
     finetuned_epochs: int = 0  # after it was cut out
-    layout: Layout = "small"  # of an ONNX file; a safetensors file takes either on loading
+    layout: Layout = "small"  # of an ONNX file; a safetensors file takes any on loading
+    predicted: PredictedTime | None = None  # of a run with a time table
 
 
 def fixed_input(input_shape: tuple[int, int, int]) -> Tensor:
@@ -217,6 +236,7 @@ def size_fields(network: nn.Module, keep: Tensor, round_to: int = 1) -> dict[str
         "params": int(sizes.params[0]),
         "paper_params": int(sizes.paper_params[0]),
         "macs": int(sizes.macs[0]),
+        "predicted": _predicted(network, int(sizes.time[0])),
         "whole_params": parameter_count(network),
         "whole_macs": whole_macs(network),
     }
@@ -242,3 +262,13 @@ def origin(files: Sequence[Path], made_from: set[str], named: Run | None) -> Run
             " name it"
         )
     return None
+
+
+def _predicted(network: nn.Module, nanoseconds: int) -> PredictedTime | None:
+    """What the network's time table predicts; None without one."""
+    table = time_table(network)
+    if table is None:
+        return None
+    return PredictedTime(
+        nanoseconds / 1e6, table.whole, table.runtime, table.batch, table.threads, table.device
+    )

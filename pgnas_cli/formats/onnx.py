@@ -16,6 +16,7 @@ import math
 import tempfile
 import warnings
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def _packages() -> Any:
             f"ONNX files need the package '{error.name}'; install it with pip install 'pgnas[onnx]'"
         ) from None
     return onnxruntime
+
+
+def onnx_installed() -> bool:
+    """Whether the packages are there that write and run ONNX files."""
+    return all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 def in_onnx(

@@ -5,9 +5,9 @@ from .leaderboard import SHOWN, Leaderboard, leaderboard_of, rank, rank_again, r
 from .race import Race
 from .statistics import error_cells, interval, like_guessing, paired_p
 from .summary import (
-    RANKING_HEADINGS,
     certainty_lines,
     coverage_line,
+    ranking_headings,
     ranking_json,
     ranking_rows,
     ranking_title,

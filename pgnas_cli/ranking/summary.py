@@ -7,7 +7,7 @@ from ..units import large, percent
 from .leaderboard import Leaderboard
 from .statistics import error_cells, interval
 
-RANKING_HEADINGS = ("rank", "id", "error", "95 %", "p", "parameters", "MACs")
+_HEADINGS = ("rank", "id", "error", "95 %", "p", "parameters", "MACs")
 
 
 def ranking_title(board: Leaderboard) -> str:
@@ -17,6 +17,11 @@ def ranking_title(board: Leaderboard) -> str:
         f"best{' so far' if board.undecided else ''} of {candidates} candidates{distinct}"
         f"{board.within} on {board.images} held-out images"
     )
+
+
+def ranking_headings(board: Leaderboard) -> tuple[str, ...]:
+    """Of the columns of `ranking_rows`; the time that a time table predicts, where there is one."""
+    return (*_HEADINGS, *(["time, predicted"] if "time" in board.candidates.costs else []))
 
 
 def ranking_entries(board: Leaderboard, top: int) -> list[dict[str, Any]]:
@@ -33,6 +38,8 @@ def ranking_entries(board: Leaderboard, top: int) -> list[dict[str, Any]]:
             "error": errors / board.images, "interval": interval(errors, board.images),
             "params": int(sizes.params[index]), "macs": int(sizes.macs[index]),
         }  # fmt: skip
+        if "time" in board.candidates.costs:
+            row["predicted_ms"] = int(sizes.time[index]) / 1e6
         if place < len(tested):
             row["p_against_first"] = tested[place]
         rows.append(row)
@@ -40,7 +47,7 @@ def ranking_entries(board: Leaderboard, top: int) -> list[dict[str, Any]]:
 
 
 def ranking_rows(board: Leaderboard, top: int) -> list[list[str]]:
-    """The cells of the first `top` candidates under `RANKING_HEADINGS`."""
+    """The cells of the first `top` candidates under `ranking_headings`."""
     rows = []
     for place, entry in enumerate(ranking_entries(board, top)):
         p = entry.get("p_against_first") if place else None
@@ -48,6 +55,7 @@ def ranking_rows(board: Leaderboard, top: int) -> list[list[str]]:
             str(place + 1), str(entry["id"]), *error_cells(entry["errors"], entry["images"]),
             "" if p is None else f"{p:.3f}",
             large(entry["params"]), large(entry["macs"]),
+            *([f"{entry['predicted_ms']:.3g} ms"] if "predicted_ms" in entry else []),
         ])  # fmt: skip
     return rows
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ranking import Leaderboard
 from ..training import EpochRecord
-from ..units import large, percent
+from ..units import duration, large, percent
 from .summary import GatedLayer, RunSummary, front, winner_of
 from .svg import INK, MARKERS, MUTED, SERIES, Picture, figure_of, picture_of, styled
 
@@ -30,10 +30,13 @@ SHARES = (  # (p up to, words, colour, opacity)
 
 @styled
 def size_error(run: RunSummary) -> Picture:
-    """Held-out error against parameters, of every candidate of every board."""
-    figure, axes = figure_of(3.0, "parameters", "held-out error, %")
+    """Held-out error against size, of every candidate of every board: against the time that is
+    predicted where a time was aimed at, else against parameters."""
+    timed = _timed(run)
+    what = "time of a forward, predicted" if timed else "parameters"
+    figure, axes = figure_of(3.0, what, "held-out error, %")
     for index, board in enumerate(run.boards):
-        _points(axes, board, SERIES[index % len(SERIES)], index == 0, len(run.boards) > 1)
+        _points(axes, board, SERIES[index % len(SERIES)], index == 0, len(run.boards) > 1, timed)
     # The axis ends above all candidates and the original network. A random baseline is often ten
     # times worse; with it, nothing could be seen of the rest.
     whole = run.evaluated_as("whole")
@@ -41,18 +44,27 @@ def size_error(run: RunSummary) -> Picture:
     top = 1.15 * max(axes.get_ylim()[1], most, 0.5)
     for role in REFERENCES:
         row = run.evaluated_as(role)
-        if row is not None:
+        place_of = row and (row.params if not timed else row.predicted and 1e6 * row.predicted.ms)
+        if row is not None and place_of:
             error = 100 * row.held_out_errors / row.held_out_images
-            inside, place = error <= top, (row.params, min(error, 0.96 * top))
+            inside, place = error <= top, (place_of, min(error, 0.96 * top))
             axes.plot(*place, linestyle="none", color=INK, marker="X" if inside else "^",
                       markersize=6)  # fmt: skip
             axes.annotate(role if inside else f"{role}: {error:.1f} %", place, xytext=(6, -3),
                           textcoords="offset points", fontsize=8)  # fmt: skip
     axes.set_ylim(-0.04 * top, top)
-    axes.xaxis.set_major_formatter(lambda value, _: large(value) if value > 0 else "0")
+    named = duration if timed else large
+    axes.xaxis.set_major_formatter(lambda value, _: named(value) if value > 0 else "0")
     axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.12)
     return picture_of(figure, "Size against held-out error", _size_error_text(run))
+
+
+def _timed(run: RunSummary) -> bool:
+    """Whether the candidates are shown by the time that is predicted for them."""
+    targets = [run.posterior.objective.target, *(board.candidates.budget for board in run.boards)]
+    aimed = any(target is not None and target.kind == "time" for target in targets)
+    return aimed and all("time" in board.candidates.costs for board in run.boards)
 
 
 def _size_error_text(run: RunSummary) -> str:
@@ -74,11 +86,14 @@ def _size_error_text(run: RunSummary) -> str:
     return " ".join(parts)
 
 
-def _points(axes: Any, board: Leaderboard, colour: str, first: bool, several: bool) -> None:
+def _points(
+    axes: Any, board: Leaderboard, colour: str, first: bool, several: bool, timed: bool
+) -> None:
     """Draw exact errors as solid points, estimates for eliminated candidates as faint ones."""
-    winner, params = winner_of(board), board.candidates.sizes.params
+    winner, sizes = winner_of(board), board.candidates.sizes
+    size_of = sizes.time if timed else sizes.params
     errors, done = 100 * expected_errors(board), board.race.finished
-    undecided = torch.zeros(len(params), dtype=torch.bool)
+    undecided = torch.zeros(len(size_of), dtype=torch.bool)
     undecided[board.race.walking()] = True
     for part, alpha, size, label in (
         (~done & ~undecided, 0.22, 7, "eliminated, estimated"),
@@ -87,15 +102,16 @@ def _points(axes: Any, board: Leaderboard, colour: str, first: bool, several: bo
         ids = part.nonzero().flatten()
         ids = ids[:: max(1, math.ceil(len(ids) / MOST_POINTS))]
         if len(ids):
-            axes.scatter(params[ids], errors[ids], s=size, color=colour, alpha=alpha, linewidths=0,
+            axes.scatter(size_of[ids], errors[ids], s=size, color=colour, alpha=alpha, linewidths=0,
                          label=label if first else None)  # fmt: skip
     if several:
         axes.scatter([], [], s=12, color=colour, label=f"within {board.candidates.budget}")
     ids = done.nonzero().flatten()
-    best = ids[front(board.errors[ids], params[ids])]
-    axes.step(params[best], errors[best], where="post", color=colour, linewidth=1, alpha=0.8,
+    best = ids[front(board.errors[ids], size_of[ids])]
+    axes.step(size_of[best], errors[best], where="post", color=colour, linewidth=1, alpha=0.8,
               label="front" if first else None)  # fmt: skip
-    axes.scatter(winner.params, 100 * winner.error, s=70, marker="*", color=INK, zorder=5,
+    place = int(size_of[winner.id]), 100 * winner.error
+    axes.scatter(*place, s=70, marker="*", color=INK, zorder=5,
                  label="winner" if first else None)  # fmt: skip
 
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation import Evaluation, paired_test
+from ..evaluation import Evaluation, Latency, paired_test
 from ..ranking import (
-    RANKING_HEADINGS,
     SHOWN,
     Leaderboard,
     certainty_lines,
     error_cells,
+    ranking_headings,
     ranking_rows,
     ranking_title,
 )
@@ -87,6 +87,7 @@ def evaluated(run: RunSummary) -> Table | None:
     rows: list[list[Cell]] = []
     found = sorted(run.evaluated_alike(), key=lambda row: list(ROLES).index(run.role(row)))
     top5 = any(row.top5_errors is not None for row in found)
+    onnx = any(row.onnx_one for row in found)
     for row in found:
         role = run.role(row)
         far = row.top5_errors
@@ -103,8 +104,8 @@ def evaluated(run: RunSummary) -> Table | None:
             percent(row.held_out_errors / row.held_out_images),
             (large(row.params), percent(row.params / row.whole_params)),
             (large(row.macs), percent(row.macs / row.whole_macs)),
-            (f"{row.one.slim:.2f}", f"original {row.one.whole:.2f}"),
-            (f"{row.many.slim:.1f}", f"original {row.many.whole:.1f}"),
+            *(_time_cell(time) for time in (row.one, row.many)),
+            *(_time_cell(time) for time in (row.onnx_one, row.onnx_many) if onnx),
         ])  # fmt: skip
     if not found:
         return None
@@ -113,9 +114,18 @@ def evaluated(run: RunSummary) -> Table | None:
         f"On the {first.images} test images of {first.data}; times on"
         f" {first.device}",
         ("network", "test error, 95 %", *(["top-5 error, 95 %"] if top5 else []), "held-out",
-         "parameters", "MACs", "ms, 1 image", f"ms, {first.many.batch} images"),
+         "parameters", "MACs", "ms, 1 image", f"ms, {first.many.batch} images",
+         *(["ONNX, ms, 1", f"ONNX, ms, {first.many.batch}"] if onnx else [])),
         rows,
     )  # fmt: skip
+
+
+def _time_cell(time: Latency | None) -> Cell:
+    """Milliseconds, and below them the share of the original network's, of half of the turns."""
+    if time is None:
+        return ""
+    share = f"{time.ratio:.2f}" if time.low is None else f"{time.low:.2f} to {time.high:.2f}"
+    return f"{time.slim:.3g}", f"{share} of {time.whole:.3g}"
 
 
 def by_class(run: RunSummary) -> Table | None:
@@ -167,17 +177,33 @@ def notes(run: RunSummary) -> list[str]:
     if best is not None:
         whole = run.evaluated_as("whole", like=best)
         found += [_verdict(best, whole)] if whole else []
-        one, many = best.one.ratio, best.many.ratio
-        words = ["faster" if ratio < 0.95 else "not faster" for ratio in (one, many)]
         found.append(
-            f"Beside the original network, timed in turns, the best takes {one:.2f} of the time for"
-            f" one image ({words[0]}) and {many:.2f} for {best.many.batch} ({words[1]})."
+            "Beside the original network, timed in turns, the best takes"
+            f" {_share_of_time(best.one)} for one image and {_share_of_time(best.many)} for"
+            f" {best.many.batch}: {best.one.throughput:.3g} and {best.many.throughput:.3g} images a"
+            " second."
         )
+        if best.onnx_one is not None and best.onnx_many is not None:
+            found.append(
+                f"In ONNX Runtime it takes {best.onnx_one.slim:.3g} ms for one image,"
+                f" {_share_of_time(best.onnx_one)}, and {best.onnx_many.slim:.3g} ms for"
+                f" {best.onnx_many.batch}, {_share_of_time(best.onnx_many)}."
+            )
+        if best.predicted is not None:
+            of = best.predicted
+            found.append(
+                f"Predicted for it were {of.ms:.3g} ms, {of.share:.2f} of the original network's"
+                f" time ({of.runtime}, {of.batch} images a forward, {of.device})."
+            )
     alike = run.evaluated_alike()
     others = ", ".join(row.name for row in run.evaluated if row not in alike)
     if others:
         found.append(f"Left out, since evaluated on other images, devices or batches: {others}.")
     return found
+
+
+def _share_of_time(time: Latency) -> str:
+    return f"{time.ratio:.2f} of the time ({'faster' if time.faster else 'not faster'})"
 
 
 def _error(row: Evaluation) -> str:
@@ -219,7 +245,7 @@ def confidence(board: Leaderboard) -> tuple[Table, list[str]]:
     """Return the first places of a ranking, and how sure their order is."""
     lines = "\n".join(certainty_lines(board)).replace("\n  ", " ").splitlines()  # unwrapped
     caption = ranking_title(board).replace("best", "Best", 1)
-    return Table(caption, RANKING_HEADINGS, ranking_rows(board, SHOWN)), lines
+    return Table(caption, ranking_headings(board), ranking_rows(board, SHOWN)), lines
 
 
 def pruned_table(run: RunSummary) -> Table | None:

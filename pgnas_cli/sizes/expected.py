@@ -1,8 +1,9 @@
 """The expected size of a candidate, and its expected time, differentiable.
 
-`ExpectedSize` walks the graph as slimming.wiring does, with probabilities in place of bits: a
-channel is needed unless every consumer drops it, consumers drop independently, and a layer costs
-(inputs that it keeps) x (outputs that are needed). It is the file's count, in expectation.
+`ExpectedSize` walks the graph as slimming.wiring does, with probabilities in place of bits: a layer
+varies with the image unless it drops every input that does, a channel is needed unless every
+consumer drops it, consumers drop independently, and a layer costs (inputs that it keeps and that
+vary) x (outputs that are needed). It is the file's count, in expectation.
 
 Time depends on blocks of outputs. Numbers of channels are taken as normal, independent of each
 other: with mean m and variance v, `block` times the sum over k >= 0 of P(number > k x block).
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..gates import followers, gates
-from ..graph import Graph, Node
+from ..graph import Graph
 from ..slimming import BLOCK, spread
 from ..timing import COEFFICIENTS, TimeTable, terms, time_table
 from .exact import NANOSECONDS, untouched_params, whole_layer_macs, whole_sizes
@@ -58,23 +59,60 @@ class ExpectedSize:
             self.group = self.group.to(drop_probability.device)
         drop = drop_probability.double().clamp(LEAST, 1 - LEAST)[self.group]
         kept = {layer: 1 - drop[first:last] for layer, (first, last) in self.spans.items()}
-        unneeded = self._settled(self._unneeded(kept, drop))
+        varying = self._varying(kept, drop)
+        unneeded = self._settled(self._unneeded(kept, varying, drop))
         params, macs = drop.new_zeros(()), drop.new_zeros(())
         for calls in self.cut.values():
             for call in calls:
                 node = self.graph.nodes[call]
                 outputs = -torch.expm1(unneeded[call]).sum()
-                weights, others = self._cost(node, outputs, kept)
+                weights, others = self._cost(call, outputs, kept, varying)
                 if node.kind in ("mix", "grouped"):
                     macs = macs + weights * math.prod(node.size)
                 if call == calls[0]:
                     params = params + weights + others
         found = {"params": params + self.untouched, "macs": macs + self.rest_macs}
         if self.clock:
-            found["time"] = NANOSECONDS * self.clock(unneeded, kept)
+            found["time"] = NANOSECONDS * self.clock(unneeded, kept, varying)
         return found
 
-    def _unneeded(self, kept: dict[str, Tensor], like: Tensor) -> list[Tensor]:  # noqa: C901, PLR0915 - one rule per kind of node
+    def _varying(self, kept: dict[str, Tensor], like: Tensor) -> list[Tensor]:
+        """Per node, the probability that a channel depends on the image: (1,) where it is the same
+        for all, else (channels,)."""
+        nodes, found = self.graph.nodes, list[Tensor]()
+        always = like.new_ones(1)
+        for node in nodes:
+            given = [found[source] for source in node.inputs]
+            if not given or node.kind in ("output", "opaque"):
+                own = always
+            elif node.kind == "mix":
+                share = kept.get(node.layer)
+                if share is None and len(given[0]) == 1:
+                    own = given[0]
+                else:
+                    reads = given[0] if share is None else share * given[0]
+                    own = -torch.expm1(torch.log1p(-reads.clamp(max=1 - LEAST)).sum())[None]
+            elif node.kind == "switch":
+                own = given[0] * kept.get(node.layer, always)
+            elif node.kind == "concatenate":
+                widths = [nodes[source].channels for source in node.inputs]
+                parts = zip(given, widths, strict=True)
+                own = torch.cat([part.expand(width) for part, width in parts])
+            elif node.kind == "slice":
+                whole = given[0].expand(nodes[node.inputs[0]].channels)
+                own = whole[node.first : node.first + node.channels]
+            else:
+                fitting = [one if len(one) in (1, node.channels) else one.max()[None]
+                           for one in given]  # fmt: skip
+                own = fitting[0]
+                for other in fitting[1:]:
+                    own = own if other is own else 1 - (1 - own) * (1 - other)
+            found.append(own)
+        return found
+
+    def _unneeded(  # noqa: C901, PLR0915 - one rule per kind of node
+        self, kept: dict[str, Tensor], varying: list[Tensor], like: Tensor
+    ) -> list[Tensor]:
         """Per node, the logarithm of the probability that nobody needs a channel, (channels,).
 
         Nodes on a chain share one tensor, which keeps the number of operations small.
@@ -98,7 +136,7 @@ class ExpectedSize:
                     continue  # its gates are those of another consumer
                 width = nodes[node.inputs[0]].channels
                 share = kept.get(node.layer, like.new_ones(width))
-                reads = -torch.expm1(own.sum()) * share
+                reads = -torch.expm1(own.sum()) * share * varying[node.inputs[0]]
                 add(node.inputs[0], torch.log((1 - reads).clamp(min=LEAST)))
             elif node.kind == "grouped":
                 source = node.inputs[0]
@@ -148,23 +186,32 @@ class ExpectedSize:
                 logs[place] = least
         return logs
 
-    def _cost(self, node: Node, outputs: Tensor, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _cost(
+        self, at: int, outputs: Tensor, kept: dict[str, Tensor], varying: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Weights that are multiplied and other parameters of one layer, each ()."""
+        node = self.graph.nodes[at]
         if node.kind == "parameter":
             return torch.zeros_like(outputs), outputs
-        module = self.modules[node.layer]
+        module, source, varies = (
+            self.modules[node.layer],
+            varying[node.inputs[0]],
+            varying[at].mean(),
+        )
         own = sum(p.numel() for p in module.parameters(recurse=False))
+        fixed = outputs * (1 - varies)  # the numbers of a constant
         if node.kind == "norm":
-            return torch.zeros_like(outputs), outputs * (own // node.channels)
+            return torch.zeros_like(outputs), outputs * varies * (own // node.channels) + fixed
         weight = cast(Tensor, module.weight)
         per_output = weight[0].numel()
         if node.kind == "mix":
             inputs = kept.get(node.layer)
             area = weight[0, 0].numel()
-            weights = outputs * (per_output if inputs is None else inputs.sum() * area)
+            reads = per_output * source.mean() if inputs is None else (inputs * source).sum() * area
+            weights = outputs * reads
         else:
-            weights = outputs * per_output
-        return weights, outputs * (module.bias is not None)
+            weights = outputs * varies * per_output
+        return weights, outputs * varies * (module.bias is not None) + fixed
 
 
 class ExpectedTime:
@@ -183,21 +230,26 @@ class ExpectedTime:
             for block in {step.block for step in steps if step.block > BLOCK}
         }
 
-    def __call__(self, unneeded: list[Tensor], kept: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, unneeded: list[Tensor], kept: dict[str, Tensor], varying: list[Tensor]
+    ) -> Tensor:
         """From the logarithm of the probability that nobody needs a channel, per node (channels,),
-        and of each gated layer the share that it keeps, (inputs,)."""
+        of each gated layer the share that it keeps, (inputs,), and the probability that a channel
+        varies, per node (1,) or (channels,)."""
         self._move_to(unneeded[0].device)
-        moments: dict[int, tuple[Tensor, Tensor]] = {}  # nodes on a chain share a tensor
-        for log in unneeded:
-            if id(log) not in moments:
+        moments: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # nodes on a chain share tensors
+        pairs = [(id(log), id(varies)) for log, varies in zip(unneeded, varying, strict=True)]
+        for pair, log, varies in zip(pairs, unneeded, varying, strict=True):
+            if pair not in moments:
                 there = -torch.expm1(log)
-                moments[id(log)] = there.sum(), (there * (1 - there)).sum()
-        outputs = torch.stack([moments[id(log)][0] for log in unneeded])
-        variance = torch.stack([moments[id(log)][1] for log in unneeded])
+                mean = varies.mean()
+                moments[pair] = there.sum() * mean, (there * (1 - there)).sum() * mean
+        outputs = torch.stack([moments[pair][0] for pair in pairs])
+        variance = torch.stack([moments[pair][1] for pair in pairs])
         widths = list(self._up_to(BLOCK, outputs, variance, self.most).unbind())
-        inputs = [self._inputs(at, widths, kept) for at in range(len(widths))]
+        inputs = [self._inputs(at, widths, kept, varying) for at in range(len(widths))]
         there, read, by_choice, always = (torch.stack(one) for one in zip(*inputs, strict=True))
-        runs = torch.stack([self._runs(at, log, kept) for at, log in enumerate(unneeded)])
+        runs = torch.stack([self._runs(at, log, varying[at]) for at, log in enumerate(unneeded)])
         rounded = torch.stack(widths)
         for block, places in self.blocks.items():
             most = (self.most[places] / block).ceil() * block
@@ -211,7 +263,7 @@ class ExpectedTime:
         return self.table.constant + self.table.scale * steps.sum()
 
     def _inputs(
-        self, at: int, widths: list[Tensor], kept: dict[str, Tensor]
+        self, at: int, widths: list[Tensor], kept: dict[str, Tensor], varying: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Channels that there are to read, that are read, that the layer at `at` picks if that is
         faster, and that it picks anyway; each (). Widens its tensor where its parts are wider."""
@@ -224,23 +276,19 @@ class ExpectedTime:
                 if nodes[operand].channels == node.channels:
                     widths[at] = torch.maximum(widths[at], widths[operand])
         elif node.kind == "mix" and node.layer in kept:
-            reads = kept[node.layer].sum()
+            reads = (kept[node.layer] * varying[node.inputs[0]]).sum()
             return there, reads, reads * (there - reads).clamp(0, 1), none
         elif node.kind in ("norm", "grouped"):  # reads what it writes
             reads = widths[at] * (nodes[node.inputs[0]].channels / node.channels)
             return reads, reads, none, reads * (there - reads).clamp(0, 1)
         return there, there, none, none
 
-    def _runs(self, at: int, unneeded: Tensor, kept: dict[str, Tensor]) -> Tensor:
+    def _runs(self, at: int, unneeded: Tensor, varies: Tensor) -> Tensor:
         """Probability that the step at `at` depends on the image, and is needed; ()."""
         node = self.graph.nodes[at]
         if not node.cuttable:
             return torch.ones_like(unneeded[:1].sum())
-        found = -torch.expm1(unneeded.sum())
-        if node.kind == "mix" and node.layer in kept:
-            closed = torch.log1p(-kept[node.layer].clamp(max=1 - LEAST)).sum()
-            found = found * -torch.expm1(closed)
-        return found
+        return -torch.expm1(unneeded.sum()) * varies.mean()
 
     def _steps(self, parts: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.numbers[name] * part for name, part in parts.items()]).sum(0)

@@ -20,7 +20,7 @@ from .conftest import QUICK
 PROGRAM = """
 import functools, pgnas_cli.evaluation as evaluation
 from pgnas_cli.cli import main
-evaluation.latencies = functools.partial(evaluation.latencies, seconds=0.05)
+evaluation.forward_times = functools.partial(evaluation.forward_times, seconds=0.05)
 main()
 """
 

@@ -5,7 +5,7 @@ import torch
 
 from pgnas_cli.gates import gates
 from pgnas_cli.sampling import draw_candidates
-from pgnas_cli.sizes import ExpectedSize, count, parameter_count, whole_macs
+from pgnas_cli.sizes import ExpectedSize, count, parameter_count, whole_macs, whole_sizes
 from pgnas_cli.timing import timed_by
 
 from ..networks import made_up_times, supernet, tiny
@@ -31,6 +31,23 @@ def test_expected_size_is_the_mean_of_counted_draws(name: str, layers: str) -> N
     whole = ExpectedSize(network)(torch.zeros(groups))
     counts = {"params": parameter_count(network), "macs": whole_macs(network)}
     assert {k: float(whole[k]) for k in counts} == pytest.approx(counts, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["multibranch-tiny", "resnet18", "efficientnet_b0", "densenet121"])
+def test_layers_that_drop_all_their_inputs_count_as_constants(name: str) -> None:
+    """One p for each layer, of which some are all but closed."""
+    network = supernet(name, groups="layer")
+    timed_by(network, made_up_times(network))
+    groups = len(gates(network).groups)
+    p = torch.full((groups,), 0.4)
+    p[1::4] = 0.998
+    expected = ExpectedSize(network)(p)
+    drawn = count(network, draw_candidates(p, network, 300, 0))
+    whole = whole_sizes(network)
+    for kind, size in expected.items():
+        mean = float(getattr(drawn, kind).double().mean())
+        near = 0.03 if kind == "time" else 0.01
+        assert float(size) / whole[kind] == pytest.approx(mean / whole[kind], abs=near), kind
 
 
 def test_the_slope_of_the_expected_size_is_that_of_finite_differences() -> None:
