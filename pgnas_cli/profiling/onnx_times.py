@@ -27,8 +27,10 @@ MERGED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "T
 # steps that ONNX Runtime merges into the layer before them
 
 
-def onnx_samples(networks: Sequence[nn.Module], graph: Graph, forward: Forward) -> list[Sample]:
-    """Slim networks, timed in ONNX Runtime on this machine's CPU."""
+def onnx_samples(
+    networks: Sequence[nn.Module], graph: Graph, forward: Forward, seconds: float, what: str
+) -> list[Sample]:
+    """Slim networks, timed in ONNX Runtime on this machine's CPU, in about so many seconds."""
     layers: list[dict[str, str]] = []
 
     def contents() -> Iterator[bytes]:
@@ -37,9 +39,9 @@ def onnx_samples(networks: Sequence[nn.Module], graph: Graph, forward: Forward) 
             yield content
 
     images = onnx_runs.images_of(forward.batch, graph.input_shape)
-    with task("timing networks", None) as shown:
+    with task(what, None) as shown:
         rows = onnx_runs.timed(
-            contents(), images, threads=forward.threads,
+            contents(), images, threads=forward.threads, seconds=seconds,
             tell=lambda done, total: shown.update(done, total=total),
         )  # fmt: skip
     return _samples(networks, graph, layers, rows)

@@ -37,11 +37,13 @@ from ..storage import (
 )
 from ..timing import Forward, Sample, TimeTable, check_table, fingerprint, fitted, milliseconds
 from ..units import percent
+from . import onnx_runs
 from .onnx_times import onnx_samples, packed, runs_in, samples_elsewhere
 from .torch_times import torch_samples
 
 SCHEMA = "pgnas.times/1"
 NETWORKS = 32  # that are timed
+TOGETHER = 8  # of them at a time
 APART = 4  # every so many of them is not fitted to, but predicted
 WORST_RATE = 0.9  # of a layer's gates that are closed, at most
 SAME = 1e-6  # of the largest logit
@@ -73,15 +75,30 @@ def random_candidates(network: nn.Module, number: int, seed: int) -> Tensor:
 
 
 def samples(network: nn.Module, keep: Tensor, forward: Forward) -> tuple[list[Sample], Sample]:
-    """The candidates `keep`, bool (candidates, gates), timed, and the whole network."""
+    """The candidates `keep`, bool (candidates, gates), timed, and the whole network.
+
+    Some at a time, each time with the whole network in turns, by whose time they are compared: a
+    process that holds many networks is slower, and so is a machine at times.
+    """
     device, graph = next(network.parameters()).device, gates(network).graph
-    networks = _networks(network, keep, forward)
+    parts: list[list[Sample]] = []
     with _threads(forward) as told:
-        if forward.runtime == "torch":
-            found = torch_samples(networks, graph, told, device)
-        else:
-            found = onnx_samples(networks, graph, told)
-    return found[:-1], found[-1]
+        for rows in keep.split(TOGETHER):
+            networks = _networks(network, rows, forward)
+            seconds = onnx_runs.SECONDS * len(rows) / len(keep)
+            what = f"timing networks, {sum(map(len, parts)) + len(networks)} of {len(keep) + 1}"
+            if forward.runtime == "torch":
+                parts.append(torch_samples(networks, graph, told, device, seconds, what))
+            else:
+                parts.append(onnx_samples(networks, graph, told, seconds, what))
+    whole = sorted((part[-1] for part in parts), key=lambda one: one.whole)[len(parts) // 2]
+    found = [_scaled(one, whole.whole / part[-1].whole) for part in parts for one in part[:-1]]
+    return found, whole
+
+
+def _scaled(sample: Sample, factor: float) -> Sample:
+    steps = tuple(None if step is None else factor * step for step in sample.steps)
+    return Sample(sample.work, steps, factor * sample.whole, factor * sample.rest)
 
 
 def _networks(network: nn.Module, keep: Tensor, forward: Forward) -> list[nn.Module]:

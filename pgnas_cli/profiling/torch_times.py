@@ -40,9 +40,14 @@ class Stopwatch(fx.Interpreter):
 
 @torch.inference_mode()
 def torch_samples(
-    networks: Sequence[nn.Module], graph: Graph, forward: Forward, device: torch.device
+    networks: Sequence[nn.Module],
+    graph: Graph,
+    forward: Forward,
+    device: torch.device,
+    seconds: float,
+    what: str,
 ) -> list[Sample]:
-    """Slim networks, timed."""
+    """Slim networks, timed in about so many seconds."""
     networks = [placed(network, device).eval() for network in networks]
     shape = (forward.batch, *graph.input_shape)
     images = torch.randn(shape, generator=generator(0, "profile images"))
@@ -50,21 +55,22 @@ def torch_samples(
     works = []
     alone: list[list[float]] = [[] for _ in networks]
     parts: list[list[list[float]]] = [[] for _ in networks]
-    with computing(device, forward.precision), task("timing networks", None) as shown:
+    with computing(device, forward.precision), task(what, None) as shown:
         for one in networks:
             forward_seconds(one, images)
             watch = Stopwatch(one, graph)
             watch.run(images)
             works.append(built_work(one, graph, watch.widths))
         began, turn = time.perf_counter(), 0
-        while more_turns(turn, time.perf_counter() - began):
+        while more_turns(turn, time.perf_counter() - began, seconds):
             for at, one in enumerate(networks):
                 alone[at].append(forward_seconds(one, images))
                 watch = Stopwatch(one, graph)
                 watch.run(images)
                 parts[at].append(watch.seconds)
                 done = turn * len(networks) + at + 1
-                turns = turns_expected((time.perf_counter() - began) / done * len(networks))
+                pace = (time.perf_counter() - began) / done
+                turns = turns_expected(pace * len(networks), seconds)
                 shown.update(done, total=max(done, turns * len(networks)))
             turn += 1
     return [
