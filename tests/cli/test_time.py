@@ -42,7 +42,7 @@ def test_a_fit_aims_at_a_time_and_draws_keep_within_one(table: float) -> None:
     drawn = read_candidates(Run(Path("r")), network, posterior, "time-68")
     assert int(drawn.sizes.time.max()) <= 0.68e6 * table
     assert torch.equal(drawn.sizes.time, count(network, drawn.keep).time)
-    named = f"{0.69 * table:.6f}ms"
+    named = f"{0.682 * table:.6f}ms"
     assert run("sample", "-n", "10", "--max-time", named, "--force", "--run", "r") == 0
     status, out, _ = said("export", "best.safetensors", "--max-time", named, "--run", "r")
     assert status == 0
@@ -114,3 +114,39 @@ def test_a_profile_is_a_table_of_its_network_and_remembered(
         profiling.tables, "profiled", lambda *_, **__: pytest.fail("measured again")
     )
     assert profiling.table_of(network, Forward(), find_machine("cpu")) == first
+
+
+def test_a_profile_names_its_runtime_threads_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling.tables, "NETWORKS", 8)
+    monkeypatch.setattr(profiling.onnx_runs, "SECONDS", 0.0)
+    line = ["profile", "multibranch-tiny", "--img-size", "16", "--time-runtime", "onnxruntime"]
+    status, out, err = said(*line, "--time-batch", "3", "--time-threads", "1", "-o", "t.json")
+    assert status == 0
+    assert "(ONNX Runtime, 3 images a forward, 1 thread, " in out
+    assert "next: pgnas fit --backbone multibranch-tiny --img-size 16" in err
+    assert "name one file to write" in refused(*line)
+    assert "name one file to write" in refused(*line, "--pack", "p.zip", "-o", "u.json")
+    status, out, err = said(*line, "--pack", "p.zip")
+    assert (status, out) == (0, "wrote p.zip\n")
+    assert "python onnx_runs.py p.zip -o RUNS.json" in err
+
+
+def test_predicted_times_are_told_from_the_draw_to_the_evaluation(
+    table: float,
+) -> None:
+    assert run(*FIT, "--epochs", "4") == 0
+    assert run("sample", "-n", "4", "--run", "r", "-q") == 0
+    ranked = object_of("rank", "--run", "r", "--top", "1")
+    assert ranked["top"][0]["predicted_ms"] == pytest.approx(0.7 * table, rel=0.1)
+    status, out, _ = said("export", "best.safetensors", "--run", "r")
+    assert status == 0
+    assert f"time, predicted  {table:.3g} -> " in out
+    found = object_of("evaluate", "best.safetensors")
+    assert found["predicted"]["ms"] == ranked["top"][0]["predicted_ms"]
+    for name in ("latency_one", "latency_many", "latency_onnx_one", "latency_onnx_many"):
+        time = found[name]
+        assert time["low"] <= time["high"]
+        assert time["images_per_second"] == pytest.approx(1000 * time["batch"] / time["ms"])
+    lines = said("evaluate", "best.safetensors")[1]
+    assert "best: predicted were" in lines
+    assert "best, ONNX Runtime, batch 1: " in lines

@@ -89,6 +89,24 @@ def test_a_fit_finds_the_law_that_the_steps_were_made_by() -> None:
     assert milliseconds(again, unseen) == pytest.approx(milliseconds(table, unseen), rel=0.05)
 
 
+def test_networks_of_which_the_smaller_take_longer_have_a_table_all_the_same() -> None:
+    network = tiny()
+    graph = gates(network).graph
+    keep = torch.stack([random_keep(network, 0.1 * n, seed=n) for n in range(1, 8)])
+    planned = planned_work(wire(network, keep))
+    samples = []
+    for row in range(len(keep)):
+        work = tuple(
+            Work(*(getattr(picking, f.name)[row : row + 1] for f in dataclasses.fields(Work)))
+            for picking, _ in planned
+        )
+        steps = tuple(float(one.outputs) for one in work)
+        samples.append(Sample(work, steps, 1.0 + row))
+    _, scale, constant = fitted(network, graph, samples)
+    assert scale > 0
+    assert constant == 0
+
+
 def test_a_table_for_other_images_is_refused() -> None:
     table = made_up_times(tiny())
     with pytest.raises(PgnasError, match=r"for images of 1x8x8 .*, not 3x64x64"):
