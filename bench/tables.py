@@ -16,6 +16,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from bench import (
+    aims,
     budgets,
     convergence,
     digits,
@@ -158,6 +159,9 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "fit-cut": of("fit_cut", fit_tables.while_cut),
     "growth": of("growth", growth.figures),
     "times": of("times", times.figures),
+    "aims": lambda data: aims.figures(
+        read(data / "aims.jsonl"), read(data / "aims_times.jsonl"), "t1"
+    ),
     "fit-cifar": of("fit", fit_tables.cifar),
     "fit-photos": of("fit", lambda rows: fit_tables.main_table(rows, fit_tables.PHOTOS)),
     "fit-longer": of("fit", fit_tables.longer),

@@ -58,13 +58,14 @@ def figures(rows: Sequence[Row]) -> str:
     """Sentence and table of the newest rows."""
     rows = latest(rows, "network", "batch", "runtime")
     columns = [
-        [row["network"], row["px"], row["batch"], percent(row["median"]), percent(row["worst"]),
+        [row["network"], "H100" if "H100" in row.get("device", "") else "CPU", row["runtime"],
+         row["px"], row["batch"], percent(row["median"]), percent(row["worst"]),
          f"{row['spearman']:.3f}",
          f"{min(row['measured']):.2f} to {max(row['measured']):.2f}", row["seconds"]]
         for row in rows
     ]  # fmt: skip
-    head = ["network", "px", "batch", "median error", "worst", "rank correlation", "measured",
-            "seconds of the profile"]  # fmt: skip
+    head = ["network", "device", "runtime", "px", "batch", "median error", "worst",
+            "rank correlation", "measured", "seconds of the profile"]  # fmt: skip
     return f"{prose(taken(rows))}\n\n{table(head, columns)}"
 
 

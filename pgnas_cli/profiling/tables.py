@@ -46,6 +46,7 @@ NETWORKS = 32  # that are timed
 TOGETHER = 8  # of them at a time
 APART = 4  # every so many of them is not fitted to, but predicted
 WORST_RATE = 0.9  # of a layer's gates that are closed, at most
+UNSURE = 0.1  # median error, from which a table is no guide
 SAME = 1e-6  # of the largest logit
 UNEVEN = 0.3  # spread of the layers' rates around that of their network
 LAYOUTS: dict[str, Layout] = {"torch": "fast", "onnxruntime": "onnx"}  # of networks that are timed
@@ -166,6 +167,11 @@ def table_of(network: nn.Module, forward: Forward, machine: Machine) -> TimeTabl
         f"a forward of the whole network takes {table.whole:.3g} ms; predictions of other sizes"
         f" are off by {percent(table.error)} (median; worst {percent(table.worst)})"
     )
+    if table.error > UNSURE:
+        note(
+            "warning: time hardly follows from what a network of this kind keeps on this device;"
+            " measure what comes out with pgnas evaluate, or name a size with --target-macs"
+        )
     return table
 
 
