@@ -42,9 +42,9 @@ from bench.figures import (
 from bench.tasks import backbone_of, task_of
 from pgnas_cli import Target, count, drop_probabilities, find_machine, fit_network
 from pgnas_cli.data import ImageData, placed, steps_per_epoch, training_batches
-from pgnas_cli.evaluation import latencies
 from pgnas_cli.formats import OnnxNetwork, quick_onnx
 from pgnas_cli.gates import gates, make_concrete_
+from pgnas_cli.latency import latencies
 from pgnas_cli.machine import Machine
 from pgnas_cli.profiling import profiled, read_table, write_table
 from pgnas_cli.registry import Backbone

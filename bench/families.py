@@ -24,8 +24,8 @@ from torch import nn
 from bench import CPU, about
 from bench.figures import DATA, Row, append, latest, listed, prose, table, taken
 from pgnas_cli import PgnasError, count, create_supernet, slim
-from pgnas_cli.evaluation import latencies
 from pgnas_cli.gates import gates
+from pgnas_cli.latency import latencies
 from pgnas_cli.sizes import parameter_count, whole_macs
 from pgnas_cli.slimming import Layout, arranged, largest_difference, ungated_copy
 from tests.networks import random_keep, randomised, seeded

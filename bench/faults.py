@@ -32,7 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a fork has no threads
 import safetensors
 import torch
 
-from pgnas_cli import evaluation, exporting, tensors
+from pgnas_cli import latency, tensors
 from pgnas_cli.cli import main
 
 FIT = "fit --epochs 1 -b 400 --run r --data digits --resume --save-minutes 0 -q"
@@ -311,8 +311,7 @@ def run(work: Path) -> int:
     parser.add_argument("stages", nargs="*", default=[], help=f"of {', '.join(STAGES)}")
     parser.add_argument("--every", type=int, default=1, help="try one point in so many")
     given = parser.parse_args()
-    evaluation.forward_times = functools.partial(evaluation.forward_times, seconds=0.02)
-    exporting.TIMED = 0.02
+    latency.forward_times = functools.partial(latency.forward_times, seconds=0.02)
     torch.set_num_threads(1)
     print(f"{'stage':14} points lost tracebacks refused different left  seconds")
     bad = 0

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from bench import CPU, about, machine_line
 from bench.figures import DATA, Row, append, latest, prose, table, taken
 from pgnas_cli import count, create_supernet, slim
-from pgnas_cli.evaluation import latencies
 from pgnas_cli.gates import gates
+from pgnas_cli.latency import latencies
 from pgnas_cli.sizes import parameter_count, whole_macs
 from pgnas_cli.slimming import arranged, ungated_copy
 from tests.networks import random_keep, randomised

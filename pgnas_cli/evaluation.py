@@ -3,19 +3,17 @@
 The only reader of the test split.
 """
 
-import copy
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .data import Part, Source, find_data, placed
+from .data import Part, Source, find_data
 from .errors import PgnasError
 from .fields import check_choice, check_range
 from .formats import (
@@ -23,103 +21,17 @@ from .formats import (
     NetworkInfo,
     OnnxNetwork,
     PredictedTime,
-    in_onnx,
-    onnx_installed,
     origin,
-    quick_onnx,
     read_network,
 )
-from .gates import gates
-from .graph import Graph
-from .machine import PRECISIONS, Machine, forward_seconds
+from .latency import Latency, onnx_timings, timings
+from .machine import PRECISIONS, Machine
 from .naming import MOST_TIMED
-from .progress import note
+from .progress import note, task
 from .ranking import like_guessing, paired_p
 from .run import Run, now, read_settings
-from .slimming import arranged, ungated_copy
 from .storage import from_json, read_json, to_json, write_text
 from .training import score
-
-
-@torch.inference_mode()
-def forward_times(
-    networks: Sequence[nn.Module],
-    input_shapes: Sequence[tuple[int, int, int]],  # of each network's images
-    *,
-    batch: int,
-    device: torch.device,
-    seconds: float = 1.0,  # roughly, for each network
-) -> np.ndarray:
-    """Milliseconds of forwards of `batch` images, (networks, turns), networks taking turns.
-
-    Denormal numbers are flushed to zero: they would make a small network look slow.
-    """
-    torch.set_flush_denormal(True)
-    made = {
-        shape: torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-        .to(device)
-        .contiguous(memory_format=torch.channels_last)
-        for shape in set(input_shapes)
-    }
-    inputs = [made[shape] for shape in input_shapes]
-    for network, given in zip(networks, inputs, strict=True):
-        placed(network, device).eval()
-        for _ in range(3):
-            forward_seconds(network, given)
-    times: list[list[float]] = [[] for _ in networks]
-    deadline = time.perf_counter() + seconds * len(networks)
-    while len(times[0]) < 5 or (time.perf_counter() < deadline and len(times[0]) < 500):
-        for network, given, found in zip(networks, inputs, times, strict=True):
-            found.append(forward_seconds(network, given))
-    return 1000 * np.array(times)
-
-
-def latencies(
-    networks: Sequence[nn.Module],
-    input_shapes: Sequence[tuple[int, int, int]],
-    *,
-    batch: int,
-    device: torch.device,
-    seconds: float = 1.0,
-) -> list[float]:
-    """The medians of `forward_times`."""
-    times = forward_times(networks, input_shapes, batch=batch, device=device, seconds=seconds)
-    return [float(median) for median in np.median(times, axis=1)]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median milliseconds of one forward, of a network and of the whole it was cut from."""
-
-    batch: int  # images in the forward
-    slim: float
-    whole: float
-    layout: str  # of the slim network: the faster one here, or that of the ONNX file
-    low: float | None = None  # of the ratio: half of the turns lie between `low` and `high`
-    high: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        """Below 1 the slim network is faster."""
-        return self.slim / self.whole
-
-    @property
-    def faster(self) -> bool:
-        """Whether it takes less of the time than `FASTER`."""
-        return self.ratio < FASTER
-
-    @property
-    def throughput(self) -> float:
-        """Images a second."""
-        return 1000 * self.batch / self.slim
-
-
-def latency_of(batch: int, slim: np.ndarray, whole: np.ndarray, layout: str) -> Latency:
-    """From milliseconds (turns,) of both."""
-    low, high = np.quantile(slim / whole, (0.25, 0.75))
-    return Latency(
-        batch, float(np.median(slim)), float(np.median(whole)), layout, float(low), float(high)
-    )
 
 
 @dataclass(frozen=True)
@@ -167,7 +79,6 @@ def paired_test(first: Evaluation, second: Evaluation) -> float:
     return paired_p(*masks)
 
 
-FASTER = 0.95  # of the original network's time, below which a network is faster
 _FROM_FILE = (
     "candidate", "chosen", "fixed_drop", "finetuned_epochs", "made_from", "held_out_errors",
     "held_out_images", "params", "macs", "whole_params", "whole_macs", "predicted",
@@ -216,8 +127,12 @@ def evaluate(
     for name, warning in zip(called, guessing, strict=True):
         if warning:
             note(f"warning: {name}: {warning}")
-    times = [_timings(found, size, machine.device) for size in (1, batch_size)]
-    onnx = [_onnx_timings(found, size, machine.device) for size in (1, batch_size)]
+    measured: list[Any] = []
+    with task("measuring times", 4) as shown:
+        for measure in (timings, onnx_timings):
+            for size in (1, batch_size):
+                measured.append(measure(found, size, machine.device))
+                shown.update(len(measured))
     return [
         Evaluation(
             name=name, at=now(), data=title, errors=score.errors, images=score.images,
@@ -227,7 +142,7 @@ def evaluate(
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
         for name, title, (_, about), score, rows, one, many, onnx_one, onnx_many in zip(
-            called, titles, found, scores, by_class, *times, *onnx, strict=True
+            called, titles, found, scores, by_class, *measured, strict=True
         )
     ]  # fmt: skip
 
@@ -267,94 +182,6 @@ def _test_images(data: Source, name: str, about: NetworkInfo, path: Path) -> Par
         raise PgnasError(f"'{name}' has no test images; expected {name}/test/ or {name}/val/")
     labels = torch.tensor([known[label] for label in data.classes])
     return dataclasses.replace(data.test, labels=labels[data.test.labels])
-
-
-def _timings(
-    found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int, device: torch.device
-) -> list[Latency]:
-    """Each network in both layouts and its whole network in layout "fast", all taking turns."""
-    networks: list[nn.Module] = []
-    places: list[dict[str, int]] = []
-    wholes: dict[str, tuple[int, Graph]] = {}
-    shapes: list[tuple[int, int, int]] = []
-    for network, about in found:
-        shape = about.supernet.preprocessing.input_shape
-        onnx = isinstance(network, OnnxNetwork)
-        key = f"{_whole_key(about)} {onnx}"
-        if key not in wholes:
-            supernet = about.supernet.network()
-            graph = gates(supernet).graph
-            dense = arranged(ungated_copy(supernet).eval(), "onnx" if onnx else "fast", graph)
-            if onnx:  # runtime against the same runtime
-                dense = OnnxNetwork(in_onnx(dense, torch.randn(2, *shape)))
-            wholes[key] = len(networks), graph
-            networks.append(dense)
-            shapes.append(shape)
-        at, graph = wholes[key]
-        place = {"whole": at}
-        if onnx:
-            name = "onnx" if about.layout == "onnx" else f"{about.layout}, onnx"  # older files
-            layouts: list[tuple[str, nn.Module]] = [(name, network)]
-        else:
-            fast = arranged(copy.deepcopy(network), "fast", graph)
-            layouts = [("small", network), ("fast", fast)]
-        for name, arrangement in layouts:
-            place[name] = len(networks)
-            networks.append(arrangement)
-            shapes.append(shape)
-        places.append(place)
-    times = forward_times(networks, shapes, batch=batch, device=device)
-    rows = []
-    for place in places:
-        whole = times[place.pop("whole")]
-        layout = min(place, key=lambda name: float(np.median(times[place[name]])))
-        rows.append(latency_of(batch, times[place[layout]], whole, layout))
-    return rows
-
-
-def _onnx_timings(
-    found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int, device: torch.device
-) -> list[Latency | None]:
-    """Networks that are no ONNX files, in ONNX Runtime beside their whole network; None: not timed.
-
-    For a GPU, and without the packages, there are none.
-    """
-    rows: list[Latency | None] = [None] * len(found)
-    if device.type != "cpu" or not onnx_installed():
-        return rows
-    runtimes: dict[int, OnnxNetwork] = {}
-    wholes: dict[str, OnnxNetwork] = {}
-    shapes = [about.supernet.preprocessing.input_shape for _, about in found]
-    for at, (network, about) in enumerate(found):
-        if isinstance(network, OnnxNetwork):
-            continue
-        key, supernet = _whole_key(about), about.supernet.network()
-        graph, images = gates(supernet).graph, torch.zeros(batch, *shapes[at])
-        if key not in wholes:
-            dense = arranged(ungated_copy(supernet).eval(), "onnx", graph)
-            wholes[key] = OnnxNetwork(quick_onnx(dense, images))
-        smaller = arranged(copy.deepcopy(network).cpu().eval(), "onnx", graph)
-        runtimes[at] = OnnxNetwork(quick_onnx(smaller, images))
-    if not runtimes:
-        return rows
-    keys = {at: _whole_key(found[at][1]) for at in runtimes}
-    shape_of = {key: shapes[at] for at, key in keys.items()}
-    times = forward_times(
-        [*runtimes.values(), *wholes.values()],
-        [*(shapes[at] for at in runtimes), *(shape_of[key] for key in wholes)],
-        batch=batch, device=device,
-    )  # fmt: skip
-    own = dict(zip(runtimes, times, strict=False))
-    beside = dict(zip(wholes, times[len(runtimes) :], strict=True))
-    for at, key in keys.items():
-        rows[at] = latency_of(batch, own[at], beside[key], "onnx")
-    return rows
-
-
-def _whole_key(about: NetworkInfo) -> str:
-    """Networks of one key were cut out of the same one."""
-    of = about.supernet
-    return repr((of.backbone, of.options, len(of.classes), of.preprocessing.input_shape))
 
 
 EVALUATION = "pgnas.evaluation/1"

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnas_cli import evaluation
+from pgnas_cli import latency
 from pgnas_cli.cli import main
 from pgnas_cli.run import Run
 
@@ -70,8 +70,8 @@ def refused(*arguments: str) -> str:
 def _brief_timings() -> Iterator[None]:
     """Exported networks are timed in a twentieth of a second, not in whole ones."""
     with pytest.MonkeyPatch.context() as patch:
-        brief = functools.partial(evaluation.forward_times, seconds=0.05)
-        patch.setattr(evaluation, "forward_times", brief)
+        brief = functools.partial(latency.forward_times, seconds=0.05)
+        patch.setattr(latency, "forward_times", brief)
         yield
 
 

@@ -14,8 +14,9 @@ from pgnas_cli.cli.evaluate import evaluation_json, show_evaluations
 from pgnas_cli.cli.terminal import Terminal
 from pgnas_cli.data import Part, Preprocessing, load_data
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.evaluation import Evaluation, evaluations_of, latencies, write_evaluations
+from pgnas_cli.evaluation import Evaluation, evaluations_of, write_evaluations
 from pgnas_cli.formats import read_network
+from pgnas_cli.latency import latencies
 from pgnas_cli.machine import Machine
 from pgnas_cli.ranking import interval
 from pgnas_cli.report.summary import run_summary

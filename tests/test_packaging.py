@@ -42,10 +42,10 @@ def test_the_wheel_alone_has_commands_and_super_networks(wheel: Path, tmp_path: 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
     code = (
-        "import functools, pgnas_cli, pgnas_backbones, pgnas_cli.evaluation as evaluation\n"
+        "import functools, pgnas_cli, pgnas_backbones, pgnas_cli.latency as latency\n"
         f"assert pgnas_cli.__file__.startswith({str(unpacked)!r}), pgnas_cli.__file__\n"
         f"assert pgnas_backbones.__file__.startswith({str(unpacked)!r})\n"
-        "evaluation.forward_times = functools.partial(evaluation.forward_times, seconds=0.05)\n"
+        "latency.forward_times = functools.partial(latency.forward_times, seconds=0.05)\n"
         "from pgnas_cli.cli import main\n"
         "main(['search', '--epochs', '1', '-n', '4', '--no-compare', '-q', '--run', 'r'])\n"
     )

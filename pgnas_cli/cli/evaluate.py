@@ -18,7 +18,8 @@ from .options import loading, terminal_of, typed_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..evaluation import Evaluation, Latency
+    from ..evaluation import Evaluation
+    from ..latency import Latency
     from .terminal import Terminal
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation import Evaluation, Latency, paired_test
+from ..evaluation import Evaluation, paired_test
+from ..latency import Latency
 from ..ranking import (
     SHOWN,
     Leaderboard,

@@ -18,9 +18,9 @@ from ..conftest import said
 from .conftest import QUICK
 
 PROGRAM = """
-import functools, pgnas_cli.evaluation as evaluation
+import functools, pgnas_cli.latency as latency
 from pgnas_cli.cli import main
-evaluation.forward_times = functools.partial(evaluation.forward_times, seconds=0.05)
+latency.forward_times = functools.partial(latency.forward_times, seconds=0.05)
 main()
 """
 
