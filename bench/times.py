@@ -19,10 +19,11 @@ from bench.figures import DATA, Row, append, latest, percent, prose, table, take
 from pgnas_cli import find_machine
 from pgnas_cli.data import placed
 from pgnas_cli.gates import gates
+from pgnas_cli.naming import RUNTIMES
 from pgnas_cli.profiling import profiled, random_candidates, samples
 from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.slimming import wire
-from pgnas_cli.timing import RUNTIMES, Forward, milliseconds
+from pgnas_cli.timing import Forward, milliseconds
 from tests.networks import randomised
 
 PATH = DATA / "times.jsonl"

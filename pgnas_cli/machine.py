@@ -17,6 +17,7 @@ import torch
 from .distributed import Process, launched
 from .errors import PgnasError
 from .fields import check_range
+from .naming import PRECISIONS as PRECISIONS
 from .naming import check_device_name, no_device
 
 
@@ -58,7 +59,6 @@ def find_machine(device: str | torch.device = "auto", workers: int | None = None
     return Machine(found, most if workers is None else workers)
 
 
-PRECISIONS = ("float32", "bfloat16")
 FILLED = 0.5  # of the memory that is free, up to which images are kept there
 
 

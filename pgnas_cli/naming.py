@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from .errors import PgnasError
+from .fields import check_choice
 
 # Data sets that need no prefix, and torchvision's folder of each. ImageNet's archives are not
 # unpacked.
@@ -19,6 +20,8 @@ TIMM_DATA = {
 NETWORK_FILES = (".safetensors", ".onnx")  # endings of exported networks
 OPSETS = (18, 23)  # of an ONNX file, that torch's exporter can write
 ROUND_TO = (1, 1024)  # multiples of channel counts
+RUNTIMES = ("torch", "onnxruntime")  # that networks are timed in
+PRECISIONS = ("float32", "bfloat16")  # that layers compute in
 MOST_TIMED = 4096  # images of a forward that `evaluate` times
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -31,6 +34,25 @@ def check_data_name(name: str) -> None:
             f"no data set '{name}'; possible: digits, a folder with train/<class>/ and val/<class>/"
             f", {', '.join(PLAIN_DATA)}, or a timm name such as torch/mnist"
         )
+
+
+def check_forward(runtime: str, precision: str) -> None:
+    """Raise PgnasError for a forward that is not timed."""
+    check_choice("time_runtime", runtime, RUNTIMES)
+    check_choice("time_precision", precision, PRECISIONS)
+    if (runtime, precision) == ("onnxruntime", "bfloat16"):
+        raise PgnasError(
+            "ONNX Runtime is timed in float32 only; leave out `time_precision`, or choose"
+            " `time_runtime` torch"
+        )
+
+
+def no_table(path: str | Path) -> PgnasError:
+    return PgnasError(f"no file '{path}'; make one with pgnas profile")
+
+
+def no_runs(path: Path) -> PgnasError:
+    return PgnasError(f"no file '{path}'; the script in a pack of profile writes it")
 
 
 def check_device_name(name: str) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError
+from ..storage import check_network_file
 from ..units import percent
 from . import options
-from .options import terminal_of
+from .options import loading, terminal_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +50,11 @@ def predict(
     if as_csv and as_json:
         raise PgnasError("`csv` and `json` are mutually exclusive; give one")
     places = [path for one in images for path in (_listed(terminal) if one == "-" else [one])]
-    from ..machine import find_machine
-    from ..prediction import Unreadable
-    from ..prediction import predict as predicted
+    check_network_file(file)
+    with loading(terminal):
+        from ..machine import find_machine
+        from ..prediction import Unreadable
+        from ..prediction import predict as predicted
 
     found, lost = [], []
     results = predicted(file, places, top=top, machine=find_machine(device, workers))

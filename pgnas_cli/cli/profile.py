@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError, command
+from ..naming import no_runs
 from ..registry import admit, full_name
 from ..run import FitSettings, settings_of
 from ..storage import new_file
@@ -53,6 +54,8 @@ def profile(
         raise PgnasError("name one file to write: `output` TIMES.json, or `pack` PACK.zip")
     backbone = full_name(backbone)
     new_file(written, force)
+    if runs is not None and not runs.exists():
+        raise no_runs(runs)
     with loading(terminal):
         from ..data import placed
         from ..machine import find_machine

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import PgnasError
 from ..formats import quick_onnx
 from ..graph import Graph
+from ..naming import no_runs
 from ..progress import task, track
 from ..storage import MOST_BYTES, parse_json, read_bytes, write_with
 from ..timing import Forward, Sample, built_work
@@ -167,7 +168,7 @@ def runs_in(path: Path) -> dict[str, Any]:
     try:
         found = parse_json(read_bytes(path, MOST_BYTES))
     except FileNotFoundError:
-        raise PgnasError(f"no file '{path}'; the script in a pack of profile writes it") from None
+        raise no_runs(path) from None
     except (PgnasError, OSError, ValueError):
         raise wrong from None
     if not isinstance(found, dict) or found.get("schema") != RUNS:

@@ -21,6 +21,7 @@ from ..data import placed
 from ..errors import PgnasError
 from ..gates import gates, make_concrete_, masked
 from ..machine import Machine
+from ..naming import no_table
 from ..progress import note
 from ..registry.build import build_backbone
 from ..run import FitSettings
@@ -257,7 +258,7 @@ def read_table(path: Path) -> TimeTable:
     try:
         text = read_bytes(path, MOST_BYTES).decode()
     except FileNotFoundError:
-        raise PgnasError(f"no file '{path}'; make one with pgnas profile") from None
+        raise no_table(path) from None
     except (OSError, ValueError):
         raise PgnasError(f"'{path}' is no time table; make one with pgnas profile") from None
     return table_in(text, path)

@@ -12,7 +12,7 @@ from typing import Any
 from ..distributed import first_here, launched, of_first
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, one_given, option, parsed
-from ..naming import check_data_name
+from ..naming import PRECISIONS, RUNTIMES, check_data_name, check_forward, no_table
 from ..progress import note, task
 from ..registry import (
     PHOTOS,
@@ -83,7 +83,7 @@ class FitSettings:
     )
     time_runtime: str = option(
         "torch", "What runs the forward that is timed: torch, or onnxruntime on a CPU.",
-        choices=("torch", "onnxruntime"), advanced=True,
+        choices=RUNTIMES, advanced=True,
     )  # fmt: skip
     time_batch: int = option(
         1, "Images of the forward that is timed.", least=1, most=65536, advanced=True
@@ -93,9 +93,8 @@ class FitSettings:
         advanced=True,
     )  # fmt: skip
     time_precision: str = option(
-        "float32", "What it computes in: float32, or bfloat16.", choices=("float32", "bfloat16"),
-        advanced=True,
-    )  # fmt: skip
+        "float32", "What it computes in: float32, or bfloat16.", choices=PRECISIONS, advanced=True
+    )
     time_table: str | None = option(
         None, "Times of another device, FILE.json that profile wrote there.", advanced=True
     )
@@ -184,6 +183,9 @@ def _check_alone(settings: FitSettings) -> None:
     check_data_name(settings.data)
     check_fields(settings)
     check_fields(dataclasses.replace(Recipe(), **settings.recipe))
+    check_forward(settings.time_runtime, settings.time_precision)
+    if settings.time_table and not Path(settings.time_table).exists():
+        raise no_table(settings.time_table)
     sizes = {kind: getattr(settings, f"target_{kind}") for kind in UNITS}
     if target := one_given("target", sizes):
         parsed_size(target[1], f"`target_{target[0]}`", target[0])

@@ -2,7 +2,6 @@
 
 from .table import (
     COEFFICIENTS,
-    RUNTIMES,
     Forward,
     StepTime,
     TimeTable,

@@ -24,14 +24,12 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ..errors import PgnasError
-from ..fields import check_choice
 from ..gates import gates
 from ..graph import Graph, Node
-from ..machine import PRECISIONS
+from ..naming import check_forward
 from ..slimming import Wiring, wire
 from .work import WEIGHED, Sample, Work, planned_work
 
-RUNTIMES = ("torch", "onnxruntime")
 COEFFICIENTS = ("fixed", "both", "inputs", "outputs", "picked", "picking")  # of a step
 BLOCKS = (8, 16, 32)  # outputs that kernels may compute at a time
 LONGEST_STEP = 1e9  # milliseconds
@@ -64,13 +62,7 @@ class Forward:
     precision: str = "float32"  # or, in torch, "bfloat16"
 
     def __post_init__(self) -> None:
-        check_choice("time_runtime", self.runtime, RUNTIMES)
-        check_choice("time_precision", self.precision, PRECISIONS)
-        if (self.runtime, self.precision) == ("onnxruntime", "bfloat16"):
-            raise PgnasError(
-                "ONNX Runtime is timed in float32 only; leave out `time_precision`, or choose"
-                " `time_runtime` torch"
-            )
+        check_forward(self.runtime, self.precision)
 
 
 @dataclass(frozen=True)
