@@ -93,7 +93,8 @@ def timed(
             run.run(None, {"images": images})
             times[at].append(time.perf_counter() - start)
             done = turn * len(runs) + at + 1
-            turns = turns_expected((time.perf_counter() - began) / done * len(runs), seconds)
+            pace = (time.perf_counter() - began) / done
+            turns = turns_expected(pace * len(runs), seconds) if turn else TURNS
             tell(done, max(done, turns * len(runs)))
         turn += 1
     for row, own in zip(found, times, strict=True):

@@ -47,6 +47,7 @@ NETWORKS = 32  # that are timed
 TOGETHER = 8  # of them at a time
 APART = 4  # every so many of them is not fitted to, but predicted
 WORST_RATE = 0.9  # of a layer's gates that are closed, at most
+BELIEVED = 0.5  # median error, from which a table is not remembered: the machine was disturbed
 UNSURE = 0.1  # median error, from which a table is no guide
 SAME = 1e-6  # of the largest logit
 UNEVEN = 0.3  # spread of the layers' rates around that of their network
@@ -88,7 +89,8 @@ def samples(network: nn.Module, keep: Tensor, forward: Forward) -> tuple[list[Sa
         for rows in keep.split(TOGETHER):
             networks = _networks(network, rows, forward)
             seconds = onnx_runs.SECONDS * len(rows) / len(keep)
-            what = f"timing networks, {sum(map(len, parts)) + len(networks)} of {len(keep) + 1}"
+            done = sum(len(part) - 1 for part in parts)
+            what = f"timing networks {done + 1} to {done + len(rows)} of {len(keep)}"
             if forward.runtime == "torch":
                 parts.append(torch_samples(networks, graph, told, device, seconds, what))
             else:
@@ -162,8 +164,9 @@ def table_of(network: nn.Module, forward: Forward, machine: Machine) -> TimeTabl
     twin = placed(copy.deepcopy(network), machine.device)
     note(f"timing networks of random sizes on this device ({described(forward)})")
     table = profiled(twin, forward)
-    with contextlib.suppress(PgnasError):  # a cache that cannot be written
-        write_table(path, table)
+    if table.error < BELIEVED:
+        with contextlib.suppress(PgnasError):  # a cache that cannot be written
+            write_table(path, table)
     note(
         f"a forward of the whole network takes {table.whole:.3g} ms; predictions of other sizes"
         f" are off by {percent(table.error)} (median; worst {percent(table.worst)})"

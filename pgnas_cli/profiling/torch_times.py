@@ -14,7 +14,7 @@ from ..machine import computing, forward_seconds, until_done
 from ..progress import task
 from ..seeds import generator
 from ..timing import Forward, Sample, built_work
-from .onnx_runs import more_turns, turns_expected, undisturbed
+from .onnx_runs import TURNS, more_turns, turns_expected, undisturbed
 
 
 class Stopwatch(fx.Interpreter):
@@ -70,7 +70,7 @@ def torch_samples(
                 parts[at].append(watch.seconds)
                 done = turn * len(networks) + at + 1
                 pace = (time.perf_counter() - began) / done
-                turns = turns_expected(pace * len(networks), seconds)
+                turns = turns_expected(pace * len(networks), seconds) if turn else TURNS
                 shown.update(done, total=max(done, turns * len(networks)))
             turn += 1
     return [

@@ -261,7 +261,7 @@ def timed_by(network: nn.Module, table: TimeTable | None) -> nn.Module:
         if not table.whole / UNLIKE <= whole <= table.whole * UNLIKE:
             raise PgnasError(
                 f"the time table contradicts itself: the whole network takes {table.whole:.3g} ms,"
-                f" its steps {whole:.3g}; make another one with pgnas profile"
+                f" its steps {whole:.3g}; measure again while nothing else runs"
             )
     network.__dict__["time_table"] = table
     return network

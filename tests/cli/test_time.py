@@ -1,5 +1,6 @@
 """Time as the size that is aimed at: profile, fit --target-time, sample --max-time."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.run import Run
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
-from pgnas_cli.timing import Forward, timed_by
+from pgnas_cli.timing import Forward, TimeTable, timed_by
 
 from ..conftest import object_of, refused, run, said
 from ..networks import made_up_times, tiny
@@ -150,3 +151,18 @@ def test_predicted_times_are_told_from_the_draw_to_the_evaluation(
     lines = said("evaluate", "best.safetensors")[1]
     assert "best: predicted were" in lines
     assert "best, ONNX Runtime, batch 1: " in lines
+
+
+def test_a_table_of_a_disturbed_machine_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny()
+    wrong = dataclasses.replace(made_up_times(network), error=0.9, worst=0.9)
+    measured = []
+
+    def profiled(*_: object, **__: object) -> TimeTable:
+        measured.append(1)
+        return wrong
+
+    monkeypatch.setattr(profiling.tables, "profiled", profiled)
+    for _ in range(2):
+        assert profiling.table_of(network, Forward(batch=7), find_machine("cpu")) == wrong
+    assert len(measured) == 2
