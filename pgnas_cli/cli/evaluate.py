@@ -66,8 +66,7 @@ def evaluate(
         terminal.json(evaluation_json(files, found))
     else:
         show_evaluations(terminal, found)
-        for line in latency_lines(found):
-            terminal.result(line)
+        show_latencies(terminal, found)
     made_from = {row.made_from for row in found}
     home = origin(files, made_from, named)  # whatever comes of it, the result is out
     if home is not None:
@@ -140,27 +139,24 @@ def show_evaluations(terminal: "Terminal", found: "Sequence[Evaluation]") -> Non
     terminal.table("test split", headings, rows)
 
 
-def latency_lines(found: "Sequence[Evaluation]") -> list[str]:
-    """How each network's time compares with that of the whole network."""
-    lines = []
+def show_latencies(terminal: "Terminal", found: "Sequence[Evaluation]") -> None:
+    """A row for each network, runtime and batch, beside the whole network."""
+    rows = []
     for row in found:
         for name, time in timed(row):
             if time:
-                where = ", ONNX Runtime" if "onnx" in name else ""
-                lines.append(f"{row.name}{where}, batch {time.batch}: {latency_words(time)}")
+                spread = "" if time.low is None else f"{time.low:.2f} to {time.high:.2f}"
+                rows.append([
+                    row.name, "ONNX" if "onnx" in f"{name} {time.layout}" else "torch",
+                    str(time.batch), f"{time.slim:.3g}", f"{time.throughput:.3g}",
+                    f"{time.ratio:.2f}", spread, "" if time.faster else "not faster",
+                ])  # fmt: skip
+    headings = ("<network", "<in", "batch", "ms", "images/s", "/ whole", "half of turns", "<")
+    terminal.table("time, beside the whole network", headings, rows)
+    for row in found:
         if row.predicted is not None:
             of = row.predicted
-            lines.append(
-                f"{row.name}: predicted were {of.ms:.3g} ms, {of.share:.2f} of the whole's time"
-                f" ({of.runtime}, batch {of.batch}, {of.device})"
+            terminal.result(
+                f"{row.name}: predicted were {of.ms:.3g} ms, {of.share:.2f} of the whole's"
+                f" ({of.runtime}, batch {of.batch})"
             )
-    return lines
-
-
-def latency_words(time: "Latency") -> str:
-    """One latency: milliseconds, images a second, and its share of the whole network's."""
-    spread = "" if time.low is None else f" ({time.low:.2f}-{time.high:.2f})"
-    return (
-        f"{time.slim:.3g} ms, {time.throughput:.3g} images/s; {time.ratio:.2f}{spread} of the"
-        f" whole's time{'' if time.faster else ', not faster'}"
-    )

@@ -46,7 +46,7 @@ def test_layers_that_drop_all_their_inputs_count_as_constants(name: str) -> None
     whole = whole_sizes(network)
     for kind, size in expected.items():
         mean = float(getattr(drawn, kind).double().mean())
-        near = 0.03 if kind == "time" else 0.01
+        near = 0.03 if kind == "time" else 0.02  # what depends on each other counts as independent
         assert float(size) / whole[kind] == pytest.approx(mean / whole[kind], abs=near), kind
 
 
