@@ -383,11 +383,13 @@ def write_evaluations(run: Run, rows: Sequence[Evaluation]) -> None:
     merged = {row.name: row for row in [*evaluations_of(run), *rows]}
     content = {"schema": EVALUATION, "networks": [to_json(row) for row in merged.values()]}
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
-    write_tables(run.confusion, run.mistakes, list(merged.values()))
+    write_tables(run.folder, list(merged.values()))
 
 
-def write_tables(confusion: Path, mistakes: Path, rows: Sequence[Evaluation]) -> None:
-    """Write the confusion matrices and the mistakes of networks as CSV, a row per cell or image."""
+def write_tables(folder: Path, rows: Sequence[Evaluation]) -> None:
+    """Write confusion.csv, with a row per cell of each network's matrix that is not 0, and
+    mistakes.csv, with a row per image, into a folder.
+    """
     told = [(row, row.answers, [name for name, *_ in row.by_class]) for row in rows]
     cells: list[Sequence[object]] = [("network", "true", "said", "images", "share")]
     images: list[Sequence[object]] = [("network", "file", "true", "said", "confidence")]
@@ -403,7 +405,7 @@ def write_tables(confusion: Path, mistakes: Path, rows: Sequence[Evaluation]) ->
             (row.name, one.file, names[one.true], names[one.said], f"{one.confidence:.6f}")
             for one in answers.mistakes
         ]
-    for path, table in ((confusion, cells), (mistakes, images)):
+    for path, table in ((Run(folder).confusion, cells), (Run(folder).mistakes, images)):
         write_text(path, csv_text(table))
 
 

@@ -32,6 +32,7 @@ from pgnas_cli.report.text import evaluated
 from pgnas_cli.run import Run
 from pgnas_cli.training import score
 
+from .conftest import refused, run
 from .photos import CLASSES, classifier_file
 
 
@@ -108,6 +109,19 @@ def test_mistakes_on_photos_are_named_below_the_data_folder(
         assert name == CLASSES[one.said]
         assert one.confidence == pytest.approx(probability, abs=1e-4)
     assert str(tmp_path) not in json.dumps(dataclasses.asdict(found))
+
+
+def test_tables_are_written_into_a_folder_of_choice(
+    fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = str(fitted.folder / "best.safetensors")
+    Path("file").touch()
+    assert "'file' is no folder" in refused("evaluate", file, "--csv", "file")
+    assert run("evaluate", file, "--run", str(fitted.folder), "--csv", "new/tables", "-q") == 0
+    for path in (fitted.confusion, fitted.mistakes):
+        assert Path("new/tables", path.name).read_bytes() == path.read_bytes()
+        assert len(path.read_text().splitlines()) > 3
 
 
 def test_the_top_5_error_is_that_of_sorting_all_logits_where_there_are_more_than_ten_classes(

@@ -167,7 +167,7 @@ def pairs(rows: Sequence[tuple[str, Evaluation]]) -> Table | None:
     return Table(
         f"The {len(most)} most frequent confusions of {found[0][0]}: images, and their share of"
         " the class",
-        ("true", "predicted", "of", *(name for name, *_ in found)), lines,
+        ("true", "predicted", "of", *(name.removeprefix("the ") for name, *_ in found)), lines,
     )  # fmt: skip
 
 

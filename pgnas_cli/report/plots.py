@@ -293,11 +293,11 @@ def confusion(name: str, row: Evaluation) -> Picture:
         first = shares[true, said].argsort(descending=True, stable=True)[:MOST_CELLS]
         true, said = true[first], said[first]
         axes.scatter(said, true, s=max(size, 1.5), marker="s", color=colour, linewidths=0,
-                     alpha=(0.1 + 0.9 * shares[true, said].sqrt()).numpy())  # fmt: skip
+                     alpha=(0.25 + 0.75 * shares[true, said].sqrt()).numpy())  # fmt: skip
     axes.set(xlim=(-1, len(used)), ylim=(len(used), -1), xticks=[], yticks=[])
     text = (
         f"{len(used)} classes; those that are confused stand together. On the diagonal the right"
-        f" answers, beside it {cells} pairs that are confused, darker where they are a larger share"
+        f" answers, beside it {cells} pairs that are confused; stronger colours are larger shares"
         " of the true class."
     )
     if cells > MOST_CELLS:
