@@ -396,9 +396,8 @@ def write_tables(folder: Path, rows: Sequence[Evaluation]) -> None:
     for row, answers, names in told:
         if answers is None:
             continue
-        matrix = confusion_of(row)
-        for true, said in matrix.nonzero().tolist():
-            count = int(matrix[true, said])
+        right = [(i, i, n - errors) for i, (_, errors, n) in enumerate(row.by_class) if n > errors]
+        for true, said, count in sorted([*right, *answers.confused]):
             share = f"{count / row.by_class[true][2]:.6f}"
             cells.append((row.name, names[true], names[said], count, share))
         images += [

@@ -63,10 +63,10 @@ def answers_of(
     file: Callable[[int], str],  # what to call an image, by its position
 ) -> Answers:
     """Count the answers of a network."""
-    matrix = confusion(labels, said, classes).fill_diagonal_(0)
-    true, other = matrix.nonzero(as_tuple=True)
-    confused = zip(true.tolist(), other.tolist(), matrix[true, other].tolist(), strict=True)
     wrong = (said != labels).nonzero()[:, 0]
+    pairs, images = (labels[wrong] * classes + said[wrong]).unique(return_counts=True)
+    columns = pairs.div(classes, rounding_mode="floor"), pairs % classes, images
+    confused = zip(*(column.tolist() for column in columns), strict=True)
     surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
     mistakes = (
         Mistake(i, file(i), int(labels[i]), int(said[i]), round(float(confidence[i]), 6))

@@ -111,6 +111,14 @@ def test_mistakes_on_photos_are_named_below_the_data_folder(
     assert str(tmp_path) not in json.dumps(dataclasses.asdict(found))
 
 
+def test_json_has_the_calibration_error(row: Evaluation) -> None:
+    assert row.answers is not None
+    told = evaluation_json([Path("a")], [row])
+    assert told["calibration_error"] == row.answers.calibration_error > 0
+    older = dataclasses.replace(row, answers=None)
+    assert "calibration_error" not in evaluation_json([Path("a")], [older])
+
+
 def test_tables_are_written_into_a_folder_of_choice(
     fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> d
             "interval": interval(row.errors, row.images), **_top5_json(row),
             "params": row.params, "macs": row.macs, "latency_ms": row.one.slim,
             **{name: _latency_json(time) for name, time in timed(row) if time},
+            **({"calibration_error": row.answers.calibration_error} if row.answers else {}),
             **({"predicted": dataclasses.asdict(row.predicted)} if row.predicted else {}),
         }
         for path, row in zip(files, found, strict=True)

@@ -15,6 +15,7 @@ from .summary import RunSummary
 from .text import Cell, Table
 
 FEW_CLASSES = 20  # up to here a confusion matrix is a table
+MANY_CLASSES = 2000  # beyond it is left out
 PAIRS = 20  # of confused classes that are listed
 WORST = 24  # mistakes that are shown
 CHANGED = 12  # images of each kind that are shown
@@ -100,10 +101,9 @@ class Album:
 
 def album_of(run: RunSummary, most: int) -> Album:
     """The photos of a run, where its data folder is still there, and is what was evaluated on."""
-    folder = Path(run.settings.data)
-    evaluated = {row.data for row in run.evaluated}
-    there = folder.is_dir() and run.posterior.supernet.data.folder
-    return Album(folder if there and str(run.posterior.supernet.data) in evaluated else None, most)
+    folder, data = Path(run.settings.data), run.posterior.supernet.data
+    same = {row.data for _, row in interpreted(run)} == {data.name}
+    return Album(folder if data.folder and same and folder.is_dir() else None, most)
 
 
 def interpreted(run: RunSummary) -> list[tuple[str, Evaluation]]:
@@ -126,6 +126,8 @@ def matrix(name: str, row: Evaluation) -> Matrix | None:
 
     Classes without test images have no row; those that are never predicted either, no column.
     """
+    if len(row.by_class) > MANY_CLASSES:
+        return None
     counts = confusion_of(row)
     used = [i for i in neighbours(counts) if counts[i].any() or counts[:, i].any()]
     if len(used) > FEW_CLASSES:

@@ -104,10 +104,11 @@ def _errors(run: RunSummary, album: mistakes.Album) -> dict[str, Any]:
     rows = mistakes.interpreted(run)
     matrices = [mistakes.matrix(*row) for row in rows]
     many = bool(rows) and None in matrices
+    drawn = rows if many and len(rows[0][1].by_class) <= mistakes.MANY_CLASSES else []
     worst = [mistakes.worst(*row, album) for row in rows]
     return {
         "matrices": [] if many else matrices,
-        "confusions": [plots.confusion(*row) for row in rows] if many else [],
+        "confusions": [plots.confusion(*row) for row in drawn],
         "pairs": mistakes.pairs(rows) if many else None,
         "reliability": plots.reliability(rows) if rows else None,
         "worst": [gallery for gallery in worst if gallery],

@@ -122,6 +122,13 @@ def test_the_page_stays_below_five_million_bytes_with_a_thousand_classes(searche
     assert "most frequent confusions of the best" in text_of(page)
 
 
+def test_more_classes_than_a_picture_holds_are_listed_alone(searched: Run) -> None:
+    summary = run_summary(searched)
+    rows = tuple(many_classes(row, 2002) for row in summary.evaluated[:1])
+    words = text_of(page_of([dataclasses.replace(summary, evaluated=rows)], photos=False))
+    assert "most frequent confusions" in words and "Confusion matrix of" not in words
+
+
 def test_the_reliability_curve_says_the_calibration_error_of_both(searched: Run) -> None:
     rows = interpreted(run_summary(searched))
     words = reliability(rows).text
@@ -209,6 +216,10 @@ def test_photos_are_left_out_on_request_and_where_they_are_gone(photo_run: Run) 
     (Path("photos") / name).write_bytes(b"no image")
     assert command("report", "--run", "r", "-q") == 0
     assert len(thumbnails(written(photo_run))) == min(WORST, row.errors) - 1
+    change_evaluations(photo_run, lambda row: row.update(data="others"))
+    assert command("report", "--run", "r", "-q") == 0
+    assert not thumbnails(written(photo_run))
+    change_evaluations(photo_run, lambda row: row.update(data="photos"))
     shutil.move("photos", "elsewhere")
     assert command("report", "--run", "r", "-q") == 0
     assert written(photo_run) == page
