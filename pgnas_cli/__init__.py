@@ -28,6 +28,7 @@ names from their face (`__init__.py`):
     training        fit a super-network, fine-tune an exported one
     ranking         the exact race on held-out images, and its statistics
     latency         how long exported networks take
+    interpretation  confusion, calibration, mistakes of a classifier
     evaluation      test error and latency of exported networks
     prediction      classes of image files by an exported network
     backbone_check  what a backbone must do, checked

@@ -5,8 +5,10 @@ The only reader of the test split.
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from .formats import (
     origin,
     read_network,
 )
+from .interpretation import Answers, answers_of, csv_text, matrix_of, sane
 from .latency import Latency, onnx_timings, timings
 from .machine import PRECISIONS, Machine
 from .naming import MOST_TIMED
@@ -64,6 +67,7 @@ class Evaluation:
     onnx_one: Latency | None = None  # the same network in ONNX Runtime, on a CPU
     onnx_many: Latency | None = None
     predicted: PredictedTime | None = None
+    answers: Answers | None = None  # classes by their positions in `by_class`; older files: None
 
     @property
     def error(self) -> float:
@@ -106,7 +110,7 @@ def evaluate(
     check_choice("precision", precision, PRECISIONS)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     found = [READERS.get(p.suffix, read_network)(p) for p in paths]
-    scores, titles, by_class = [], [], []
+    scores, titles, by_class, answers = [], [], [], []
     remarks: list[str] = []
     guessing: list[str] = []
     for path, (network, about) in zip(paths, found, strict=True):
@@ -121,6 +125,12 @@ def evaluate(
         titles.append(source.name.name)
         remarks += source.remarks
         by_class.append(_by_class(about.supernet.classes, test.labels, scores[-1].wrong))
+        answers.append(
+            answers_of(
+                test.labels, scores[-1].said, scores[-1].confidence, len(by_class[-1]),
+                partial(_file_name, test, Path(name)),
+            )
+        )  # fmt: skip
     for remark in dict.fromkeys(remarks if names is None else ()):  # a search has said them
         note(f"note: {remark}")
     called = names or network_names(paths)
@@ -138,11 +148,11 @@ def evaluate(
             name=name, at=now(), data=title, errors=score.errors, images=score.images,
             wrong=score.wrong, top5_errors=score.top5_errors, by_class=rows, one=one, many=many,
             device=str(machine.device), precision=precision, onnx_one=onnx_one,
-            onnx_many=onnx_many,
+            onnx_many=onnx_many, answers=told,
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
-        for name, title, (_, about), score, rows, one, many, onnx_one, onnx_many in zip(
-            called, titles, found, scores, by_class, *measured, strict=True
+        for name, title, (_, about), score, rows, told, one, many, onnx_one, onnx_many in zip(
+            called, titles, found, scores, by_class, answers, *measured, strict=True
         )
     ]  # fmt: skip
 
@@ -153,6 +163,14 @@ def _by_class(
     images = torch.bincount(labels, minlength=len(classes)).tolist()
     errors = torch.bincount(labels[list(wrong)], minlength=len(classes)).tolist()
     return tuple(zip(classes, errors, images, strict=True))
+
+
+def _file_name(test: Part, folder: Path, image: int) -> str:
+    """The path of a test image below the data folder; where images are no files, its name."""
+    if test.file is None or not folder.is_dir():
+        return test.keys[image]
+    name = test.file(image).relative_to(folder).as_posix()
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _data_of(about: NetworkInfo, path: Path, run: Run | None) -> str:
@@ -192,6 +210,35 @@ def write_evaluations(run: Run, rows: Sequence[Evaluation]) -> None:
     merged = {row.name: row for row in [*evaluations_of(run), *rows]}
     content = {"schema": EVALUATION, "networks": [to_json(row) for row in merged.values()]}
     write_text(run.evaluation, json.dumps(content, indent=1) + "\n")
+    write_tables(run.folder, list(merged.values()))
+
+
+def write_tables(folder: Path, rows: Sequence[Evaluation]) -> None:
+    """Write confusion.csv, with a row per cell of each network's matrix that is not 0, and
+    mistakes.csv, with a row per image, into a folder.
+    """
+    told = [(row, row.answers, [name for name, *_ in row.by_class]) for row in rows]
+    cells: list[Sequence[object]] = [("network", "true", "said", "images", "share")]
+    images: list[Sequence[object]] = [("network", "file", "true", "said", "confidence")]
+    for row, answers, names in told:
+        if answers is None:
+            continue
+        right = [(i, i, n - errors) for i, (_, errors, n) in enumerate(row.by_class) if n > errors]
+        for true, said, count in sorted([*right, *answers.confused]):
+            share = f"{count / row.by_class[true][2]:.6f}"
+            cells.append((row.name, names[true], names[said], count, share))
+        images += [
+            (row.name, one.file, names[one.true], names[one.said], f"{one.confidence:.6f}")
+            for one in answers.mistakes
+        ]
+    for path, table in ((Run(folder).confusion, cells), (Run(folder).mistakes, images)):
+        write_text(path, csv_text(table))
+
+
+def confusion_of(row: Evaluation) -> Tensor:
+    """Test images by true and predicted class, int64 (classes, classes), as in `by_class`."""
+    assert row.answers is not None
+    return matrix_of(row.answers, [images - errors for _, errors, images in row.by_class])
 
 
 def evaluations_of(run: Run) -> list[Evaluation]:
@@ -238,7 +285,14 @@ def _sane(row: Evaluation) -> bool:
         and all(0 <= image < row.images for image in row.wrong)
         and all(0 <= errors <= images for _, errors, images in row.by_class)
         and all(1e-9 < time < 1e9 for time in times)
+        and (
+            row.answers is None or sane(row.answers, [e for _, e, _ in row.by_class], _tested(row))
+        )
     )
+
+
+def _tested(row: Evaluation) -> int:
+    return sum(images for *_, images in row.by_class)
 
 
 def network_names(paths: Sequence[Path]) -> list[str]:

@@ -1,12 +1,15 @@
 """Test errors against a plain count, latencies, and what a run keeps of them."""
 
+import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
 import pgnas_cli
@@ -14,7 +17,12 @@ from pgnas_cli.cli.evaluate import evaluation_json, show_evaluations
 from pgnas_cli.cli.terminal import Terminal
 from pgnas_cli.data import Part, Preprocessing, load_data
 from pgnas_cli.errors import PgnasError
-from pgnas_cli.evaluation import Evaluation, evaluations_of, write_evaluations
+from pgnas_cli.evaluation import (
+    Evaluation,
+    confusion_of,
+    evaluations_of,
+    write_evaluations,
+)
 from pgnas_cli.formats import read_network
 from pgnas_cli.latency import latencies
 from pgnas_cli.machine import Machine
@@ -23,6 +31,9 @@ from pgnas_cli.report.summary import run_summary
 from pgnas_cli.report.text import evaluated
 from pgnas_cli.run import Run
 from pgnas_cli.training import score
+
+from .conftest import refused, run
+from .photos import CLASSES, classifier_file
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +57,79 @@ def test_errors_are_those_of_a_plain_count_on_the_test_split(
     for latency, batch in ((row.one, 1), (row.many, 3)):
         assert (latency.batch, latency.layout in ("small", "fast")) == (batch, True)
         assert latency.ratio == latency.slim / latency.whole
+
+
+def test_answers_are_those_of_softmax_and_tables_hold_them(
+    row: Evaluation, fitted_once: Path, tmp_path: Path
+) -> None:
+    network, about = read_network(fitted_once / "best.safetensors")
+    test = load_data("digits", seed=0).test
+    assert test is not None and row.answers is not None
+    with torch.no_grad():
+        logits = network(about.supernet.preprocessing.normalised(test.pixels))
+    sure, said = logits.double().softmax(1).max(1)
+    expected = confusion_matrix(test.labels, said)
+    assert np.array_equal(confusion_of(row).numpy(), expected)
+    assert sum(part.images * part.confidence for part in row.answers.bins) == pytest.approx(
+        float(sure.sum()), abs=1e-3
+    )
+    for one in row.answers.mistakes:
+        assert (one.true, one.said) == (int(test.labels[one.image]), int(said[one.image]))
+        assert one.file == test.keys[one.image]
+        assert one.confidence == pytest.approx(float(sure[one.image]), abs=1e-5)
+    assert sorted(one.image for one in row.answers.mistakes) == list(row.wrong)
+    run = Run(tmp_path)
+    write_evaluations(run, [row, dataclasses.replace(row, name="older", answers=None)])
+    assert evaluations_of(run)[0] == row
+    with run.confusion.open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    found = np.zeros_like(expected)
+    for cell in cells:
+        assert cell["network"] == "best"
+        found[int(cell["true"]), int(cell["said"])] = int(cell["images"])
+        share = int(cell["images"]) / expected[int(cell["true"])].sum()
+        assert float(cell["share"]) == pytest.approx(share, abs=1e-6)
+    assert np.array_equal(found, expected)
+    with run.mistakes.open(newline="") as file:
+        images = list(csv.DictReader(file))
+    assert [image["file"] for image in images] == [one.file for one in row.answers.mistakes]
+
+
+def test_mistakes_on_photos_are_named_below_the_data_folder(
+    photo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = classifier_file(tmp_path / "a.safetensors")
+    folder = photo_folder()
+    (found,) = pgnas_cli.evaluate(file, str(folder))
+    assert found.answers is not None and found.answers.mistakes
+    for one in found.answers.mistakes:
+        assert (folder / one.file).is_file()
+        assert one.file.split("/")[:2] == ["val", CLASSES[one.true]]
+        ((name, probability),) = pgnas_cli.load(file).predict(folder / one.file, top=1)
+        assert name == CLASSES[one.said]
+        assert one.confidence == pytest.approx(probability, abs=1e-4)
+    assert str(tmp_path) not in json.dumps(dataclasses.asdict(found))
+
+
+def test_json_has_the_calibration_error(row: Evaluation) -> None:
+    assert row.answers is not None
+    told = evaluation_json([Path("a")], [row])
+    assert told["calibration_error"] == row.answers.calibration_error > 0
+    older = dataclasses.replace(row, answers=None)
+    assert "calibration_error" not in evaluation_json([Path("a")], [older])
+
+
+def test_tables_are_written_into_a_folder_of_choice(
+    fitted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = str(fitted.folder / "best.safetensors")
+    Path("file").touch()
+    assert "'file' is no folder" in refused("evaluate", file, "--csv", "file")
+    assert run("evaluate", file, "--run", str(fitted.folder), "--csv", "new/tables", "-q") == 0
+    for path in (fitted.confusion, fitted.mistakes):
+        assert Path("new/tables", path.name).read_bytes() == path.read_bytes()
+        assert len(path.read_text().splitlines()) > 3
 
 
 def test_the_top_5_error_is_that_of_sorting_all_logits_where_there_are_more_than_ten_classes(
@@ -139,7 +223,8 @@ def assert_damaged(run: Run) -> None:
     [("images", 0), ("errors", -5), ("errors", 10**6), ("params", 10**400), ("params", -1),
      ("macs", -1), ("macs", 10**400), ("wrong", [1, 1]),
      ("wrong", [10**9]), ("name", "\ud800"), ("one.slim", float("nan")), ("many.whole", 0.0),
-     ("held_out_errors", 10**400), ("many.batch", 0), ("device", 3)],
+     ("held_out_errors", 10**400), ("many.batch", 0), ("device", 3),
+     ("answers.bins", []), ("answers.confused", [[0, 1, 10**400]]), ("answers.mistakes", [{}])],
 )  # fmt: skip
 def test_impossible_numbers_are_damage(
     row: Evaluation, tmp_path: Path, field: str, value: object

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import command
+from ..errors import PgnasError, command
 from ..fields import check_range
 from ..naming import MOST_TIMED, check_data_name
 from ..run import Run, remember
@@ -34,6 +34,12 @@ def evaluate(
     run: Annotated[
         Path | None, typer.Option(help="The run to keep the figures in; default: found.")
     ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv", metavar="DIR", help="Write confusion.csv and mistakes.csv there as well."
+        ),
+    ] = None,
     skip_corrupt: options.Skip = False,
     precision: options.Precision = "float32",
     device: options.Device = "auto",
@@ -43,7 +49,8 @@ def evaluate(
 ) -> None:
     """Measure test error, size and time.
 
-    Of exported networks, each beside the original network.
+    Of exported networks, each beside the original network. The confusion matrix and the mistakes
+    are kept in the run, as JSON and as CSV.
     """
     terminal = terminal_of(quiet)
     check_range("batch_size", batch_size, 1, MOST_TIMED)
@@ -51,9 +58,11 @@ def evaluate(
         check_network_file(file)
     if data is not None:
         check_data_name(data)
+    if tables is not None and tables.exists() and not tables.is_dir():
+        raise PgnasError(f"'{tables}' is no folder; `csv` takes one, for two files")
     with loading(terminal):
         from ..evaluation import evaluate as evaluated
-        from ..evaluation import write_evaluations
+        from ..evaluation import write_evaluations, write_tables
         from ..formats import origin
         from ..machine import find_machine
 
@@ -67,6 +76,9 @@ def evaluate(
     else:
         show_evaluations(terminal, found)
         show_latencies(terminal, found)
+    if tables is not None:
+        write_tables(tables, found)
+        terminal.note(f"wrote confusion.csv and mistakes.csv into {tables}")
     made_from = {row.made_from for row in found}
     home = origin(files, made_from, named)  # whatever comes of it, the result is out
     if home is not None:
@@ -87,6 +99,7 @@ def evaluation_json(files: "Sequence[Path]", found: "Sequence[Evaluation]") -> d
             "interval": interval(row.errors, row.images), **_top5_json(row),
             "params": row.params, "macs": row.macs, "latency_ms": row.one.slim,
             **{name: _latency_json(time) for name, time in timed(row) if time},
+            **({"calibration_error": row.answers.calibration_error} if row.answers else {}),
             **({"predicted": dataclasses.asdict(row.predicted)} if row.predicted else {}),
         }
         for path, row in zip(files, found, strict=True)

@@ -19,13 +19,17 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: report.html in the run.")
     ] = None,
+    photos: Annotated[
+        bool, typer.Option("--photos/--no-photos", help="Thumbnails of test images.")
+    ] = True,
     backbone: options.Function = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show a run as a page.
 
-    Or several side by side. Made from the files of the runs alone.
+    Or several side by side. Made from the files of the runs alone, and thumbnails of test images
+    from the data folder where it is still there.
     """
     terminal = terminal_of(quiet)
     if runs and run is not None:
@@ -40,7 +44,7 @@ def report(
 
     path = output or (where[0].report if len(where) == 1 else Path("report.html"))
     terminal.note(f"reading {', '.join(str(one.folder) for one in where)}")
-    write_report(where, path)
+    write_report(where, path, photos=photos)
     if as_json:
         terminal.json({"file": str(path), "runs": [str(one.folder) for one in where]})
     else:

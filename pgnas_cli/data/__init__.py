@@ -21,5 +21,5 @@ from .dataset import (
     remarks_on,
 )
 from .listing import pictures_below
-from .pictures import SMALL
+from .pictures import SMALL, thumbnail
 from .sources import find_data, load_data

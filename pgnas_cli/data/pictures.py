@@ -51,6 +51,20 @@ def read_picture(path: Path, read: Callable[[Image.Image], Read]) -> Read:
         ) from None
 
 
+def thumbnail(path: Path, most: int) -> Image.Image:
+    """The image at most `most` pixels wide and high, without its metadata; errors as
+    `open_picture`."""
+
+    def read(image: Image.Image) -> Image.Image:
+        image.draft("RGB", (2 * most, 2 * most))  # a large JPEG is decoded smaller, in less time
+        small = as_rgb(image)
+        small.thumbnail((most, most))
+        small.info.clear()  # a comment would be written again
+        return small
+
+    return read_picture(path, read)
+
+
 def opened(path: str | Path, read: Callable[[Image.Image], Read]) -> Read:
     """The same; raises whatever Pillow raises."""
     endings()  # registers the plug-ins, in this process

@@ -3,6 +3,7 @@
 No script, no request, no font of its own; light and dark by the reader's system.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from markupsafe import Markup
 from ..errors import PgnasError, visible
 from ..run import Run
 from ..storage import write_text
-from . import plots, text
+from . import mistakes, plots, text
 from .summary import RunSummary, run_summary
 
 
-def write_report(runs: Sequence[Run], path: Path) -> list[RunSummary]:
-    """Write the page of a run, or of several side by side; returns what it shows."""
+def write_report(runs: Sequence[Run], path: Path, *, photos: bool = True) -> list[RunSummary]:
+    """Write the page of a run, or of several side by side; returns what it shows.
+
+    `photos` places thumbnails of test images into it, where the data folder is still there.
+    """
     if path.suffix not in (".html", ".htm"):
         raise PgnasError(f"'{path}' has no known ending; possible: .html")
     if path.exists() and not _ours(path):
@@ -26,7 +30,7 @@ def write_report(runs: Sequence[Run], path: Path) -> list[RunSummary]:
     for run in runs:
         run.check_there()
     found = [run_summary(run) for run in runs]
-    write_text(path, page_of(found))
+    write_text(path, page_of(found, photos=photos))
     return found
 
 
@@ -39,20 +43,26 @@ def _ours(path: Path) -> bool:
         return False
 
 
-def page_of(runs: Sequence[RunSummary]) -> str:
+def page_of(runs: Sequence[RunSummary], *, photos: bool = True) -> str:
     """Return the page as HTML."""
     environment = Environment(
         loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined,
         finalize=_shown, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters["breakable"] = _breakable
     environment.filters["unbroken"] = lambda words: words.replace(" %", "\u00a0%")
-    several = len(runs) > 1
+    several, most = len(runs) > 1, mistakes.PHOTO_BYTES // len(runs) if photos else 0
     return environment.get_template("page.html").render(
-        runs=[_contents(run) for run in runs],
+        runs=[_contents(run, most) for run in runs],
         comparison=text.comparison(runs) if several else None,
         candidates=plots.runs_compared(runs) if several and any(r.boards for r in runs) else None,
         fits=plots.fits_compared(runs) if several and any(r.epochs for r in runs) else None,
     )
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may break after the marks that divide names."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/.-])", visible(name)))
 
 
 def _shown(value: Any) -> Any:
@@ -60,8 +70,8 @@ def _shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _contents(run: RunSummary) -> dict[str, Any]:
-    """Return all that the page says of one run."""
+def _contents(run: RunSummary, most: int) -> dict[str, Any]:
+    """Return all that the page says of one run, with at most `most` bytes of photos."""
     ranked = bool(run.boards)
     return {
         "name": run.folder.name,
@@ -85,4 +95,23 @@ def _contents(run: RunSummary) -> dict[str, Any]:
         "versions": text.versions(run),
         "facts": text.facts(run),
         "recipe": text.recipe(run),
+        **_errors(run, mistakes.album_of(run, most)),
+    }
+
+
+def _errors(run: RunSummary, album: mistakes.Album) -> dict[str, Any]:
+    """Return what the page says of the errors of the best and the original network."""
+    rows = mistakes.interpreted(run)
+    matrices = [mistakes.matrix(*row) for row in rows]
+    many = bool(rows) and None in matrices
+    drawn = rows if many and len(rows[0][1].by_class) <= mistakes.MANY_CLASSES else []
+    worst = [mistakes.worst(*row, album) for row in rows]
+    return {
+        "matrices": [] if many else matrices,
+        "confusions": [plots.confusion(*row) for row in drawn],
+        "pairs": mistakes.pairs(rows) if many else None,
+        "reliability": plots.reliability(rows) if rows else None,
+        "worst": [gallery for gallery in worst if gallery],
+        "changed": mistakes.changed(rows, album),
+        "answers": bool(rows),
     }

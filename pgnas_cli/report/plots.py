@@ -9,6 +9,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
+from ..evaluation import Evaluation, confusion_of
+from ..interpretation import neighbours
 from ..ranking import Leaderboard
 from ..training import EpochRecord
 from ..units import duration, large, percent
@@ -18,6 +20,7 @@ from .svg import INK, MARKERS, MUTED, SERIES, Picture, figure_of, picture_of, st
 REFERENCES = ("fixed", "twin", "whole")  # evaluated beside the candidates
 MOST_COLUMNS = 60  # epochs or layers; more are put together
 MOST_POINTS = 3000  # of one picture; more are thinned out
+MOST_CELLS = 2000  # of a confusion matrix off its diagonal
 
 SHARES = (  # (p up to, words, colour, opacity)
     (0.05, "kept: p below 0.05", SERIES[0], 0.95),
@@ -244,6 +247,62 @@ def race_curve(board: Leaderboard) -> Picture:
         " were evaluated."
     )
     return picture_of(figure, f"Elimination of candidates{board.within}", text)
+
+
+@styled
+def reliability(rows: Sequence[tuple[str, Evaluation]]) -> Picture:
+    """Accuracy against confidence, of networks by name."""
+    figure, axes = figure_of(3.0, "confidence, %", "accuracy, %")
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, label="confidence = accuracy")
+    told = []
+    for index, (name, row) in enumerate(rows):
+        assert row.answers is not None
+        parts = [part for part in row.answers.bins if part.images]
+        places = [100 * part.confidence for part in parts]
+        accuracies = [100 * part.right / part.images for part in parts]
+        axes.plot(places, accuracies, "--" if index else "-", color=SERIES[index], label=name)
+        sizes = [10 + 150 * part.images / row.images for part in parts]
+        axes.scatter(
+            places, accuracies, s=sizes, marker=MARKERS[index], color=SERIES[index], alpha=0.7,
+            linewidths=0,
+        )  # fmt: skip
+        mean = sum(part.images * part.confidence for part in parts) / row.images
+        error, accuracy = percent(row.answers.calibration_error), percent(1 - row.error)
+        told.append(f"{name}: {error} (mean confidence {percent(mean)}, accuracy {accuracy})")
+    axes.set(xlim=(0, 103), ylim=(0, 103))
+    bins = len(rows[0][1].answers.bins) if rows[0][1].answers else 0
+    text = (
+        f"Expected calibration error in {bins} bins: {'; '.join(told)}. Below the diagonal a"
+        " network is overconfident. Larger marks stand for more images."
+    )
+    return picture_of(figure, "Reliability of the confidence", text)
+
+
+@styled
+def confusion(name: str, row: Evaluation) -> Picture:
+    """The confusion matrix of many classes."""
+    counts = confusion_of(row)
+    used = [i for i in neighbours(counts) if counts[i].any() or counts[:, i].any()]
+    counts = counts[used][:, used]
+    figure, axes = figure_of(4.6, "predicted class", "true class, in the same order")
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    right = torch.eye(len(used), dtype=torch.bool)
+    cells, size = int(((counts > 0) & ~right).sum()), (290 / len(used)) ** 2
+    for part, colour in ((right, SERIES[0]), (~right, SERIES[1])):
+        true, said = (part & (counts > 0)).nonzero(as_tuple=True)
+        first = shares[true, said].argsort(descending=True, stable=True)[:MOST_CELLS]
+        true, said = true[first], said[first]
+        axes.scatter(said, true, s=max(size, 1.5), marker="s", color=colour, linewidths=0,
+                     alpha=(0.25 + 0.75 * shares[true, said].sqrt()).numpy())  # fmt: skip
+    axes.set(xlim=(-1, len(used)), ylim=(len(used), -1), xticks=[], yticks=[])
+    text = (
+        f"{len(used)} classes; those that are confused stand together. On the diagonal the right"
+        f" answers, beside it {cells} pairs that are confused; stronger colours are larger shares"
+        " of the true class."
+    )
+    if cells > MOST_CELLS:
+        text += f" The {MOST_CELLS} largest shares are drawn."
+    return picture_of(figure, f"Confusion matrix of {name}", text)
 
 
 @styled

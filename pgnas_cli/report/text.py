@@ -130,8 +130,9 @@ def _time_cell(time: Latency | None) -> Cell:
 
 
 def by_class(run: RunSummary) -> Table | None:
-    """Return the errors of each class, the worst of the first network's first."""
-    found = sorted(run.evaluated_alike(), key=lambda row: list(ROLES).index(run.role(row)))
+    """Return the errors of each class, best and original first; the best's worst class first."""
+    order = ["best", *(role for role in ROLES if role != "best")]
+    found = sorted(run.evaluated_alike(), key=lambda row: order.index(run.role(row)))
     found = [row for row in found if row.by_class]
     if not found:
         return None
@@ -139,11 +140,12 @@ def by_class(run: RunSummary) -> Table | None:
     images = {name: n for name, _, n in found[0].by_class if n}
     worst = sorted(images, key=lambda name: (-counts[0].get(name, 0) / images[name], name))
     rows: list[list[Cell]] = [
-        [name, str(images[name]), *(percent(one.get(name, 0) / images[name]) for one in counts)]
+        [name, str(images[name]), *(error_cells(one.get(name, 0), images[name]) for one in counts)]
         for name in worst
     ]
     return Table(
-        "Test error of each class, the worst first", ("class", "images", *(r.name for r in found)),
+        "Test error of each class and its 95 % interval, the worst first",
+        ("class", "images", *(r.name for r in found)),
         rows,
     )  # fmt: skip
 

@@ -7,7 +7,8 @@
     candidates.safetensors    keep, params, paper_params, macs
     ranking.safetensors       how far each candidate came; ranking.csv for people
     commands.jsonl            the command lines that wrote into it
-    evaluation.json           test errors and times of its networks
+    evaluation.json           test errors and times of its networks, and what they confuse;
+                              confusion.csv and mistakes.csv for people
     report.html               all of this as a page
 
 Candidates drawn within a budget, and their ranking, have files of their own that end in its label:
@@ -56,6 +57,18 @@ class Run:
     @property
     def evaluation(self) -> Path:
         return self.folder / "evaluation.json"
+
+    @property
+    def confusion(self) -> Path:
+        return self.folder / "confusion.csv"
+
+    @property
+    def mistakes(self) -> Path:
+        return self.folder / "mistakes.csv"
+
+    def evaluation_files(self) -> tuple[Path, ...]:
+        """What `evaluate` writes."""
+        return self.evaluation, self.confusion, self.mistakes
 
     @property
     def report(self) -> Path:
@@ -121,7 +134,7 @@ class Run:
         """Raise PgnasError for what commands read again: nothing else is written over it."""
         files = [
             self.settings, self.metrics, self.checkpoint, self.posterior, self.candidates(),
-            self.ranking(), self.ranking_table(), self.commands, self.evaluation,
+            self.ranking(), self.ranking_table(), self.commands, *self.evaluation_files(),
             *self.drawn_files(),
         ]  # fmt: skip
         if path.resolve() in {file.resolve() for file in files}:

@@ -159,7 +159,7 @@ def _write(
             f"'{ranked[0]}' is a ranking of other candidates, which would be lost; add `force` to"
             " delete it"
         )
-    for path in (run.evaluation, run.report, *map(run.ranking, others),
+    for path in (*run.evaluation_files(), run.report, *map(run.ranking, others),
                  *map(run.ranking_table, others)):  # fmt: skip
         remove(path)
     for label in contents.keys() - same:

@@ -430,7 +430,7 @@ def _same_fit(
 
 def _begin(run: Run, settings: FitSettings) -> None:
     """Clear what an earlier fit left, now that nothing stands in the way of this one."""
-    for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(), run.evaluation,
-                 run.report, run.commands):  # fmt: skip
+    for path in (run.posterior, run.checkpoint, run.metrics, *run.drawn_files(),
+                 *run.evaluation_files(), run.report, run.commands):  # fmt: skip
         remove(path)
     write_settings(run, settings)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,9 @@ class Score:
     images: int
     wrong: tuple[int, ...] = ()  # which of them, by position
     top5_errors: int | None = None  # label not among the five likeliest; None: few classes
+    # The predicted class of each image, int64, and its probability, float64, both (images,).
+    said: Tensor = field(default_factory=lambda: torch.empty(0).long(), compare=False)
+    confidence: Tensor = field(default_factory=lambda: torch.empty(0).double(), compare=False)
 
     @property
     def error(self) -> float:
@@ -78,16 +81,21 @@ def score(
     labels = part.labels.split(BATCH)
     wrong: list[int] = []
     top5: int | None = None
+    answers: list[tuple[Tensor, Tensor]] = []  # class, probability
     with closing(images):
         for place in track(range(len(labels)), "evaluating"):
             pixels = next(images)
             logits = predictions(
                 network, Batches(pixels, preprocessing, machine.device), len(pixels), precision
             )
-            missed = logits.argmax(1) != labels[place]
+            said = logits.argmax(1)
+            own = logits.double().softmax(1).gather(1, said[:, None])[:, 0]
+            answers.append((said, own))
+            missed = said != labels[place]
             wrong += (missed.nonzero().flatten() + place * BATCH).tolist()
             if logits.shape[1] > FEW_CLASSES:
                 five = logits.argsort(dim=1, descending=True, stable=True)[:, :5]
                 far = missed & (five != labels[place][:, None]).all(1)
                 top5 = (top5 or 0) + int(far.sum())
-    return Score(len(wrong), len(part), tuple(wrong), top5)
+    said, confidence = map(torch.cat, zip(*answers, strict=True))
+    return Score(len(wrong), len(part), tuple(wrong), top5, said, confidence)

@@ -66,7 +66,7 @@ def winner_of(run: Run) -> int:
 class Page(HTMLParser):
     """Elements with their attributes, and which of them were left open."""
 
-    VOID = ("meta", "link", "br", "img")
+    VOID = ("meta", "link", "br", "img", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(searched: Run) -> None:
 def test_every_figure_and_table_has_a_name_and_ids_are_used_once(searched: Run) -> None:
     text = written(searched)
     page = Page(text)
-    assert len(page.all("img")) == len(page.all("figure")) == len(page.all("figcaption")) == 7
+    assert len(page.all("img")) == len(page.all("figure")) == len(page.all("figcaption")) == 8
     titles = re.findall(r"<figcaption><b>(.+?\.)</b> (.+?)</figcaption>", text)
     for image, (title, words) in zip(page.all("img"), titles, strict=True):
         assert image["alt"].replace(" %", "\u00a0%") == f"{title} {words}"
@@ -177,7 +177,7 @@ def test_every_figure_and_table_has_a_name_and_ids_are_used_once(searched: Run) 
 def test_pictures_take_their_colours_from_variables_of_both_themes(searched: Run) -> None:
     text = written(searched)
     drawn = pictures_of(Page(text))
-    assert len(drawn) == 7
+    assert len(drawn) == 8
     for svg in drawn:
         sheet = svg[svg.index("<style>") : svg.index("</style>")]
         rest = svg.replace(sheet, "")
@@ -286,7 +286,9 @@ def test_the_error_of_each_class_is_that_of_counting_its_images(searched: Run) -
     names = [f"{name}.safetensors" for name in ("best", "twin", "whole")]
     wrong = [set(row.wrong) for row in evaluations_of(searched)]
     found = by_class(run_summary(searched))
+    assert found is not None
     assert len(found.rows) == 10
+    assert found.headings[2:4] == ("best", "whole")
     assert sorted(found.headings[2:]) == sorted(name.removesuffix(".safetensors") for name in names)
     order = [[row.name for row in evaluations_of(searched)].index(n) for n in found.headings[2:]]
     shares = []
@@ -294,7 +296,10 @@ def test_the_error_of_each_class_is_that_of_counting_its_images(searched: Run) -
         members = {i for i, label in enumerate(test.labels.tolist()) if label == int(name)}
         assert int(images) == len(members)
         counts = [len(wrong[place] & members) for place in order]
-        assert errors == [f"{100 * count / len(members):.1f} %" for count in counts]
+        for (error, between), count in zip(errors, counts, strict=True):
+            found = binomtest(count, len(members)).proportion_ci(method="wilson")
+            assert error == f"{100 * count / len(members):.1f} %"
+            assert between == f"{100 * found.low:.1f}-{100 * found.high:.1f}"
         shares.append(counts[0] / len(members))
     assert shares == sorted(shares, reverse=True)
 
