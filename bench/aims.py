@@ -225,14 +225,17 @@ def figures(rows: Sequence[Row], measured: Sequence[Row], task: str) -> str:
     rows = [row for row in latest(rows, *keys) if row["final"] and row["task"] == task]
     clock = {tuple(row[k] for k in keys): row for row in latest(measured, *keys)}
     columns = []
+    order = [*FORWARDS, "macs", "params", *rivals.PRUNERS]
+    rows.sort(key=lambda row: (order.index(row["aim"]), -row["share"], row["seed"]))
     for aim, share in dict.fromkeys((row["aim"], row["share"]) for row in rows):
         own = [row for row in rows if (row["aim"], row["share"]) == (aim, share)]
         took = [clock[tuple(row[k] for k in keys)] for row in own]
         tests = [row["test"] for row in own]
-        middle, half = over_seeds(tests) or (tests[0], 0.0)
+        bounds = over_seeds(tests) if len(tests) > 1 else None
         columns.append([
             f"{aim} {100 * share:.3g} %", len(own), percents(tests),
-            f"{100 * middle:.1f} ± {100 * half:.1f}",
+            f"{100 * np.mean(tests):.1f}"
+            + (f" ({100 * max(0.0, bounds[0]):.1f} to {100 * bounds[1]:.1f})" if bounds else ""),
             *(f"{np.mean([row[f'measured_{name}'] for row in took]):.2f}" for name in FORWARDS),
             f"{np.mean([row['macs'] for row in own]):.2f}",
             f"{np.mean([row['params'] for row in own]):.2f}",

@@ -101,6 +101,7 @@ MOST_ACTIVATIONS = 2**33  # bytes of all steps on one image
 SPARE, PER_WEIGHT = 2**29, 400  # bytes; and within that many, and so many times the weights
 MOST_MACS = 4 * 10**12  # on one image
 MOST_CUT = 100  # times the weights that are left: a fit that keeps fewer has collapsed
+HARMLESS = 10_000_000  # weights of a network that is built however little is left of it
 INTERPOLATIONS = (
     "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos",
 )  # fmt: skip
@@ -185,7 +186,7 @@ def _posterior_in(path: Path) -> tuple[nn.Module, Posterior]:
     stored = sum(tensor.numel() for tensor in weights.values()) * (MOST_CUT if cut else 1)
     if found is not None and not found.inflates_within(spec.options, stored, path):
         if cut:
-            found.is_within(stored, path)
+            found.is_within(max(stored, HARMLESS), path)
         else:
             checked(weights, found.network.state_dict(), path)
     network = spec.network()
