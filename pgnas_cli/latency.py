@@ -16,7 +16,7 @@ from .gates import gates
 from .graph import Graph
 from .machine import forward_seconds
 from .progress import note
-from .slimming import arranged, ungated_copy
+from .slimming import Layout, arranged, ungated_copy
 
 FASTER = 0.95  # of the original network's time, below which a network is faster
 
@@ -102,47 +102,39 @@ def latency_of(batch: int, slim: np.ndarray, whole: np.ndarray, layout: str) -> 
     )
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A network in one layout or several, and where the whole network stands that it came from."""
+
+    layouts: dict[str, nn.Module]
+    whole: str  # key
+    input_shape: tuple[int, int, int]
+
+
 def timings(
     found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int, device: torch.device
 ) -> list[Latency]:
     """Each network in both layouts and its whole network in layout "fast", all taking turns."""
-    networks: list[nn.Module] = []
-    places: list[dict[str, int]] = []
-    wholes: dict[str, tuple[int, Graph]] = {}
-    shapes: list[tuple[int, int, int]] = []
+    cases: list[_Case] = []
+    wholes: dict[str, nn.Module] = {}
+    graphs: dict[str, Graph] = {}
     for network, about in found:
         shape = about.supernet.preprocessing.input_shape
         onnx = isinstance(network, OnnxNetwork)
         key = f"{_whole_key(about)} {onnx}"
         if key not in wholes:
-            supernet = about.supernet.network()
-            graph = gates(supernet).graph
-            dense = arranged(ungated_copy(supernet).eval(), "onnx" if onnx else "fast", graph)
+            dense, graphs[key] = _whole(about, "onnx" if onnx else "fast")
             if onnx:  # runtime against the same runtime
                 dense = OnnxNetwork(in_onnx(dense, torch.randn(2, *shape)))
-            wholes[key] = len(networks), graph
-            networks.append(dense)
-            shapes.append(shape)
-        at, graph = wholes[key]
-        place = {"whole": at}
+            wholes[key] = dense
         if onnx:
             name = "onnx" if about.layout == "onnx" else f"{about.layout}, onnx"  # older files
-            layouts: list[tuple[str, nn.Module]] = [(name, network)]
+            layouts = {name: network}
         else:
-            fast = arranged(copy.deepcopy(network), "fast", graph)
-            layouts = [("small", network), ("fast", fast)]
-        for name, arrangement in layouts:
-            place[name] = len(networks)
-            networks.append(arrangement)
-            shapes.append(shape)
-        places.append(place)
-    times = forward_times(networks, shapes, batch=batch, device=device)
-    rows = []
-    for place in places:
-        whole = times[place.pop("whole")]
-        layout = min(place, key=lambda name: float(np.median(times[place[name]])))
-        rows.append(latency_of(batch, times[place[layout]], whole, layout))
-    return rows
+            fast = arranged(copy.deepcopy(network), "fast", graphs[key])
+            layouts = {"small": network, "fast": fast}
+        cases.append(_Case(layouts, key, shape))
+    return _in_turns(cases, wholes, batch, device)
 
 
 def onnx_timings(
@@ -152,45 +144,58 @@ def onnx_timings(
 
     For a GPU, without the packages, and for steps that cannot be exported, there are none.
     """
+    plain = [at for at, (network, _) in enumerate(found) if not isinstance(network, OnnxNetwork)]
     rows: list[Latency | None] = [None] * len(found)
-    if device.type == "cpu" and onnx_installed():
+    if device.type == "cpu" and onnx_installed() and plain:
         try:
-            return _timed_in_onnx(found, batch)
+            for at, row in zip(
+                plain, _timed_in_onnx([found[p] for p in plain], batch), strict=True
+            ):
+                rows[at] = row
         except Exception as error:  # exporter and runtime raise many kinds
             note(f"note: no times in ONNX Runtime: {one_line(error)}")
     return rows
 
 
-def _timed_in_onnx(
-    found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int
-) -> list[Latency | None]:
-    rows: list[Latency | None] = [None] * len(found)
-    runtimes: dict[int, OnnxNetwork] = {}
-    wholes: dict[str, OnnxNetwork] = {}
-    shapes = [about.supernet.preprocessing.input_shape for _, about in found]
-    for at, (network, about) in enumerate(found):
-        if isinstance(network, OnnxNetwork):
-            continue
-        key, supernet = _whole_key(about), about.supernet.network()
-        graph, images = gates(supernet).graph, torch.zeros(batch, *shapes[at])
+def _timed_in_onnx(found: Sequence[tuple[nn.Module, NetworkInfo]], batch: int) -> list[Latency]:
+    cases: list[_Case] = []
+    wholes: dict[str, nn.Module] = {}
+    graphs: dict[str, Graph] = {}
+    for network, about in found:
+        key, shape = _whole_key(about), about.supernet.preprocessing.input_shape
+        images = torch.zeros(batch, *shape)
         if key not in wholes:
-            dense = arranged(ungated_copy(supernet).eval(), "onnx", graph)
+            dense, graphs[key] = _whole(about, "onnx")
             wholes[key] = OnnxNetwork(quick_onnx(dense, images))
-        smaller = arranged(copy.deepcopy(network).cpu().eval(), "onnx", graph)
-        runtimes[at] = OnnxNetwork(quick_onnx(smaller, images))
-    if not runtimes:
-        return rows
-    keys = {at: _whole_key(found[at][1]) for at in runtimes}
-    shape_of = {key: shapes[at] for at, key in keys.items()}
-    times = forward_times(
-        [*runtimes.values(), *wholes.values()],
-        [*(shapes[at] for at in runtimes), *(shape_of[key] for key in wholes)],
-        batch=batch, device=torch.device("cpu"),
-    )  # fmt: skip
-    own = dict(zip(runtimes, times, strict=False))
-    beside = dict(zip(wholes, times[len(runtimes) :], strict=True))
-    for at, key in keys.items():
-        rows[at] = latency_of(batch, own[at], beside[key], "onnx")
+        smaller = arranged(copy.deepcopy(network).cpu().eval(), "onnx", graphs[key])
+        layouts: dict[str, nn.Module] = {"onnx": OnnxNetwork(quick_onnx(smaller, images))}
+        cases.append(_Case(layouts, key, shape))
+    return _in_turns(cases, wholes, batch, torch.device("cpu"))
+
+
+def _whole(about: NetworkInfo, layout: Layout) -> tuple[nn.Module, Graph]:
+    """The whole network that a network was cut from, arranged, and the super-network's graph."""
+    supernet = about.supernet.network()
+    graph = gates(supernet).graph
+    return arranged(ungated_copy(supernet).eval(), layout, graph), graph
+
+
+def _in_turns(
+    cases: Sequence[_Case], wholes: dict[str, nn.Module], batch: int, device: torch.device
+) -> list[Latency]:
+    """Each case in its fastest layout, beside its whole network."""
+    shape_of = {case.whole: case.input_shape for case in cases}
+    networks, shapes = list(wholes.values()), [shape_of[key] for key in wholes]
+    for case in cases:
+        networks += case.layouts.values()
+        shapes += [case.input_shape] * len(case.layouts)
+    times = iter(forward_times(networks, shapes, batch=batch, device=device))
+    beside = {key: next(times) for key in wholes}
+    rows = []
+    for case in cases:
+        own = {layout: next(times) for layout in case.layouts}
+        layout = min(own, key=lambda name: float(np.median(own[name])))
+        rows.append(latency_of(batch, own[layout], beside[case.whole], layout))
     return rows
 
 

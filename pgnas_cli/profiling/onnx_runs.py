@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,20 @@ MOST_TURNS = 40
 UNDISTURBED = 0.2  # quantile of repeated times: other work on the machine only adds to them
 
 
-def more_turns(turn: int, seconds: float, most: float | None = None) -> bool:
-    """Whether all networks are run again, after so many turns and seconds."""
-    return turn < TURNS or (turn < MOST_TURNS and seconds < (SECONDS if most is None else most))
+def in_turns(networks: int, seconds: float, tell: Callable[[int, int], None]) -> Iterator[int]:
+    """Positions of networks to be run, all of them again and again for about so many seconds.
 
-
-def turns_expected(pace: float, most: float | None = None) -> int:
-    """How many turns there will be, of `pace` seconds each."""
-    most = SECONDS if most is None else most
-    return round(max(TURNS, min(MOST_TURNS, most / pace)))
+    After each run `tell` hears how many are done, and of how many.
+    """
+    began, turn = time.perf_counter(), 0
+    while turn < TURNS or (turn < MOST_TURNS and time.perf_counter() - began < seconds):
+        for at in range(networks):
+            yield at
+            done = turn * networks + at + 1
+            pace = (time.perf_counter() - began) / done * networks
+            turns = round(max(TURNS, min(MOST_TURNS, seconds / pace))) if turn else TURNS
+            tell(done, max(done, turns * networks))
+        turn += 1
 
 
 def undisturbed(seconds: Sequence[float]) -> float:
@@ -75,8 +80,8 @@ def timed(
     images: Any,  # float32 (batch, channels, height, width)
     *,
     threads: int,
-    seconds: float | None = None,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    seconds: float,
+    tell: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     """Of each network the milliseconds of a forward and of its steps, networks taking turns."""
     found: list[dict[str, Any]] = []
@@ -86,17 +91,10 @@ def timed(
         runs.append(session(content, threads))
         runs[-1].run(None, {"images": images})
     times: list[list[float]] = [[] for _ in runs]
-    began, turn = time.perf_counter(), 0
-    while more_turns(turn, time.perf_counter() - began, seconds):
-        for at, run in enumerate(runs):
-            start = time.perf_counter()
-            run.run(None, {"images": images})
-            times[at].append(time.perf_counter() - start)
-            done = turn * len(runs) + at + 1
-            pace = (time.perf_counter() - began) / done
-            turns = turns_expected(pace * len(runs), seconds) if turn else TURNS
-            tell(done, max(done, turns * len(runs)))
-        turn += 1
+    for at in in_turns(len(runs), seconds, tell):
+        start = time.perf_counter()
+        runs[at].run(None, {"images": images})
+        times[at].append(time.perf_counter() - start)
     for row, own in zip(found, times, strict=True):
         row["whole"] = undisturbed(own)
     return found

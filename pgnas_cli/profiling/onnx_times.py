@@ -61,13 +61,12 @@ def _samples(
     layers: Sequence[dict[str, str]],
     rows: Sequence[dict[str, Any]],
 ) -> list[Sample]:
-    found = []
+    found, places = [], _calls(graph)
+    timed = {place for own in places.values() for place in own}
     for network, of, row in zip(networks, layers, rows, strict=True):
-        calls = {layer: iter(places) for layer, places in _calls(graph).items()}
-        steps: list[float | None] = [None] * len(graph.nodes)
-        for places in _calls(graph).values():
-            for place in places:
-                steps[place] = 0.0  # unless it is there: a layer that is constant takes no time
+        calls = {layer: iter(own) for layer, own in places.items()}
+        # Unless a step is there: a layer that is constant takes no time.
+        steps = [0.0 if at in timed else None for at in range(len(graph.nodes))]
         rest = 0.0
         for name, milliseconds in row["steps"].items():
             at = next(calls.get(of.get(name, ""), iter(())), None)
@@ -106,20 +105,19 @@ def layers_of(content: bytes, graph: Graph) -> dict[str, str]:
 
     nodes = list(onnx.load_from_string(content).graph.node)
     weights = {f"{layer}.weight": layer for layer in _calls(graph)}
-    writer = {output: at for at, node in enumerate(nodes) for output in node.output}
     found: dict[str, str] = {}
     for at, node in enumerate(nodes):
         layer = next((weights[name] for name in node.input if name in weights), None)
         if layer is None:
             continue
         found[node.name] = layer
-        for output in _merged(at, nodes, writer):
+        for output in _merged(at, nodes):
             for ending in ("", "_nchwc", "_bn_nchwc"):
                 found.setdefault(output + ending, layer)
     return found
 
 
-def _merged(at: int, nodes: Sequence[Any], writer: dict[str, int]) -> list[str]:
+def _merged(at: int, nodes: Sequence[Any]) -> list[str]:
     """The outputs of a node and of the steps behind it that may be merged into it."""
     found, front = [], list(nodes[at].output)
     while front:

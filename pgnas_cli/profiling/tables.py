@@ -51,6 +51,7 @@ BELIEVED = 0.5  # median error, from which a table is not remembered: the machin
 UNSURE = 0.1  # median error, from which a table is no guide
 SAME = 1e-6  # of the largest logit
 UNEVEN = 0.3  # spread of the layers' rates around that of their network
+RUNTIME_NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 LAYOUTS: dict[str, Layout] = {"torch": "fast", "onnxruntime": "onnx"}  # of networks that are timed
 
 
@@ -174,7 +175,7 @@ def table_of(network: nn.Module, forward: Forward, machine: Machine) -> TimeTabl
     if table.error > UNSURE:
         note(
             "warning: time hardly follows from what a network of this kind keeps on this device;"
-            " measure what comes out with pgnas evaluate, or name a size with --target-macs"
+            " measure what comes out with pgnas evaluate, or name a size with `target_macs`"
         )
     return table
 
@@ -194,9 +195,6 @@ def described(forward: Forward | TimeTable) -> str:
         f"{RUNTIME_NAMES[forward.runtime]}, {forward.batch} image{'s' * (forward.batch > 1)}"
         f" a forward, {threads} thread{'s' * (threads > 1)}{precision}"
     )
-
-
-RUNTIME_NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
 
 
 def gated_backbone(

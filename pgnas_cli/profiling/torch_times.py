@@ -14,7 +14,7 @@ from ..machine import computing, forward_seconds, until_done
 from ..progress import task
 from ..seeds import generator
 from ..timing import Forward, Sample, built_work
-from .onnx_runs import TURNS, more_turns, turns_expected, undisturbed
+from .onnx_runs import in_turns, undisturbed
 
 
 class Stopwatch(fx.Interpreter):
@@ -61,18 +61,13 @@ def torch_samples(
             watch = Stopwatch(one, graph)
             watch.run(images)
             works.append(built_work(one, graph, watch.widths))
-        began, turn = time.perf_counter(), 0
-        while more_turns(turn, time.perf_counter() - began, seconds):
-            for at, one in enumerate(networks):
-                alone[at].append(forward_seconds(one, images))
-                watch = Stopwatch(one, graph)
-                watch.run(images)
-                parts[at].append(watch.seconds)
-                done = turn * len(networks) + at + 1
-                pace = (time.perf_counter() - began) / done
-                turns = turns_expected(pace * len(networks), seconds) if turn else TURNS
-                shown.update(done, total=max(done, turns * len(networks)))
-            turn += 1
+        for at in in_turns(
+            len(networks), seconds, lambda done, total: shown.update(done, total=total)
+        ):
+            alone[at].append(forward_seconds(networks[at], images))
+            watch = Stopwatch(networks[at], graph)
+            watch.run(images)
+            parts[at].append(watch.seconds)
     return [
         Sample(work, tuple(map(undisturbed, zip(*part, strict=True))), undisturbed(own))
         for work, part, own in zip(works, parts, alone, strict=True)
