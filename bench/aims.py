@@ -67,7 +67,9 @@ SECONDS = 4.0  # of timing, for each network
 def network_of(task: str, seed: int, options: argparse.Namespace) -> tuple[Backbone, ImageData]:
     """Backbone and images of a task."""
     backbone, data = task_of(task, seed, options, probe=task == "t1")
-    recipe = dataclasses.replace(backbone.recipe, lr=RATES[task]["pgnas"])
+    recipe = dataclasses.replace(
+        backbone.recipe, lr=RATES[task]["pgnas"], groups=options.groups or backbone.recipe.groups
+    )
     return dataclasses.replace(backbone, recipe=recipe), data
 
 
@@ -81,7 +83,7 @@ def fit(options: argparse.Namespace) -> None:
     make = pruned if aim in rivals.PRUNERS else aimed
     row = make(*network_of(task, options.seed, options), machine, options)
     own = {"task": task, "aim": aim, "share": options.share, "seed": options.seed,
-           "final": options.final}  # fmt: skip
+           "groups": options.groups, "final": options.final}  # fmt: skip
     row = {**own, **row, "seconds": round(time.perf_counter() - began), **about(machine)}
     append(options.results, row)
     print({k: v for k, v in row.items() if k not in ("keep", "wrong", "network")}, flush=True)
@@ -261,6 +263,7 @@ def main() -> None:
     one.add_argument("share", type=float)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--device", default="cpu")
+    one.add_argument("--groups", help="gates that share one p, not as the backbone has it")
     one.add_argument("--final", action="store_true")
     one.set_defaults(run=fit)
     made = commands.add_parser("tables")

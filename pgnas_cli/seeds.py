@@ -40,17 +40,19 @@ def numpy_generator(seed: int, purpose: str, *coordinates: int) -> np.random.Gen
 def seeded_globals(seed: int) -> Iterator[None]:
     """Seed the global generators for a library that draws from them, and restore them after.
 
-    timm's image transforms draw from Python's and torch's global generators, dropout layers from
-    torch's, on the device where they run.
+    timm's image transforms draw from the global generators of Python, numpy and torch, dropout
+    layers from torch's, on the device where they run.
     """
-    python_state = random.getstate()
+    states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         random.seed(seed)
+        np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
         try:
             yield
         finally:
-            random.setstate(python_state)
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -171,13 +171,30 @@ def recipe_lines(recipe: Recipe, drop_lr: float) -> list[str]:
         rate += f" to {recipe.min_lr:g}"
     if recipe.decay_milestones:
         rate += f", a tenth at {', '.join(map(str, recipe.decay_milestones))}"
-    more = f", cutout {recipe.cutout}" if recipe.cutout else ""
+    if recipe.warmup_epochs:
+        rate += f", {recipe.warmup_epochs:g} epochs of warm-up"
+    if recipe.layer_decay is not None:
+        rate += f", times {recipe.layer_decay:g} a layer from the end"
     learner = "Adam" if recipe.drop_opt == "adam" else recipe.opt
     return [
-        f"  {recipe.opt}, {rate}; batch {recipe.batch_size}{more}",
+        f"  {recipe.opt}, {rate}; batch {recipe.batch_size}",
+        *regularisation_lines(recipe),
         f"  p from {recipe.initial_drop:g}, {learner} at {drop_lr:.2g}, temperature"
         f" {recipe.temperature:g}; gates {recipe.gates}, groups {recipe.groups}",
     ]
+
+
+def regularisation_lines(recipe: Recipe) -> list[str]:
+    """What of timm's recipes is on, in its options."""
+    shown = {
+        "label smoothing": recipe.label_smoothing, "AutoAugment": recipe.aa,
+        "mixup": recipe.mixup, "cutmix": recipe.cutmix, "erasing": recipe.reprob,
+        "cutout": recipe.cutout, "EMA": recipe.model_ema and recipe.model_ema_decay,
+    }  # fmt: skip
+    found = [f"{name} {value}" for name, value in shown.items() if value]
+    if recipe.class_weights != "none":
+        found.append(f"class weights {recipe.class_weights}")
+    return [f"  {', '.join(found)}"] if found else []
 
 
 def expected_share(record: "EpochRecord", target: "Target | None") -> float:

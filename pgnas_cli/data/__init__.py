@@ -22,4 +22,5 @@ from .dataset import (
 )
 from .listing import pictures_below
 from .pictures import SMALL, thumbnail
+from .policies import check_policy
 from .sources import find_data, load_data

@@ -37,6 +37,7 @@ from ..units import large
 from .crops import RandomCrops
 from .dataset import ImageData, Part, Preprocessing, levels
 from .pictures import as_rgb, opened, reason_of
+from .policies import Policy, policy_of
 
 CPU = torch.device("cpu")
 
@@ -97,7 +98,7 @@ def steps_per_epoch(images: int, batch: int) -> int:
     return max(1, images // batch)
 
 
-def training_batches(
+def training_batches(  # noqa: PLR0913 - what the images of a fit depend on
     data: ImageData,
     *,
     batch: int,
@@ -107,6 +108,7 @@ def training_batches(
     workers: int,
     cutout: int = 0,  # pixels; small images only
     scale: tuple[float, float] = (0.35, 1.0),  # shares that a crop of a photo takes
+    policy: str = "",  # of timm's AutoAugment; "": none
     device: torch.device = CPU,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Augmented uint8 images and labels for the steps [first_step, steps) of the whole fit.
@@ -114,7 +116,8 @@ def training_batches(
     They are on `device`: images in memory are kept and augmented there, of others the next batch is
     copied while one is used. Each of several processes reads its rows of each batch.
     """
-    part = data.fit
+    part, about = data.fit, data.preprocessing
+    changed = policy_of(policy, about)
     schedule = _schedule(part, batch, seed, first_step, steps)
     if part.pixels is not None:
         pad = max(1, part.pixels.shape[-1] // 8)
@@ -127,19 +130,22 @@ def training_batches(
                 drawn, draws = epoch, torch.rand(len(part), 3, generator=randomness).to(device)
             indices = batched[own].to(device, non_blocking=True)
             images = augmented(pixels[indices], draws[indices], pad=pad, mirror=data.mirror)
+            if changed is not None:
+                each = zip(images.cpu(), batched[own].tolist(), strict=True)
+                drawn_of = partial(derived_seed, seed, "policy", epoch)
+                images = torch.stack([changed(image, drawn_of(i)) for image, i in each]).to(device)
             if cutout:
                 randomness = generator(seed, "cutout", step, device=device)
                 centres = torch.rand(len(batched), 2, generator=randomness, device=device)
                 images = cut_out(images, centres[own], cutout, data.preprocessing.mean)
             yield images, labels[indices]
         return
-    about = data.preprocessing
     crops = RandomCrops(about.size, _mode(about.channels), scale, about.interpolation, data.mirror)
     plan = (
         [(epoch, int(i)) for i in batched[rows_of(len(batched)).part]]
         for epoch, batched in schedule
     )
-    source = _Crops(part, crops, seed)
+    source = _Crops(part, crops, seed, changed)
     with closing(_loaded(source, plan, workers, pinned=device.type == "cuda")) as batches:
         yield from _ahead(batches, device)
 
@@ -305,8 +311,10 @@ class _Files(Dataset[Any]):
 class _Crops(Dataset[Any]):
     """The same of random crops."""
 
-    def __init__(self, part: Part, crops: RandomCrops, seed: int) -> None:
-        self.part, self.crops, self.seed = part, crops, seed
+    def __init__(
+        self, part: Part, crops: RandomCrops, seed: int, policy: Policy | None = None
+    ) -> None:
+        self.part, self.crops, self.seed, self.policy = part, crops, seed, policy
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | PgnasError:
         epoch, index = place
@@ -319,6 +327,8 @@ class _Crops(Dataset[Any]):
                 pixels = self.crops.of_image(self.part.open(index), dice)
         except PgnasError as error:
             return error
+        if self.policy is not None:
+            pixels = self.policy(pixels, derived_seed(self.seed, "policy", epoch, index))
         return pixels, int(self.part.labels[index])
 
 

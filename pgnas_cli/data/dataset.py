@@ -226,7 +226,8 @@ def remarks_on(data: ImageData) -> list[str]:
         found.append(
             f"classes of very different size: {counts[most]} training images of"
             f" '{data.classes[most]}', {counts[least]} of '{data.classes[least]}'; an error counts"
-            " images, so look at the error of each class in the report"
+            " images, so look at the error of each class in the report; `class_weights` balanced"
+            " lets each class count alike in training"
         )
     return found
 

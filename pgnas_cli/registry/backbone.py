@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 DROP_OPTIMIZERS = ("adam", "weights")
+CLASS_WEIGHTS = ("none", "balanced")
 SCHEDULES = ("cosine", "tanh", "multistep", "poly", "none")  # of timm; fixed in advance
 
 
@@ -39,6 +40,10 @@ class Recipe:
     sched: str = option(
         "cosine", "Schedule of the learning rate, a timm name.", choices=SCHEDULES, advanced=True
     )
+    warmup_epochs: float = option(
+        0.0, "Epochs in which the learning rate of the weights rises to --lr.", least=0, most=10**6,
+        advanced=True,
+    )  # fmt: skip
     min_lr: float = option(
         0.0, "Learning rate at the end of the schedule.", least=0, most=1e3, advanced=True
     )
@@ -56,6 +61,37 @@ class Recipe:
     label_smoothing: float = option(
         0.0, "Label smoothing of the cross-entropy.", least=0, most=0.99,
         flags=("--label-smoothing", "--smoothing"), advanced=True,
+    )  # fmt: skip
+    aa: str = option(
+        "", "AutoAugment policy of timm, say rand-m9-mstd0.5-inc1, augmix-m3-w3 or original.",
+        advanced=True,
+    )  # fmt: skip
+    mixup: float = option(
+        0.0, "Alpha of mixup: images and labels of a batch, blended in pairs.", least=0, most=100,
+        advanced=True,
+    )  # fmt: skip
+    cutmix: float = option(
+        0.0, "Alpha of cutmix: a box of one image in another; with --mixup, in half of the steps.",
+        least=0, most=100, advanced=True,
+    )  # fmt: skip
+    reprob: float = option(
+        0.0, "Probability that a box of an image is erased.", least=0, most=1, advanced=True
+    )
+    class_weights: str = option(
+        "none", "Weights of the classes in the loss: none, or balanced: each class counts alike.",
+        choices=CLASS_WEIGHTS, advanced=True,
+    )  # fmt: skip
+    model_ema: bool = option(
+        False, "Judge and keep the moving average of the weights.", flags=("--model-ema",),
+        advanced=True,
+    )  # fmt: skip
+    model_ema_decay: float = option(
+        0.9998, "Its decay in each step; it is less in the first ones.", least=0, most=0.999999,
+        advanced=True,
+    )  # fmt: skip
+    layer_decay: float | None = option(
+        None, "Factor of the learning rate for each layer further from the end, or auto: 1.",
+        least=0.01, most=1, advanced=True,
     )  # fmt: skip
     scale: tuple[float, float] = option(
         (0.35, 1.0), "Share of a photo that a random crop takes, least and most, say 0.08,1.",
@@ -213,6 +249,7 @@ def shortened(recipe: Recipe, epochs: int) -> Recipe:
         decay_milestones=milestones,
         sched="none" if lost else recipe.sched,
         cycle_epochs=share * recipe.cycle_epochs,
+        warmup_epochs=share * recipe.warmup_epochs,
         drop_opt="adam" if share < 1 else recipe.drop_opt,
     )
 

@@ -242,10 +242,14 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
     """Raise PgnasError for options out of range, and for those that contradict each other."""
     from timm.optim import list_optimizers
 
+    from ..data import check_policy
+
     check_fields(settings)
     check_fields(recipe)
     names = [str(name) for name in list_optimizers() if str(name) not in _UNFIT_OPTIMIZERS]
     check_choice("opt", recipe.opt, names)
+    if recipe.aa:
+        check_policy(recipe.aa)
     if recipe.min_lr > recipe.lr:
         raise PgnasError(f"`min_lr` {recipe.min_lr:g} is above `lr` {recipe.lr:g}")
     milestones = recipe.decay_milestones
@@ -271,6 +275,13 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
             f"`drop_opt` {recipe.drop_opt} cannot aim at a target size; leave it out, or choose"
             " adam"
         )
+    if 0 < recipe.epochs <= recipe.warmup_epochs:
+        raise PgnasError(
+            f"`warmup_epochs` {recipe.warmup_epochs:g} leaves nothing of `epochs` {recipe.epochs};"
+            f" possible: below {recipe.epochs}"
+        )
+    if recipe.warmup_epochs and recipe.sched == "none":
+        raise PgnasError("`warmup_epochs` needs a schedule; choose another `sched` than none")
     if recipe.scale[0] > recipe.scale[1]:
         raise PgnasError("`scale` is the least and the most share of a crop, say 0.35,1")
     if targeted and recipe.size_ramp > recipe.freeze:

@@ -102,7 +102,7 @@ class EpochWatch:
             decided=float(((drop < 0.05) | (drop > 0.95)).float().mean()),
             drift=drift,
             drop_histogram=tuple(int(n) for n in torch.histc(drop, 10, 0, 1)),
-            learning_rate=float(loop.weights.param_groups[0]["lr"]),
+            learning_rate=max(float(group["lr"]) for group in loop.weights.param_groups),
             seconds=done.seconds,
             images_per_second=done.images / done.seconds,
             trained_share=parameter_count(loop.network) / drops.size.whole["params"],

@@ -89,7 +89,7 @@ def finetune_events(
         state = _unfinished(unfinished, plan, network, force)
         recipe = dataclasses.replace(
             posterior.recipe, epochs=epochs, lr=rate, sched="cosine", decay_milestones=(),
-            cycle_epochs=0, min_lr=0.0,
+            cycle_epochs=0, min_lr=0.0, warmup_epochs=0.0, model_ema=False,
         )  # fmt: skip
         loop = Loop(
             network, images, recipe, seed=derived_seed(plan.seed, "finetuning"),

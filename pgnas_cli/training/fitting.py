@@ -148,7 +148,7 @@ def _fitted(
         compiled=settings.compile,
     )  # fmt: skip
     watch = EpochWatch(loop)
-    remarks = [*setup.remarks, *_idle(posterior.recipe, settings, data)]
+    remarks = [*setup.remarks, *_idle(loop, settings)]
     if unfinished is None:
         if first:  # training begins with its weights
             remarks += _probed(setup, settings.seed, machine)
@@ -342,9 +342,9 @@ def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) 
     )  # fmt: skip
 
 
-def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
+def _idle(loop: Loop, settings: FitSettings) -> list[str]:
     """Options that have no effect here."""
-    found = []
+    recipe, data, found = loop.recipe, loop.data, []
     if not settings.targeted:
         named = [f for f in ("size_ramp", "freeze", "sharpen") if f in settings.recipe]
         if named:
@@ -358,6 +358,8 @@ def _idle(recipe: Recipe, settings: FitSettings, data: ImageData) -> list[str]:
         found.append("`probe`: no effect, there is no new head on trained weights")
     if recipe.cutout and data.fit.pixels is None:
         found.append("`cutout`: no effect on photos, it is for small images")
+    if recipe.layer_decay is not None and loop.scales is None:
+        found.append("`layer_decay`: no effect, this network does not name its layers as timm's do")
     if recipe.certain and recipe.opt not in ELEMENTWISE:
         found.append(
             f"a step of `opt` {recipe.opt} depends on whole layers: nothing is cut while training"

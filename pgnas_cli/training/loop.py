@@ -41,9 +41,11 @@ from ..seeds import derived_seed, seeded_globals
 from ..signals import StopRequest
 from ..slimming import Remainder, everything, remainder, stored
 from ..tensors import restore_, shapes
+from .averaging import Average
 from .checkpoint import NETWORK, State, restore_optimizer, save_optimizer
 from .cutting import ELEMENTWISE, TOLERANCE, carry_over_, differs_in_training
 from .drop_learning import DropLearning
+from .regularising import class_weights, layer_scales, perturbed
 from .saving import Saving
 from .schedule import schedule_of
 from .waiting import Waiting
@@ -81,7 +83,16 @@ class Loop:
         most = (recipe.max_epochs or 4 * recipe.epochs) if recipe.until_settled else recipe.epochs
         self.most_steps = most * self.per_epoch
         self.drops = None if drops is None else drops(self)
+        self.of_classes: Tensor | None = None  # weights in the loss
+        if recipe.class_weights == "balanced":
+            labels = data.fit.readable().labels
+            self.of_classes = class_weights(labels, len(data.classes)).to(device)
+        self.scales = None if recipe.layer_decay is None else layer_scales(
+            self.whole, recipe.layer_decay
+        )  # fmt: skip
         self._start_optimizer()
+        self.average = Average(self.whole, recipe.model_ema_decay) if recipe.model_ema else None
+        self.averaged = False  # whether the network holds it just now
         self.watched = torch.zeros(4, device=self.device)  # of the first step that is not finite
         self.watch_every = 1 if self.device.type == "cpu" else WATCHED  # steps
         self.inputs = torch.empty(0)  # of the last step, to look at when it failed
@@ -123,7 +134,22 @@ class Loop:
             ungated_weight = parameter.dim() > 1 and not (layer in gated and leaf == "weight")
             (decayed if ungated_weight else plain).append(parameter)
         groups = [(plain, 0.0), (decayed, self.weight_decay)]
-        return [{"params": p, "weight_decay": d} for p, d in groups if p]
+        if self.scales is None:
+            return [{"params": p, "weight_decay": d} for p, d in groups if p]
+        names = {id(p): self.left.places[n].name for n, p in self.network.named_parameters()
+                 if n in self.left.places}  # fmt: skip
+        found: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameters, decay in groups:
+            for parameter in parameters:
+                scale = self.scales[names[id(parameter)]]
+                found.setdefault((decay, scale), []).append(parameter)
+        # Of timm's schedules, which multiply by lr_scale; without one the rate is set here.
+        rate = 1.0 if self.recipe.sched != "none" else self.recipe.lr
+        return [
+            {"params": p, "weight_decay": d, "lr_scale": s}
+            | ({} if self.recipe.sched != "none" else {"lr": rate * s})
+            for (d, s), p in found.items()
+        ]
 
     def _set_rates(self) -> None:
         place = self.round if self.step >= self.steps else self.step % self.round
@@ -138,7 +164,10 @@ class Loop:
         self._set_rates()
 
     def start_epoch(self) -> None:
-        """Begin new sums."""
+        """Begin new sums; after the last step the average of the weights stays."""
+        if self.average is not None and self.averaged and self.step < self.steps:
+            self.average.swap_(self.network)
+            self.averaged = False
         self.loss_sum = torch.zeros((), device=self.device)
         self.wrong = torch.zeros((), device=self.device)
         self.seen = 0
@@ -167,9 +196,20 @@ class Loop:
         self._train_on(left)
         self._start_optimizer()
         carry_over_(before, source, self.weights, left, self.whole)
+        if self.average is not None:
+            self.average.follow(source, left, self.whole)
         if self.drops is not None:
             self.drops.trains(left.network)
         self._set_rates()
+
+    def end_epoch(self) -> None:
+        """Have the network judged by the average of its weights, where there is one, and kept."""
+        broadcast_(self.network)  # batch-norm statistics differ
+        if self.average is not None:
+            self.average.swap_(self.network)
+            self.averaged = True
+            broadcast_(self.network)
+        self.write_back()
 
     def write_back(self) -> None:
         """Give the whole network what was learned."""
@@ -196,7 +236,10 @@ class Loop:
         rows = rows or Rows(0, len(images), len(images))
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        inputs = self.data.preprocessing.normalised(images)
+        inputs, aims = perturbed(
+            self.data.preprocessing.normalised(images), labels, self.recipe,
+            classes=len(self.data.classes), seed=self.seed, step=self.step,
+        )  # fmt: skip
         if hasattr(self.network, "at_progress"):  # noise of its own that grows with time
             self.network.at_progress(min(1.0, (self.step + 1) / self.round))  # type: ignore[operator]
         # A network's own dropout draws from the global generators: a function of the step too.
@@ -206,7 +249,7 @@ class Loop:
             parts = min(self.recipe.accumulate, len(inputs))
             ends = [len(inputs) * part // parts for part in range(parts + 1)]
             found = [
-                self._passes(inputs, labels, slice(start, end), rows, last=end == len(inputs))
+                self._passes(inputs, aims, slice(start, end), rows, last=end == len(inputs))
                 for start, end in pairwise(ends)
             ]
         shown, losses, extras = zip(*found, strict=True)
@@ -217,6 +260,8 @@ class Loop:
         self._watch(loss + extra, divergence)
         self.weights.step()
         self.weights.zero_grad()
+        if self.average is not None:
+            self.average.update(self.network)
         if self.drops is not None:
             self.drops.update(self.step)
             self.drops.optimizer.zero_grad()
@@ -293,7 +338,12 @@ class Loop:
         )
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        smoothing, weights = self.recipe.label_smoothing, self.of_classes
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        # Not divided by the weights of the batch: their mean over all images is 1.
+        total = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum")
+        return total / len(logits)
 
     def state(self) -> State:
         """A copy of everything that the next step depends on; raises PgnasError for NaN."""
@@ -304,6 +354,8 @@ class Loop:
         tensors |= {"epoch.loss_sum": self.loss_sum, "epoch.wrong": self.wrong}
         if self.drops is not None:
             self.drops.save(tensors, numbers)
+        if self.average is not None:
+            self.average.save(tensors, numbers)
         return State(self.step, {k: v.detach().clone() for k, v in tensors.items()}, numbers)
 
     def restore(self, state: State) -> None:
@@ -317,6 +369,8 @@ class Loop:
         self.steps = min(int(state.numbers["steps"]), self.most_steps)
         if self.drops is not None:
             self.drops.restore(state)
+        if self.average is not None:
+            self.average.restore(state)
         self._set_rates()
 
 
@@ -346,7 +400,8 @@ def train(
     """
     batches = training_batches(
         loop.data, batch=loop.batch, seed=loop.seed, first_step=loop.step, steps=loop.most_steps,
-        workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale, device=loop.device,
+        workers=workers, cutout=loop.recipe.cutout, scale=loop.recipe.scale,
+        policy=loop.recipe.aa, device=loop.device,
     )  # fmt: skip
     parts = training_rows(
         loop.data.fit, batch=loop.batch, seed=loop.seed, first_step=loop.step,
@@ -373,8 +428,7 @@ def train(
             shown.update(loop.step)
             if loop.step % loop.per_epoch == 0:
                 seconds = time.perf_counter() - began
-                broadcast_(loop.network)  # batch-norm statistics differ
-                loop.write_back()
+                loop.end_epoch()
                 yield Pass(loop.step // loop.per_epoch, seconds, seen, waiting.taken())
                 loop.start_epoch()
                 if loop.step >= loop.steps:

@@ -8,6 +8,8 @@ from timm.scheduler import create_scheduler_v2
 
 from ..registry import Recipe
 
+WARMUP_LR = 1e-3  # of the learning rate, where a warm-up begins
+
 
 def schedule_of(
     optimizer: torch.optim.Optimizer,
@@ -29,6 +31,8 @@ def schedule_of(
             sched=recipe.sched,
             num_epochs=recipe.cycle_epochs or recipe.epochs,  # type: ignore[arg-type]
             min_lr=least,
+            warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
+            warmup_lr=WARMUP_LR * recipe.lr,
             cycle_mul=recipe.lr_cycle_mul if recipe.cycle_epochs else 1.0,
             cycle_decay=1.0,
             cycle_limit=cycles,

@@ -1,0 +1,67 @@
+"""AutoAugment, RandAugment and AugMix of training images, by timm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_train
+from torch import Tensor
+
+from ..errors import PgnasError
+from ..seeds import seeded_globals
+from .dataset import IMAGENET_MEAN, Preprocessing
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy of timm; what it does to an image is a function of the image and a seed."""
+
+    text: str
+    size: int  # pixels
+    mean: tuple[float, ...]  # fills what a shift uncovers
+    interpolation: str
+
+    def __call__(self, pixels: Tensor, seed: int) -> Tensor:
+        """uint8 (channels, height, width), changed."""
+        change = _transform(self)
+        image = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+        with seeded_globals(seed):
+            image = change(image)
+        if len(pixels) == 1:
+            image = image.convert("L")
+        rows = torch.from_numpy(np.array(image))
+        return rows.view(*pixels.shape[1:], -1).permute(2, 0, 1)
+
+
+@lru_cache
+def _transform(policy: Policy) -> Callable[[Image.Image], Image.Image]:
+    parts: Any = transforms_imagenet_train(
+        policy.size, auto_augment=policy.text, interpolation=policy.interpolation,
+        mean=tuple(policy.mean) * (3 // len(policy.mean)), separate=True,
+    )  # fmt: skip
+    change: Callable[[Image.Image], Image.Image] = parts[1]
+    return change
+
+
+def policy_of(text: str, preprocessing: Preprocessing) -> Policy | None:
+    """The policy that timm calls `text`; None for ""."""
+    if not text:
+        return None
+    about = preprocessing
+    return Policy(text, about.size, about.mean, about.interpolation)
+
+
+def check_policy(text: str) -> None:
+    """Raise PgnasError for a policy that timm cannot make, or that fails on an image."""
+    policy = Policy(text, 32, IMAGENET_MEAN, "bilinear")
+    try:
+        policy(torch.zeros(3, policy.size, policy.size, dtype=torch.uint8), 0)
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError):
+        raise PgnasError(
+            f"`aa` '{text}' is not known; possible: rand-m9-mstd0.5-inc1, augmix-m3-w3,"
+            " original, v0 or 3a, as for timm"
+        ) from None
