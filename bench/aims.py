@@ -20,6 +20,7 @@ import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,7 @@ RATES = {  # of learning, chosen at other seeds on held-out images (docs/log.md)
     "t4": {"pgnas": 1e-3, "magnitude": 1e-3, "group-norm": 1e-3},
 }
 CANDIDATES = 20
+KEYS = ("task", "aim", "share", "groups", "seed")
 SECONDS = 4.0  # of timing, for each network
 
 
@@ -147,6 +149,10 @@ def pruned(
     return {**row, "network": stored(found)}
 
 
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in KEYS)
+
+
 def outcome(network: nn.Module, data: ImageData, machine: Machine) -> Row:
     assert data.test is not None
     found = score(network, data.test, data.preprocessing, machine=machine)
@@ -190,9 +196,9 @@ def as_timed(network: nn.Module, forward: Forward, input_shape: tuple[int, int, 
 def times(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rows = [row for row in read(options.results) if row.get("final")]
-    known = {(r["task"], r["aim"], r["share"], r["seed"]) for r in read(options.times)}
+    known = {_key(row) for row in read(options.times)}
     for row in rows:
-        if (row["task"], row["aim"], row["share"], row["seed"]) in known:
+        if _key(row) in known:
             continue
         backbone = backbone_of(row["task"], 0, options)
         network = gated(backbone, backbone.recipe)
@@ -213,7 +219,7 @@ def times(options: argparse.Namespace) -> None:
                 seconds=SECONDS,
             )  # fmt: skip
             found[f"measured_{name}"] = after / before
-        own = {k: row[k] for k in ("task", "aim", "share", "seed")}
+        own = dict(zip(KEYS, _key(row), strict=True))
         append(options.times, {**own, **found, **about()})
         print(own, found, flush=True)
 
@@ -223,19 +229,20 @@ def times(options: argparse.Namespace) -> None:
 
 def figures(rows: Sequence[Row], measured: Sequence[Row], task: str) -> str:
     """Errors of winners that take as long, by what their fits aimed at."""
-    keys = ("task", "aim", "share", "seed")
-    rows = [row for row in latest(rows, *keys) if row["final"] and row["task"] == task]
-    clock = {tuple(row[k] for k in keys): row for row in latest(measured, *keys)}
+    rows = [row for row in latest(rows, *KEYS) if row["final"] and row["task"] == task]
+    clock = {_key(row): row for row in latest(measured, *KEYS)}
     columns = []
     order = [*FORWARDS, "macs", "params", *rivals.PRUNERS]
     rows.sort(key=lambda row: (order.index(row["aim"]), -row["share"], row["seed"]))
-    for aim, share in dict.fromkeys((row["aim"], row["share"]) for row in rows):
-        own = [row for row in rows if (row["aim"], row["share"]) == (aim, share)]
-        took = [clock[tuple(row[k] for k in keys)] for row in own]
+    kinds = dict.fromkeys((row["aim"], row["share"], row.get("groups")) for row in rows)
+    for aim, share, groups in kinds:
+        own = [row for row in rows if _key(row)[1:4] == (aim, share, groups)]
+        took = [clock[_key(row)] for row in own]
         tests = [row["test"] for row in own]
         bounds = over_seeds(tests) if len(tests) > 1 else None
         columns.append([
-            f"{aim} {100 * share:.3g} %", len(own), percents(tests),
+            f"{aim} {100 * share:.3g} %" + (f", a p for each {groups}" if groups else ""),
+            len(own), percents(tests),
             f"{100 * np.mean(tests):.1f}"
             + (f" ({100 * max(0.0, bounds[0]):.1f} to {100 * bounds[1]:.1f})" if bounds else ""),
             *(f"{np.mean([row[f'measured_{name}'] for row in took]):.2f}" for name in FORWARDS),

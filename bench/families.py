@@ -19,11 +19,12 @@ from collections.abc import Sequence
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from bench import CPU, about
 from bench.figures import DATA, Row, append, latest, listed, prose, table, taken
 from pgnas_cli import PgnasError, count, create_supernet, slim
+from pgnas_cli.formats import OnnxNetwork, quick_onnx
 from pgnas_cli.gates import gates
 from pgnas_cli.latency import latencies
 from pgnas_cli.sizes import parameter_count, whole_macs
@@ -102,7 +103,20 @@ def row(name: str, *, times: bool) -> Row:
             networks, [(3, sizes[-1], sizes[-1])] * 3, batch=8, device=CPU.device
         )  # fmt: skip
         found |= {"small": small / whole, "fast": fast / whole}
+        found |= onnx_time(network, keep, sizes[-1])
     return {**found, "seconds": round(time.perf_counter() - began)}
+
+
+def onnx_time(network: nn.Module, keep: Tensor, size: int) -> Row:
+    """Share of the time in ONNX Runtime, one image; nothing where a network cannot be exported."""
+    image, graph = torch.zeros(1, 3, size, size), gates(network).graph
+    both = [arranged(ungated_copy(network).eval(), "onnx", graph), slim(network, keep, "onnx")]
+    try:
+        files = [OnnxNetwork(quick_onnx(one.eval(), image)) for one in both]
+    except PgnasError:
+        return {}
+    whole, fast = latencies(files, [(3, size, size)] * 2, batch=1, device=CPU.device)
+    return {"onnx": fast / whole}
 
 
 def called_of(name: str) -> str:
@@ -146,6 +160,12 @@ def figures(rows: Sequence[Row], source: str) -> str:
             f"The median time is {statistics.median(timed):.2f} of the original network's in the"
             f" better layout; {sum(share >= 0.95 for share in timed)} take 0.95 or more."
         )
+        onnx = [row["onnx"] for row in built if "onnx" in row]
+        if onnx:
+            sentences.append(
+                f"In ONNX Runtime, one image, it is {statistics.median(onnx):.2f};"
+                f" {sum(share >= 0.95 for share in onnx)} of {len(onnx)} take 0.95 or more."
+            )
     head = ["network", "difference", "params", "MACs", "not prunable"]
     columns = [
         [row["network"], f"{row['difference']:.0e}", f"{row['params']:.2f}", f"{row['macs']:.2f}",
@@ -153,9 +173,9 @@ def figures(rows: Sequence[Row], source: str) -> str:
         for row in built
     ]  # fmt: skip
     if timed:
-        head[4:4] = ["time small", "time fast"]
+        head[4:4] = ["time small", "time fast", "ONNX Runtime"]
         for row, cells in zip(built, columns, strict=True):
-            cells[4:4] = [f"{row[k]:.2f}" if k in row else "" for k in ("small", "fast")]
+            cells[4:4] = [f"{row[k]:.2f}" if k in row else "" for k in ("small", "fast", "onnx")]
     left_out = [f"{row['network']}: {row['left_out']}." for row in rows if "left_out" in row]
     return f"{prose(taken(rows), *sentences, *left_out)}\n\n{table(head, columns)}"
 

@@ -29,6 +29,7 @@ from bench import (
     paper,
     presets,
     race,
+    recipes,
     speed,
     times,
 )  # fmt: skip
@@ -152,6 +153,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "budgets-reach": of("budgets", budgets.reach),
     "digits": of("digits", digits.figures),
     "presets": of("presets", presets.figures),
+    "recipes": of("recipes", recipes.figures),
     "inflations": of("inflations", inflations.figures),
     "convergence": of("convergence", convergence.figures),
     **{f"paper-{name}": papers(name) for name in paper.TABLES},

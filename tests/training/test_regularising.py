@@ -1,6 +1,7 @@
 """What timm's recipes do to a fit: averages, mixed batches, weights of classes and layers."""
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pgnas_cli.data import ImageData
 from pgnas_cli.data.policies import Policy
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import Recipe
-from pgnas_cli.registry.build import build_backbone, create_supernet
+from pgnas_cli.registry.build import create_supernet
 from pgnas_cli.run import check_recipe, settings_of
 from pgnas_cli.training.averaging import Average
 from pgnas_cli.training.regularising import class_weights, layer_scales, perturbed
@@ -98,7 +99,7 @@ def test_layers_learn_slower_the_further_they_are_from_the_end() -> None:
     assert scales is not None
     assert scales["fc.weight"] == 1
     blocks = [scales[f"layer{stage}.{block}.conv1.weight"] for stage in (1, 2) for block in (0, 1)]
-    ratios = [after / before for before, after in zip(blocks, blocks[1:])]
+    ratios = [after / before for before, after in pairwise(blocks)]
     assert ratios == pytest.approx([2.0] * 3)
     assert scales["conv1.weight"] == min(scales.values())
     assert layer_scales(create_supernet("multibranch-tiny", 10), 0.5) is None
