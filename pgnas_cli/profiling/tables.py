@@ -160,7 +160,12 @@ def table_of(network: nn.Module, forward: Forward, machine: Machine) -> TimeTabl
     """The time table of a super-network on this machine: remembered, or measured now."""
     path = _remembered(network, forward, machine.device)
     with contextlib.suppress(PgnasError):  # none there
-        return read_table(path)
+        table = read_table(path)
+        note(
+            f"time of a forward ({described(forward)}): measured before, {table.whole:.3g} ms of"
+            f" the whole network; predictions are off by {percent(table.error)} (median)"
+        )
+        return table
     twin = placed(copy.deepcopy(network), machine.device)
     note(f"timing networks of random sizes on this device ({described(forward)})")
     table = profiled(twin, forward)
