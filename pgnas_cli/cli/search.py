@@ -92,7 +92,7 @@ def search(
     settings = settings_of(given)
     with loading(terminal):
         from ..machine import find_machine
-        from ..report import role_words, write_report
+        from ..report import write_report
 
     settings = with_network(settings, given)
     home = Run(run or _folder(settings, kind, size, n))
@@ -115,6 +115,22 @@ def search(
         terminal.json({"run": str(home.folder), "files": paths, "onnx": onnx and str(onnx),
                        "networks": networks, "report": str(home.report)})  # fmt: skip
         return
+    show_search(terminal, home, made, onnx, found)
+    terminal.result(f"{clock(stages.seconds())} in all: {answer(made['best'][1], found)}")
+    if photo is not None:
+        terminal.note(f"next: {command('predict', files['best'], photo)}")
+
+
+def show_search(
+    terminal: "Terminal",
+    home: Run,
+    made: "Made",
+    onnx: Path | None,
+    found: "Sequence[Evaluation]",
+) -> None:
+    """Show the errors of the networks, and where their files are."""
+    from ..report import role_words
+
     if found:
         show_evaluations(terminal, found)
     best = made["best"][1]
@@ -127,9 +143,20 @@ def search(
     for what, path in (*written, ("report: all of this as a page", home.report)):
         terminal.result(what)
         terminal.result(f"  {path}")
-    terminal.result(f"{clock(stages.seconds())} in all: {answer(best, found)}")
-    if photo is not None:
-        terminal.note(f"next: {command('predict', files['best'], photo)}")
+    for line in time_lines(found):
+        terminal.result(line)
+
+
+def time_lines(found: "Sequence[Evaluation]") -> list[str]:
+    """What the best takes for one image, in torch and ONNX Runtime, beside the original network."""
+    times = [
+        f"{time.slim:.3g} ms in {name} ({time.ratio:.2f} of the original network's time)"
+        for row in found
+        if row.name == "best"
+        for name, time in (("ONNX Runtime", row.onnx_one), ("torch", row.one))
+        if time
+    ]
+    return [f"best on one image: {'; '.join(times)}; {found[0].processor}"] if times else []
 
 
 def answer(best: "NetworkInfo", found: "Sequence[Evaluation]") -> str:

@@ -94,10 +94,12 @@ def test_a_search_goes_on_with_skip_corrupt_in_the_same_folder(photo_folder: Fol
     assert run(*search, "-q") == 0
     (made,) = Path("runs").iterdir()
     fitted = Run(made).posterior.read_bytes()
+    assert "data:image/jpeg" in Run(made).report.read_text(encoding="utf-8")  # its mistakes
     for split in ("train", "val"):
         break_(folder / split / "red" / "02.jpg")
     assert "1 of 12 images do not decode (by class: red 1)" in refused(*search)
-    found = object_of(*search, "--skip-corrupt")["networks"]
+    found = object_of(*search, "--skip-corrupt", "--no-photos")["networks"]
+    assert "data:image/jpeg" not in Run(made).report.read_text(encoding="utf-8")
     assert [row["images"] for row in found] == [11, 11]
     _, _, err = said("evaluate", str(made / "best.safetensors"), "--data", str(folder),
                      "--skip-corrupt", "-j", "0")  # fmt: skip

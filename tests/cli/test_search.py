@@ -45,7 +45,7 @@ def stopped_after(step: int) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes as long as the fit."""
-    monkeypatch.setattr("pgnas_cli.report.write_report", lambda runs, path: [])
+    monkeypatch.setattr("pgnas_cli.report.write_report", lambda runs, path, photos: [])
 
 
 def test_a_search_ends_in_networks_within_the_size_and_does_nothing_twice(searched: Run) -> None:
@@ -73,6 +73,8 @@ def test_a_finished_search_shows_its_table_again_and_with_q_nothing_else(searche
         stages = re.findall(r"^stage (\d) of (\d): \w+", err, re.MULTILINE)
         assert stages == ([] if quiet else [(str(i + 1), "7") for i in range(7)])
         assert "best.safetensors" in out
+        best = evaluations_of(searched)[0]
+        assert f"best on one image: {best.onnx_one.slim:.3g} ms in ONNX Runtime" in out
         assert "trained without gates" in out
         table, _, told = out.partition("└")
         cells = {row[0]: row[1] for row in re.findall(r"│ (\w+) +│ +([\d.]+ %) │", table)}
