@@ -45,7 +45,7 @@ reference: .venv/installed
 
 # README and docs as a site: site/index.html. A warning, such as a link that leads nowhere, is an error.
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # README and docs, from docs/data; the table of the demo from a run of it.
 figures: demo

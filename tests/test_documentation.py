@@ -279,7 +279,7 @@ def test_the_import_test_can_fail() -> None:
 @pytest.mark.skipif(not find_spec("mkdocs"), reason="mkdocs is not installed")
 def test_every_page_is_on_the_site(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],
         cwd=ROOT, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     pages = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
