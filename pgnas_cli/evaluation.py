@@ -26,14 +26,14 @@ from .formats import (
     origin,
     read_network,
 )
-from .interpretation import Answers, answers_of, csv_text, matrix_of, sane
+from .interpretation import Answers, answers_of, matrix_of, sane
 from .latency import Latency, onnx_timings, timings
-from .machine import PRECISIONS, Machine
+from .machine import PRECISIONS, Machine, processor_name
 from .naming import MOST_TIMED
 from .progress import note, task
 from .ranking import like_guessing, paired_p
 from .run import Run, now, read_settings
-from .storage import from_json, read_json, to_json, write_text
+from .storage import csv_text, from_json, read_json, to_json, write_text
 from .training import score
 
 
@@ -67,6 +67,7 @@ class Evaluation:
     onnx_one: Latency | None = None  # the same network in ONNX Runtime, on a CPU
     onnx_many: Latency | None = None
     predicted: PredictedTime | None = None
+    processor: str = ""  # what the times are of; older files: empty
     answers: Answers | None = None  # classes by their positions in `by_class`; older files: None
 
     @property
@@ -147,8 +148,8 @@ def evaluate(
         Evaluation(
             name=name, at=now(), data=title, errors=score.errors, images=score.images,
             wrong=score.wrong, top5_errors=score.top5_errors, by_class=rows, one=one, many=many,
-            device=str(machine.device), precision=precision, onnx_one=onnx_one,
-            onnx_many=onnx_many, answers=told,
+            device=str(machine.device), processor=processor_name(machine.device),
+            precision=precision, onnx_one=onnx_one, onnx_many=onnx_many, answers=told,
             **{field: getattr(about, field) for field in _FROM_FILE},
         )
         for name, title, (_, about), score, rows, told, one, many, onnx_one, onnx_many in zip(

@@ -1,7 +1,5 @@
 """Where a classifier errs: confusion matrix, calibration, the worst mistakes, what changed."""
 
-import csv
-import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -11,8 +9,6 @@ import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
-
-from .errors import visible
 
 BINS = 15  # of the confidence, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 MOST_MISTAKES = 2000  # that are kept by name
@@ -160,17 +156,3 @@ def _sane_mistake(mistake: Mistake, classes: int, images: int) -> bool:
         and not path.is_absolute()
         and ".." not in path.parts
     )
-
-
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; no text is a formula to a spreadsheet, or acts on a terminal."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
-    return out.getvalue()
-
-
-def _cell(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    text = visible(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import platform
 import sys
 import time
 import warnings
@@ -93,6 +94,26 @@ def forward_seconds(network: torch.nn.Module, images: torch.Tensor) -> float:
     network(images)
     until_done(images.device)
     return time.perf_counter() - began
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called by its maker; a CPU by its architecture where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def processor_name(device: torch.device) -> str:
+    """The device that times are of: its name, of a CPU also the threads of this process."""
+    name = device_name(device)
+    if device.type != "cpu":
+        return name
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def until_done(device: torch.device) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .data import picture_batches, pictures_below, placed
-from .fields import check_range
+from .errors import PgnasError
+from .fields import check_choice, check_range
 from .formats import TOP, Classifier, NetworkInfo, likeliest, likelihoods, load
-from .machine import Machine
+from .machine import PRECISIONS, Machine
 from .progress import task
 from .training import BATCH, predictions
 
@@ -39,6 +40,7 @@ def predict(
     images: str | Path | Sequence[str | Path],  # files, and folders with images at any depth
     *,
     top: int = TOP,  # classes of each image
+    precision: str = "float32",  # or bfloat16
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> Generator[Prediction | Unreadable, None, None]:
     """Classes of images by the exported network in `file`, in order, as they are computed.
@@ -46,9 +48,13 @@ def predict(
     Raises PgnasError for a folder without images.
     """
     check_range("top", top, 1)
+    check_choice("precision", precision, PRECISIONS)
     named = [images] if isinstance(images, str | Path) else images
     paths = image_files([str(one) for one in named])
-    return _predicted(load(file), paths, top, machine)
+    network = load(file)
+    if precision != "float32" and Path(file).suffix == ".onnx":
+        raise PgnasError(f"'{file}' computes in float32; leave out `precision`")
+    return _predicted(network, paths, top, precision, machine)
 
 
 def image_files(places: Sequence[str]) -> list[str]:
@@ -67,6 +73,8 @@ def class_probabilities(
     about: NetworkInfo,
     files: Sequence[str],
     machine: Machine = Machine(),  # noqa: B008 - frozen
+    *,
+    precision: str = "float32",  # or bfloat16
 ) -> Generator[tuple[Tensor, list[str | None]], None, None]:
     """Probabilities of all classes, a batch of `files` at a time, in order.
 
@@ -83,17 +91,18 @@ def class_probabilities(
             logits = torch.empty(0, classes)
             if len(pixels):
                 images = how.normalised(pixels.to(machine.device))
-                logits = predictions(network, [images], len(pixels))
+                logits = predictions(network, [images], len(pixels), precision)
             done += len(reasons)
             shown.update(done)
             yield likelihoods(logits), reasons
 
 
 def _predicted(
-    network: Classifier, paths: Sequence[str], top: int, machine: Machine
+    network: Classifier, paths: Sequence[str], top: int, precision: str, machine: Machine
 ) -> Generator[Prediction | Unreadable, None, None]:
     about, done = network.info, 0
-    with closing(class_probabilities(network, about, paths, machine)) as batches:
+    answers = class_probabilities(network, about, paths, machine, precision=precision)
+    with closing(answers) as batches:
         for probabilities, reasons in batches:
             found = iter(likeliest(probabilities, about.supernet.classes, top))
             batch = paths[done : done + len(reasons)]

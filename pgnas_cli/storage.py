@@ -7,21 +7,23 @@ Imports no torch: options and histories of runs are read by commands that answer
 """
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import safetensors
 
-from .errors import PgnasError, one_line
+from .errors import PgnasError, one_line, visible
 
 Found = TypeVar("Found")
 
@@ -326,3 +328,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; no text is a formula to a spreadsheet, or acts on a terminal."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -32,6 +32,11 @@ def large(number: float) -> str:
     return f"{number:.4g}"
 
 
+def pace(number: float) -> str:
+    """Images a second: three digits, or all of a whole number, 1,012."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def named_sizes(**wanted: str | None) -> tuple[str, list[str]]:
     """Kind and texts of the sizes at most: params="80%,60%" gives "params", ["80%", "60%"].
 

@@ -19,7 +19,6 @@ from pgnas_cli.interpretation import (
     Mistake,
     answers_of,
     confusion,
-    csv_text,
     matrix_of,
     most_confused,
     neighbours,
@@ -27,6 +26,7 @@ from pgnas_cli.interpretation import (
     reliability,
     sane,
 )
+from pgnas_cli.storage import csv_text
 
 from .networks import seeded
 

@@ -11,7 +11,7 @@ from ..fields import check_range
 from ..naming import MOST_TIMED, check_data_name
 from ..run import Run, remember
 from ..storage import check_network_file
-from ..units import large
+from ..units import large, pace
 from . import options
 from .options import loading, terminal_of, typed_line
 
@@ -160,11 +160,12 @@ def show_latencies(terminal: "Terminal", found: "Sequence[Evaluation]") -> None:
             if time:
                 spread = "" if time.low is None else f"{time.low:.2f} to {time.high:.2f}"
                 rows.append([
-                    row.name, "ONNX" if "onnx" in f"{name} {time.layout}" else "torch",
-                    str(time.batch), f"{time.slim:.3g}", f"{time.throughput:.3g}",
+                    row.name,
+                    f"{'ONNX' if 'onnx' in f'{name} {time.layout}' else 'torch'}, {time.batch}",
+                    f"{time.slim:.3g}", pace(time.throughput),
                     f"{time.ratio:.2f}", spread, "" if time.faster else "not faster",
                 ])  # fmt: skip
-    headings = ("<network", "<in", "batch", "ms", "images/s", "/ whole", "half of turns", "<")
+    headings = ("<network", "<in, batch", "ms", "images/s", "/ whole", "half of turns", "<")
     terminal.table("time, beside the whole network", headings, rows)
     for row in found:
         if row.predicted is not None:

@@ -67,6 +67,9 @@ TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")
 ]
 Precision = Annotated[str, typer.Option(help="float32, or bfloat16, of which results differ.")]
+Photos = Annotated[
+    bool, typer.Option("--photos/--no-photos", help="Thumbnails of test images in the report.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an unfinished fit.")]
 
 RECIPE, ADVANCED = "Recipe (defaults: the backbone's; fit prints them)", "Advanced"

@@ -31,6 +31,7 @@ def predict(
         ),
     ],
     top: Annotated[int, typer.Option("--top", "-k", help="Classes of each image.")] = 5,
+    precision: options.Precision = "float32",
     backbone: options.Function = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -57,7 +58,8 @@ def predict(
         from ..prediction import predict as predicted
 
     found, lost = [], []
-    results = predicted(file, places, top=top, machine=find_machine(device, workers))
+    machine = find_machine(device, workers)
+    results = predicted(file, places, top=top, precision=precision, machine=machine)
     with closing(results):
         for number, one in enumerate(results, 1):
             if isinstance(one, Unreadable):

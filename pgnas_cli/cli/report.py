@@ -19,9 +19,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: report.html in the run.")
     ] = None,
-    photos: Annotated[
-        bool, typer.Option("--photos/--no-photos", help="Thumbnails of test images.")
-    ] = True,
+    photos: options.Photos = True,
     backbone: options.Function = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

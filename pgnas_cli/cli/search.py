@@ -53,7 +53,8 @@ AIM = 0.99  # of the size named: candidates spread around the target of the fit
 TOP = 10
 FROM_FIT = (
     "data", "backbone", "pretrained", "weights", "keep_original", "epochs", "batch_size",
-    "img_size", "lr", "groups", "seed", "skip_corrupt", "time_batch", "time_table",
+    "img_size", "lr", "groups", "seed", "skip_corrupt", "class_weights", "time_runtime",
+    "time_batch", "time_threads", "time_precision", "time_table",
 )  # fmt: skip
 
 
@@ -71,6 +72,7 @@ def search(
     compare: Annotated[
         bool, typer.Option(help="Train the original network as long, to compare with.")
     ] = True,
+    photos: options.Photos = True,
     tensorboard: options.TensorBoard = None,
     run: options.NewRun = None,
     device: options.Device = "auto",
@@ -105,7 +107,7 @@ def search(
         remember(home, typed_line())
         found, photo = steps.evaluated(home, files)
         stages.begin("report", "write the report")
-        write_report([home], home.report)
+        write_report([home], home.report, photos=photos)
     if as_json:
         paths = {name: str(path) for name, path in files.items()}
         rows = evaluation_json(list(files.values()), found) if found else {}

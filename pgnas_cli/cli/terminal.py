@@ -4,8 +4,6 @@ The only user of rich. Text of ours is never parsed as markup: names and paths m
 What leaves here is `visible`: names and files may hold what would act on a terminal.
 """
 
-import csv
-import io
 import json
 import sys
 import time
@@ -27,6 +25,7 @@ from rich.text import Text
 
 from ..errors import brief, visible
 from ..progress import Task
+from ..storage import csv_text
 from ..units import clock
 from .words import flagged
 
@@ -64,13 +63,12 @@ class Terminal:
 
     def row(self, values: Sequence[object]) -> None:
         """A row of CSV on stdout."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
+        text = csv_text([values])
         if self.out.is_terminal:
-            self.result(text.getvalue().removesuffix("\n"))
+            self.result(text.removesuffix("\n"))
             return
         try:
-            self.out.file.write(text.getvalue())
+            self.out.file.write(text)
             self.out.file.flush()
         except BrokenPipeError:
             self.out.on_broken_pipe()

@@ -85,15 +85,17 @@ def _hidden(
             return all(_hidden(graph, consumers, products, layer, source) for source in node.inputs)
         if products.get(at) == layer:
             at, beside = node.inputs[0], 2
-        elif node.kind in ("norm", "channelwise", "flatten") or _depthwise(node):
+        elif node.kind in ("norm", "channelwise", "flatten") or _depthwise(graph, node):
             at, beside = node.inputs[0], 1
         else:
             return False
     return False
 
 
-def _depthwise(node: Node) -> bool:
-    return node.kind == "grouped" and node.groups == node.channels
+def _depthwise(graph: Graph, node: Node) -> bool:
+    """Whether each output is one input's own."""
+    inputs = graph.nodes[node.inputs[0]].channels if node.inputs else 0
+    return node.kind == "grouped" and node.groups == node.channels == inputs
 
 
 def _reads_image(graph: Graph) -> list[bool]:
@@ -107,7 +109,7 @@ def _reads_image(graph: Graph) -> list[bool]:
 
 def _pieces(graph: Graph, at: int) -> Iterator[int]:
     node = graph.nodes[at]
-    if node.kind in ("norm", "channelwise") or _depthwise(node):
+    if node.kind in ("norm", "channelwise") or _depthwise(graph, node):
         yield from _pieces(graph, node.inputs[0])
     elif node.kind == "concatenate":
         for source in node.inputs:

@@ -2,7 +2,6 @@
 
 from .tables import (
     described,
-    device_name,
     forward_of,
     gated_backbone,
     profiled,

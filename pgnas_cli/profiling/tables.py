@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..data import placed
 from ..errors import PgnasError
 from ..gates import gates, make_concrete_, masked
-from ..machine import Machine
+from ..machine import Machine, device_name
 from ..naming import no_table
 from ..progress import note
 from ..registry.build import build_backbone
@@ -161,7 +160,12 @@ def table_of(network: nn.Module, forward: Forward, machine: Machine) -> TimeTabl
     """The time table of a super-network on this machine: remembered, or measured now."""
     path = _remembered(network, forward, machine.device)
     with contextlib.suppress(PgnasError):  # none there
-        return read_table(path)
+        table = read_table(path)
+        note(
+            f"time of a forward ({described(forward)}): measured before, {table.whole:.3g} ms of"
+            f" the whole network; predictions are off by {percent(table.error)} (median)"
+        )
+        return table
     twin = placed(copy.deepcopy(network), machine.device)
     note(f"timing networks of random sizes on this device ({described(forward)})")
     table = profiled(twin, forward)
@@ -276,14 +280,3 @@ def table_in(text: str, path: Path) -> TimeTable:
     table = from_json(TimeTable, content, path)
     check_table(table, path)
     return table
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called by its maker; a CPU by its architecture where nothing tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -60,7 +60,7 @@ def size_error(run: RunSummary) -> Picture:
     axes.xaxis.set_major_formatter(lambda value, _: named(value) if value > 0 else "0")
     axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.12)
-    return picture_of(figure, "Size against held-out error", _size_error_text(run))
+    return picture_of(figure, "Size against held-out error", _size_error_text(run), wide=True)
 
 
 def _timed(run: RunSummary) -> bool:
@@ -155,7 +155,7 @@ def drop_by_layer(run: RunSummary) -> Picture:
         f" probability below 0.05 and {_share(drop > 0.95)} one above 0.95; {most.name} drops most,"
         f" {100 * sum(most.drop) / len(most.drop):.0f} % on average."
     )
-    return picture_of(figure, "Drop probabilities along the network", text)
+    return picture_of(figure, "Drop probabilities along the network", text, wide=True)
 
 
 def fit_curves(run: RunSummary) -> list[Picture]:
@@ -275,7 +275,7 @@ def reliability(rows: Sequence[tuple[str, Evaluation]]) -> Picture:
         f"Expected calibration error in {bins} bins: {'; '.join(told)}. Below the diagonal a"
         " network is overconfident. Larger marks stand for more images."
     )
-    return picture_of(figure, "Reliability of the confidence", text)
+    return picture_of(figure, "Reliability of the confidence", text, wide=True)
 
 
 @styled

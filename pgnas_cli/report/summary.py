@@ -4,7 +4,6 @@ import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from ..errors import PgnasError
 from ..evaluation import Evaluation, evaluations_of
 from ..gates import drop_probabilities, gates, per_gate
-from ..graph import OperationGate
 from ..ranking import Leaderboard, leaderboard_of, read_ranking
 from ..run import Command, FitSettings, Run, commands_of, read_settings
 from ..run.posterior import Posterior, posterior_of
@@ -20,6 +18,7 @@ from ..sampling import Candidates, read_candidates
 from ..sizes import parameter_count, whole_macs
 from ..storage import with_digest
 from ..training import EpochRecord, epochs_of
+from .drawing import Block, blocks_of, kind_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ class RunSummary:
     posterior: Posterior
     epochs: tuple[EpochRecord, ...]
     layers: tuple[GatedLayer, ...]  # in order of execution
+    blocks: tuple[Block, ...]  # the same, of the winner; empty without a ranking
     params: int  # of the original network
     macs: int
     drawn: tuple[Candidates, ...]  # one per budget
@@ -161,6 +161,7 @@ def run_summary(run: Run) -> RunSummary:
         posterior=posterior,
         epochs=tuple(_epochs(run)),
         layers=tuple(_layers(network, keep)),
+        blocks=() if keep is None else blocks_of(network, keep),
         params=parameter_count(network),
         macs=whole_macs(network),
         drawn=tuple(drawn),
@@ -198,15 +199,8 @@ def _layers(network: nn.Module, keep: Tensor | None) -> list[GatedLayer]:
         seen.add((first, last))
         kept = None if keep is None else int(keep[first:last].sum())
         drop = tuple(probability[first:last].tolist())
-        rows.append(GatedLayer(name, _kind(modules[name]), drop, kept))
+        rows.append(GatedLayer(name, kind_of(modules[name]), drop, kept))
     return rows
-
-
-def _kind(module: Any) -> str:
-    if isinstance(module, OperationGate):
-        return "pool or skip"
-    size = getattr(module, "kernel_size", None)
-    return "linear" if size is None else f"conv {'x'.join(map(str, size))}"
 
 
 def front(errors: Tensor, params: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", **{c: f"--c{i}" for i, c in enumera
 MARKERS = "os^Dv*"
 
 WIDTH = 4.8  # inches
+WIDE = 10.0  # of a picture as wide as the page
 
 STYLE = {
     "svg.fonttype": "none",  # text, not outlines
@@ -64,11 +65,21 @@ class Picture:
     svg: str
     title: str
     text: str
+    wider: str = ""  # the same for a wide page, as SVG
 
     @property
     def address(self) -> str:
         """The picture as a data URI."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+        return _address(self.svg)
+
+    @property
+    def wide(self) -> str:
+        """The same for a wide page; empty where there is none."""
+        return _address(self.wider) if self.wider else ""
+
+
+def _address(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def figure_of(height: float, x: str, y: str) -> tuple[Figure, Any]:
@@ -83,17 +94,29 @@ def figure_of(height: float, x: str, y: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def picture_of(figure: Figure, title: str, text: str) -> Picture:
-    """Render a figure, its legend below the axes."""
+def picture_of(figure: Figure, title: str, text: str, *, wide: bool = False) -> Picture:
+    """Render a figure, its legend below the axes; `wide`, for a wide page too."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.6)
     for label in figure.findobj(Text):
         label.set_text(visible(label.get_text()))
+    narrow = _rendered(figure)
+    if not wide:
+        return Picture(narrow, title, text)
+    figure.set_size_inches(WIDE, figure.get_figheight())
+    for legend in figure.legends:
+        legend.remove()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, handlelength=1.6)
+    return Picture(narrow, title, text, _rendered(figure))
+
+
+def _rendered(figure: Figure) -> str:
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", metadata=nothing)
-    return Picture(themed(out.getvalue()), title, text)
+    return themed(out.getvalue())
 
 
 def themed(svg: str) -> str:

@@ -17,10 +17,10 @@ from ..ranking import (
 )
 from ..sampling import other_size
 from ..storage import to_json
-from ..units import clock, large, percent
+from ..units import clock, large, pace, percent
 from .summary import GatedLayer, RunSummary, front
 
-ROLES = {  # in the order of the table
+ROLES = {
     "whole": "the original network, trained without gates",
     "open": "the gated network with all gates open, as no candidate was trained",
     "fixed": "of a network whose gates dropped at one fixed rate",
@@ -38,6 +38,8 @@ def role_words(role: str, params: int = 0, best: int = 0) -> str:
     size = other_size(params, best) if role == "twin" and best else ""
     return ROLES[role].replace("of the same size as", f"with {size} than") if size else ROLES[role]
 
+
+ORDER = ("best", "former", "tuned", "whole", "open", "candidate", "other", "fixed", "twin")
 
 Cell = str | tuple[str, str]  # with a small second line
 
@@ -84,11 +86,10 @@ def subject(run: RunSummary) -> str:
 
 
 def evaluated(run: RunSummary) -> Table | None:
-    """Return the networks that were evaluated alike, the original one first."""
+    """Return the networks that were evaluated alike: best, original, random baselines last."""
     rows: list[list[Cell]] = []
-    found = sorted(run.evaluated_alike(), key=lambda row: list(ROLES).index(run.role(row)))
+    found = sorted(run.evaluated_alike(), key=lambda row: ORDER.index(run.role(row)))
     top5 = any(row.top5_errors is not None for row in found)
-    onnx = any(row.onnx_one for row in found)
     for row in found:
         role = run.role(row)
         far = row.top5_errors
@@ -105,24 +106,40 @@ def evaluated(run: RunSummary) -> Table | None:
             percent(row.held_out_errors / row.held_out_images),
             (large(row.params), percent(row.params / row.whole_params)),
             (large(row.macs), percent(row.macs / row.whole_macs)),
-            *(_time_cell(time) for time in (row.one, row.many)),
-            *(_time_cell(time) for time in (row.onnx_one, row.onnx_many) if onnx),
         ])  # fmt: skip
     if not found:
         return None
     first = found[0]
     return Table(
-        f"On the {first.images} test images of {first.data}; times on"
-        f" {first.device}",
-        ("network", "test error, 95 %", *(["top-5 error, 95 %"] if top5 else []), "held-out",
-         "parameters", "MACs", "ms, 1 image", f"ms, {first.many.batch} images",
-         *(["ONNX, ms, 1", f"ONNX, ms, {first.many.batch}"] if onnx else [])),
+        f"On the {first.images} test images of {first.data}",
+        ("network", "test error, 95 %", *(["top-5 error, 95 %"] if top5 else []), "held-out error",
+         "parameters", "MACs"),
+        rows,
+    )  # fmt: skip
+
+
+def times(run: RunSummary) -> Table | None:
+    """Return what a forward of those networks takes, in torch and ONNX Runtime."""
+    found = sorted(run.evaluated_alike(), key=lambda row: ORDER.index(run.role(row)))
+    if not found:
+        return None
+    first, onnx = found[0], any(row.onnx_one for row in found)
+    rows: list[list[Cell]] = [
+        [row.name, *(_time_cell(time) for time in (row.one, row.many)),
+         *(_time_cell(time) for time in (row.onnx_one, row.onnx_many) if onnx)]
+        for row in found
+    ]  # fmt: skip
+    many = f"{first.many.batch} images"
+    return Table(
+        f"Milliseconds of a forward on {first.processor or first.device}; below, the share of the"
+        " original network's time, in half of the turns",
+        ("network", "torch, 1 image", f"torch, {many}",
+         *(["ONNX Runtime, 1 image", f"ONNX Runtime, {many}"] if onnx else [])),
         rows,
     )  # fmt: skip
 
 
 def _time_cell(time: Latency | None) -> Cell:
-    """Milliseconds, and below them the share of the original network's, of half of the turns."""
     if time is None:
         return ""
     share = f"{time.ratio:.2f}" if time.low is None else f"{time.low:.2f} to {time.high:.2f}"
@@ -131,8 +148,7 @@ def _time_cell(time: Latency | None) -> Cell:
 
 def by_class(run: RunSummary) -> Table | None:
     """Return the errors of each class, best and original first; the best's worst class first."""
-    order = ["best", *(role for role in ROLES if role != "best")]
-    found = sorted(run.evaluated_alike(), key=lambda row: order.index(run.role(row)))
+    found = sorted(run.evaluated_alike(), key=lambda row: ORDER.index(run.role(row)))
     found = [row for row in found if row.by_class]
     if not found:
         return None
@@ -183,8 +199,8 @@ def notes(run: RunSummary) -> list[str]:
         found.append(
             "Beside the original network, timed in turns, the best takes"
             f" {_share_of_time(best.one)} for one image and {_share_of_time(best.many)} for"
-            f" {best.many.batch}: {best.one.throughput:.3g} and {best.many.throughput:.3g} images a"
-            " second."
+            f" {best.many.batch}: {pace(best.one.throughput)} and {pace(best.many.throughput)}"
+            " images a second."
         )
         if best.onnx_one is not None and best.onnx_many is not None:
             found.append(

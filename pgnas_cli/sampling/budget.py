@@ -12,6 +12,7 @@ Draws are counted exactly; those above the budget are left out, and where it bin
 use less than 97 % of it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -26,6 +27,7 @@ from ..units import percent
 
 USED = 0.97  # least share of a budget that binds
 TRIAL = 256  # draws by which the tilt is set
+FEW = 32  # draws by which the smallest size is looked for
 BLOCK = 64  # draws that are counted at a time
 HALVINGS = 20  # of the price: a mean over `TRIAL` draws has coarser steps
 DEAREST = 1e12  # price beyond which nothing changes any more
@@ -73,9 +75,9 @@ class Tilt:
         tilted = torch.sigmoid(self.logits + price * self.costs)
         return tilted if price else tilted.masked_fill(self.never, 0.0)
 
-    def counted(self, price: float) -> Tensor:
-        """Shares of the whole network's size of `TRIAL` draws at a price, float64 (draws,)."""
-        keep = self.noise >= self.at(price).float()[self.group]
+    def counted(self, price: float, draws: int = TRIAL) -> Tensor:
+        """Shares of the whole network's size of so many draws at a price, float64 (draws,)."""
+        keep = self.noise[:draws] >= self.at(price).float()[self.group]
         return getattr(count(self.network, keep), self.kind).double() / self.whole  # type: ignore[no-any-return]
 
     def expected(self, price: float) -> float:
@@ -99,15 +101,20 @@ class Tilt:
         """
         none = torch.zeros(1, len(self.group), dtype=torch.bool)
         dead = 1.2 * float(getattr(count(self.network, none), self.kind)) / self.whole
-        least, price = float(self.counted(0.0).quantile(0.05)), 1.0
+
+        def closed(price: float) -> bool:
+            return float((self.counted(price, FEW) <= dead).double().mean()) > 0.1
+
+        low, high = 0.0, 1.0
         with task("how small candidates can be"):
-            while price < DEAREST:
-                found = self.counted(price)
-                alive = found[found > dead]
-                if len(alive) < 0.9 * len(found):
-                    break
-                least, price = min(least, float(alive.quantile(0.05))), 1.3 * price
-        return least
+            while high < DEAREST and not closed(high):
+                low, high = high, 4 * high
+            for _ in range(6 if high < DEAREST else 0):
+                middle = math.sqrt(max(low, high / 4**4) * high)
+                low, high = (low, middle) if closed(middle) else (middle, high)
+            found = self.counted(low)
+        alive = found[found > dead]
+        return float((alive if len(alive) else found).quantile(0.05))
 
 
 def draw_within(

@@ -151,7 +151,7 @@ def test_predicted_times_are_told_from_the_draw_to_the_evaluation(
         assert time["images_per_second"] == pytest.approx(1000 * time["batch"] / time["ms"])
     lines = said("evaluate", "best.safetensors")[1]
     assert "best: predicted were" in lines
-    assert re.search(r"best +│ ONNX +│ +1 │", lines)
+    assert re.search(r"best +│ ONNX, 1 +│", lines)
 
 
 def test_a_table_of_a_disturbed_machine_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from pgnas_cli.report.page import page_of, write_report
 from pgnas_cli.report.plots import drop_over_time, expected_errors
 from pgnas_cli.report.summary import front, run_summary
 from pgnas_cli.report.svg import STYLE, VARIABLES, figure_of, picture_of, styled
-from pgnas_cli.report.text import by_class
+from pgnas_cli.report.text import by_class, evaluated, times
 from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
@@ -66,7 +66,7 @@ def winner_of(run: Run) -> int:
 class Page(HTMLParser):
     """Elements with their attributes, and which of them were left open."""
 
-    VOID = ("meta", "link", "br", "img", "wbr")
+    VOID = ("meta", "link", "br", "img", "wbr", "source")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -92,7 +92,9 @@ class Page(HTMLParser):
 
 def pictures_of(page: Page) -> list[str]:
     """The SVG documents of a page."""
-    addresses = [image["src"].partition("data:image/svg+xml;base64,") for image in page.all("img")]
+    places = [image["src"] for image in page.all("img")]
+    places += [source["srcset"] for source in page.all("source")]
+    addresses = [place.partition("data:image/svg+xml;base64,") for place in places]
     assert not any(before for before, _, _ in addresses)
     return [base64.b64decode(data, validate=True).decode() for _, _, data in addresses]
 
@@ -140,10 +142,11 @@ def test_the_page_asks_for_nothing_and_runs_nothing(searched: Run) -> None:
         value
         for tag, attributes in page.elements
         for name, value in attributes.items()
-        if name in ("src", "href", "srcset", "action", "data") and tag != "img"
+        if name in ("src", "href", "srcset", "action", "data") and tag not in ("img", "source")
     }
     assert addresses == {"data:,"}
     assert all(set(image) == {"src", "alt"} for image in page.all("img"))
+    assert all(set(source) == {"media", "srcset"} for source in page.all("source"))
     assert not any(name.startswith("on") for _, a in page.elements for name in a)
     for words in (text, *pictures_of(page)):
         assert "@import" not in words
@@ -177,7 +180,7 @@ def test_every_figure_and_table_has_a_name_and_ids_are_used_once(searched: Run) 
 def test_pictures_take_their_colours_from_variables_of_both_themes(searched: Run) -> None:
     text = written(searched)
     drawn = pictures_of(Page(text))
-    assert len(drawn) == 8
+    assert len(drawn) == 8 + 3  # three of them for wide pages too
     for svg in drawn:
         sheet = svg[svg.index("<style>") : svg.index("</style>")]
         rest = svg.replace(sheet, "")
@@ -279,6 +282,27 @@ def test_the_answer_is_what_evaluate_found(searched: Run) -> None:
     assert set(rows) == {"best", "twin", "whole"}
     assert rows["best"].errors == found["errors"]
     assert rows["whole"].params == 151_930
+
+
+def test_the_best_comes_first_then_the_original_and_random_baselines_last(searched: Run) -> None:
+    summary = run_summary(searched)
+    found = evaluated(summary), times(summary)
+    for table in found:
+        assert table is not None
+        names = [row[0] if isinstance(row[0], str) else row[0][0] for row in table.rows]
+        assert (names[0], names[1], names[-1]) == ("best", "whole", "twin")
+
+
+def test_milliseconds_stand_beside_the_machine_they_are_of(searched: Run) -> None:
+    rows = json.loads(searched.evaluation.read_text())["networks"]
+    best = next(row for row in rows if row["name"] == "best")
+    table = times(run_summary(searched))
+    assert table is not None
+    assert best["processor"]
+    assert best["processor"] in table.caption
+    cells = [cell[0] for cell in table.rows[0][1:]]
+    measured = [best[key] for key in ("one", "many", "onnx_one", "onnx_many") if best[key]]
+    assert cells == [f"{time['slim']:.3g}" for time in measured]
 
 
 def test_the_error_of_each_class_is_that_of_counting_its_images(searched: Run) -> None:
@@ -471,13 +495,15 @@ def test_evaluations_go_to_the_run_that_the_networks_came_from(
 def test_no_character_of_a_file_acts_on_the_page_or_in_a_picture(searched: Run) -> None:
     """An escape sequence, a turned direction, half of a character: in every row, line and title."""
     evil = "\x1b[2J\x00\u202egnp\udc80"
-    change_evaluations(searched, lambda row: row.update(name=row["name"] + evil[:-1], device=evil))
+    change_evaluations(
+        searched, lambda row: row.update(name=row["name"] + evil[:-1], processor=evil)
+    )
     entry = json.loads(searched.commands.read_text(encoding="utf-8").splitlines()[-1])
     line = json.dumps({**entry, "line": f"pgnas rank {evil}"})
     searched.commands.write_text(f"{line}\n{line}\n", encoding="utf-8")
     page = page_of([run_summary(searched)])
     shown = r"\x1b[2J\x00\u202egnp\udc80"
-    assert f"times on {shown}" in page
+    assert f"forward on {shown};" in page
     assert f"pgnas rank {shown}&#10;pgnas rank {shown}</pre>" in page
     figure, axes = figure_of(2, evil, evil)
     axes.plot([1, 2], label=evil)
@@ -558,7 +584,7 @@ def test_rows_of_other_conditions_are_left_out_and_named(searched: Run) -> None:
     change_evaluations(searched, lambda row: row.update(at="2020-01-01T00:00:00+00:00"))
     done(searched, "evaluate", str(searched.folder / "best.safetensors"), "-b", "3")
     words = words_of(searched)
-    assert "ms, 3 images" in words
+    assert "torch, 3 images" in words
     assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
     assert "(original network" not in words
 

@@ -46,7 +46,8 @@ def test_layouts_for_speed_have_the_logits_of_the_masked_network(name: str) -> N
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("outputs", "groups", "round_to"), [(32, 4, 1), (32, 4, 8), (32, 16, 1), (32, 16, 8), (8, 4, 1)]
+    ("outputs", "groups", "round_to"),
+    [(32, 4, 1), (32, 4, 8), (32, 16, 1), (32, 16, 8), (8, 4, 1), (8, 8, 1), (8, 8, 8)],
 )
 def test_grouped_convolutions_that_pick_their_inputs_are_arranged_exactly(
     outputs: int, groups: int, round_to: int
