@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 
-.PHONY: demo test lint bench figures reference
+.PHONY: demo test lint bench figures reference docs
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,10 @@ lint: .venv/installed
 reference: .venv/installed
 	COLUMNS=80 $(BIN)/python -m typer pgnas_cli.cli utils docs --name pgnas --title Commands \
 	  --output docs/commands.md
+
+# README and docs as a site: site/index.html. A warning, such as a link that leads nowhere, is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # README and docs, from docs/data; the table of the demo from a run of it.
 figures: demo

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from .conftest import run
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+ADDED = ("index", "changes", "contributing", "security", "example")  # to the site, of docs/pages.py
 RUN = ("README.md", "tutorial.md", "python.md", "choosing.md", "backbones.md")
 
 # What a test cannot have, and what takes its place: smaller things of the same kind.
@@ -272,6 +274,24 @@ def test_the_import_test_can_fail() -> None:
     source = "import torch, pgnas_cli\nfrom pgnas_cli.gates import draw\nimport pgnas_cli.run"
     assert imported(source) == {"pgnas_cli", "pgnas_cli.gates", "pgnas_cli.run"}
     assert imported("def f():\n    from pgnas_cli import sizes") == {"pgnas_cli.sizes"}
+
+
+@pytest.mark.skipif(not find_spec("mkdocs"), reason="mkdocs is not installed")
+def test_every_page_is_on_the_site(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],
+        cwd=ROOT, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
+    expected = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert set(pages) - {"404"} == expected | set(ADDED)
+    front, readme = pages["index"], (ROOT / "README.md").read_text(encoding="utf-8")
+    assert front.count("<table") == readme.count("\n|---")
+    assert 'href="tutorial.html"' in front and 'src="pictures/report.png"' in front
+    for name, text in pages.items():
+        article = text.partition("<article")[2].partition("</article")[0]
+        assert "<!--" not in article, name
+        assert not re.search("<(script|link|img)[^>]* (src|href)=.?https?:", text), name
 
 
 def test_the_example_runs_and_ends_on_the_test_split(tmp_path: Path) -> None:
