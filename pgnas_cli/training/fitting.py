@@ -410,9 +410,7 @@ def _same_fit(
     run: Run, loop: Loop, posterior: Posterior, state: State, started: Posterior
 ) -> State:
     """The state to resume, if it is one of this very fit."""
-    changed = differences(started.recipe, posterior.recipe)
-    supernet = dataclasses.replace(posterior.supernet, classes=started.supernet.classes)
-    changed = changed or differences(started.supernet, supernet)
+    changed = options_changed(started, posterior)
     same_images = started.split == posterior.split
     if not changed and not (same_images and started.supernet == posterior.supernet):
         raise PgnasError(
@@ -428,6 +426,16 @@ def _same_fit(
     if not fits(state, loop.network_of(state), NUMBERS, run.checkpoint):
         raise PgnasError(f"'{run.checkpoint}' is damaged; remove it and fit again")
     return state
+
+
+def options_changed(started: Posterior, now: Posterior) -> list[str]:
+    """The options in which two fits differ, of recipe or network; classes are not looked at."""
+    supernet = dataclasses.replace(now.supernet, classes=started.supernet.classes)
+    return differences(started.recipe, now.recipe) or [
+        # What a record calls the size of its images is an option of another name.
+        text.replace("`size`", "`img_size`")
+        for text in differences(started.supernet, supernet)
+    ]
 
 
 def _begin(run: Run, settings: FitSettings) -> None:

@@ -19,6 +19,7 @@ from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import draw_candidates
 from pgnas_cli.sizes import Target, count, parameter_count, whole_macs
 from pgnas_cli.training import fit_events
+from pgnas_cli.training.fitting import options_changed
 
 from ..conftest import run as command
 from ..listeners import Heard
@@ -54,6 +55,16 @@ def test_a_stronger_prior_gives_a_smaller_network(digits: ImageData) -> None:
         for l2 in (50.0, 2000.0)
     )
     assert strong < weak - 0.1
+
+
+def test_what_differs_is_named_as_the_option_it_is(fitted_once: Path) -> None:
+    _, posterior = posterior_of(Run(fitted_once))
+    images = replace(posterior.supernet.preprocessing, size=128)
+    other = replace(posterior, supernet=replace(posterior.supernet, preprocessing=images))
+    assert options_changed(posterior, posterior) == []
+    assert options_changed(posterior, other) == ["`img_size` 8, not 128"]
+    other = replace(posterior, recipe=replace(posterior.recipe, lr=7.0))
+    assert options_changed(posterior, other) == [f"`lr` {posterior.recipe.lr}, not 7.0"]
 
 
 def test_label_smoothing_has_a_short_name(tmp_path: Path) -> None:
