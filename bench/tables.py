@@ -31,6 +31,7 @@ from bench import (
     race,
     recipes,
     speed,
+    startup,
     times,
 )  # fmt: skip
 from bench.figures import Row, listed, percent, prose, read, table
@@ -161,9 +162,13 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "fit-cut": of("fit_cut", fit_tables.while_cut),
     "growth": of("growth", growth.figures),
     "times": of("times", times.figures),
-    "aims": lambda data: aims.figures(
-        read(data / "aims.jsonl"), read(data / "aims_times.jsonl"), "t1"
-    ),
+    **{
+        name: lambda data, task=task: aims.figures(  # type: ignore[misc]
+            read(data / "aims.jsonl"), read(data / "aims_times.jsonl"), task
+        )
+        for name, task in (("aims", "t1"), ("aims-t4", "t4"))
+    },
+    "startup": of("startup", startup.figures),
     "fit-cifar": of("fit", fit_tables.cifar),
     "fit-photos": of("fit", lambda rows: fit_tables.main_table(rows, fit_tables.PHOTOS)),
     "fit-longer": of("fit", fit_tables.longer),

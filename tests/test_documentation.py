@@ -222,7 +222,7 @@ def test_a_figure_that_the_data_do_not_give_is_named_and_computed(tmp_path: Path
     shutil.copy(ROOT / "README.md", tmp_path)
     page, data = tmp_path / "docs" / "results.md", tmp_path / "docs" / "data" / "latency.jsonl"
     before = page.read_text(encoding="utf-8")
-    row = json.loads(data.read_text(encoding="utf-8").splitlines()[0])
+    row = json.loads(data.read_text(encoding="utf-8").splitlines()[-1])
     newer = json.dumps({**row, "small": 0.125, "fast": 0.25, "macs": 0.09})
     data.write_text(data.read_text(encoding="utf-8") + newer + "\n", encoding="utf-8")
     done = tables("--check", "--root", str(tmp_path))

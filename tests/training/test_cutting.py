@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -133,9 +134,16 @@ def test_a_fit_that_is_cut_is_the_fit_under_masks(
 
 
 @pytest.mark.parametrize("after", [-1, 0, 2])  # the freeze, in steps
-def test_a_fit_resumes_across_the_cut_to_the_last_bit(digits: ImageData, after: int) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"model_ema": True, "mixup": 0.2, "cutmix": 1.0, "reprob": 0.2, "warmup_epochs": 0.3}],
+    ids=["plain", "with timm's recipes"],
+)
+def test_a_fit_resumes_across_the_cut_to_the_last_bit(
+    digits: ImageData, after: int, extra: dict[str, Any]
+) -> None:
     first, second = (
-        loop_of(digits, target=HALF, epochs=1, groups="channel", opt="adamw", lr=1e-3)
+        loop_of(digits, target=HALF, epochs=1, groups="channel", opt="adamw", lr=1e-3, **extra)
         for _ in range(2)
     )
     assert first.drops is not None
@@ -151,6 +159,26 @@ def test_a_fit_resumes_across_the_cut_to_the_last_bit(digits: ImageData, after: 
     assert set(found.tensors) == set(expected.tensors)
     for name, tensor in expected.tensors.items():
         assert torch.equal(tensor, found.tensors[name]), name
+
+
+def test_the_average_of_what_is_left_is_that_of_the_whole_network(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, whole = (
+        loop_of(digits, target=HALF, epochs=1, groups="channel", opt="adamw", model_ema=True)
+        for _ in range(2)
+    )
+    for _ in past_the_freeze(cut, 3):
+        pass
+    monkeypatch.setattr(loop_room, "ELEMENTWISE", ())
+    for _ in past_the_freeze(whole, 3):
+        pass
+    assert cut.average is not None and whole.average is not None
+    assert cut.network is not cut.whole
+    for name, value in cut.average.values.items():
+        place = cut.left.places[name]
+        expected = place.part_of(whole.average.values[place.name])
+        assert torch.allclose(value, expected, rtol=0, atol=1e-5), name
 
 
 def test_a_step_that_depends_on_whole_layers_goes_on_with_the_whole_network(
