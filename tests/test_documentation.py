@@ -76,8 +76,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 def inline(page: Path) -> list[str]:
-    """Commands in running text."""
-    plain = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    """Commands in running text; those of a measured block may be wrong on purpose."""
+    apart = re.compile(r"```.*?```|<!-- figures: .*?<!-- end -->", re.DOTALL)
+    plain = apart.sub("", page.read_text(encoding="utf-8"))
     joined = re.sub(r"\s+", " ", plain)
     return re.findall(r"`(pgnas [a-z]+(?: [^`]*)?)`", joined)
 
