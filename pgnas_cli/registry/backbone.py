@@ -82,7 +82,7 @@ class Recipe:
         choices=CLASS_WEIGHTS, advanced=True,
     )  # fmt: skip
     model_ema: bool = option(
-        False, "Judge and keep the moving average of the weights.", flags=("--model-ema",),
+        False, "Evaluate and export the moving average of the weights.", flags=("--model-ema",),
         advanced=True,
     )  # fmt: skip
     model_ema_decay: float = option(
