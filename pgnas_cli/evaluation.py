@@ -271,10 +271,10 @@ def _sane(row: Evaluation) -> bool:
     counts = (row.images, row.held_out_images, row.many.batch)
     timed = [one for one in (row.one, row.many, row.onnx_one, row.onnx_many) if one]
     times = [
-        time for one in timed for time in (one.slim, one.whole, one.low or 1.0, one.high or 1.0)
+        time
+        for one in timed
+        for time in (one.slim, one.whole, one.low or 1.0, one.high or 1.0, one.middle or 1.0)
     ]
-    if row.predicted is not None:
-        times += [row.predicted.ms, row.predicted.whole_ms]
     return (
         all(0 < count < 2**53 for count in counts)
         and 0 <= row.params <= row.whole_params < 2**53
@@ -286,6 +286,7 @@ def _sane(row: Evaluation) -> bool:
         and all(0 <= image < row.images for image in row.wrong)
         and all(0 <= errors <= images for _, errors, images in row.by_class)
         and all(1e-9 < time < 1e9 for time in times)
+        and (row.predicted is None or row.predicted.sane)
         and (
             row.answers is None or sane(row.answers, [e for _, e, _ in row.by_class], _tested(row))
         )

@@ -24,7 +24,7 @@ from pgnas_cli.evaluation import (
     write_evaluations,
 )
 from pgnas_cli.formats import read_network
-from pgnas_cli.latency import latencies
+from pgnas_cli.latency import latencies, latency_of
 from pgnas_cli.machine import Machine
 from pgnas_cli.ranking import interval
 from pgnas_cli.report.summary import run_summary
@@ -196,6 +196,22 @@ def test_latency_of_a_larger_network_is_larger() -> None:
         device=Machine().device, seconds=0.2,
     )  # fmt: skip
     assert 0 < small < large
+
+
+def test_times_are_compared_turn_by_turn() -> None:
+    """The ratio of medians may lie outside of all ratios of turns."""
+    slow, fast = np.full(5, 2.0), np.full(6, 1.0)
+    one = np.concatenate([slow, fast])
+    other = one.copy()
+    other[5] = 2.0  # the median of this side alone
+    found = latency_of(1, one, other, "small")
+    assert found.slim / found.whole == 0.5
+    assert found.ratio == 1.0
+    assert not found.faster
+    assert latency_of(1, 0.5 * other, other, "small").faster
+    swinging = latency_of(1, np.array([0.5, 0.6, 0.9, 1.1, 1.2]), np.ones(5), "small")
+    assert swinging.ratio == 0.9
+    assert not swinging.faster  # slower in a good part of the turns
 
 
 def test_a_run_keeps_one_row_of_each_name(row: Evaluation, tmp_path: Path) -> None:

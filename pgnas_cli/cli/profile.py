@@ -1,5 +1,6 @@
 """`pgnas profile`: measure what candidates cost in time on this device."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,7 @@ def profile(
     written = pack if output is None else output
     if written is None or (pack and (output or runs)):
         raise PgnasError("name one file to write: `output` TIMES.json, or `pack` PACK.zip")
+    _check_pack(given if pack else {})
     backbone = full_name(backbone)
     new_file(written, force)
     if runs is not None and not runs.exists():
@@ -74,13 +76,18 @@ def profile(
     )
     size = () if settings.img_size is None else ("--img-size", settings.img_size)
     if pack is not None:
-        write_pack(pack, network, forward_of(settings), seed=seed)
+        in_onnx = dataclasses.replace(forward_of(settings), runtime="onnxruntime")
+        write_pack(pack, network, in_onnx, seed=seed)
         terminal.result(f"wrote {pack}")
         terminal.note("next, on the device, where onnxruntime and numpy are installed:")
         terminal.note(
             f"  unzip {pack.name} onnx_runs.py && python onnx_runs.py {pack.name} -o RUNS.json"
         )
-        made = command("profile", backbone, *size, "--runs", "RUNS.json", "-o", "TIMES.json")
+        named = [word for flag, value, usual in (("--channels", channels, 3), ("--seed", seed, 0))
+                 if value != usual for word in (flag, value)]  # fmt: skip
+        made = command(
+            "profile", backbone, *size, *named, "--runs", "RUNS.json", "-o", "TIMES.json"
+        )
         terminal.note(f"then here: {made}")
         return
     if runs is not None:
@@ -97,6 +104,18 @@ def profile(
     fit = command("fit", "--backbone", backbone, *size, "--data", "DIR", "--time-table", written,
                   "--target-time", "60%")  # fmt: skip
     terminal.note(f"next: {fit}")
+
+
+def _check_pack(given: dict[str, Any]) -> None:
+    """Raise PgnasError for options of a forward that a pack does not have."""
+    if given.get("time_runtime", "onnxruntime") != "onnxruntime":
+        raise PgnasError("`pack` is for ONNX Runtime; leave out `time_runtime`")
+    if given.get("time_precision", "float32") != "float32":
+        raise PgnasError("`pack` computes in float32; leave out `time_precision`")
+    if "time_threads" in given:
+        raise PgnasError(
+            "`time_threads` of a pack are named on the device: python onnx_runs.py --threads N"
+        )
 
 
 def table_json(file: Path, table: "TimeTable") -> dict[str, Any]:

@@ -44,6 +44,9 @@ WIDEST = 2  # times the whole network; rounding and planes of ones add channels
 FINGERPRINT_TOLERANCE = 1e-3  # of the largest logit: other machines round otherwise
 
 
+LONGEST = 1e9  # milliseconds of a forward
+
+
 @dataclass(frozen=True)
 class PredictedTime:
     """What a time table says of a network."""
@@ -54,6 +57,13 @@ class PredictedTime:
     batch: int
     threads: int
     device: str  # its name
+    precision: str = "float32"
+
+    @property
+    def sane(self) -> bool:
+        """Whether its numbers can be."""
+        times = 0 <= self.ms < LONGEST and 0 < self.whole_ms < LONGEST
+        return times and min(self.batch, self.threads) >= 1
 
     @property
     def share(self) -> float:
@@ -180,6 +190,7 @@ def about_of(content: dict[str, Any], path: Path) -> NetworkInfo:
         and 0 <= about.held_out_errors <= about.held_out_images < 2**53
         and about.held_out_images > 0
         and 0 <= about.finetuned_epochs < 2**53
+        and (about.predicted is None or about.predicted.sane)
     )
     if not sane:
         raise PgnasError(f"'{path}' is damaged: its sizes cannot be")
@@ -270,5 +281,6 @@ def _predicted(network: nn.Module, nanoseconds: int) -> PredictedTime | None:
     if table is None:
         return None
     return PredictedTime(
-        nanoseconds / 1e6, table.whole, table.runtime, table.batch, table.threads, table.device
-    )
+        nanoseconds / 1e6, table.whole, table.runtime, table.batch, table.threads, table.device,
+        table.precision,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from .tables import (
     table_in,
     table_of,
     table_of_runs,
+    tell,
     text_of,
     write_pack,
     write_table,

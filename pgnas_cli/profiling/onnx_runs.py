@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     options = parser.parse_args()
+    if options.threads < 1 or not options.seconds >= 0:
+        parser.error("--threads is 1 or more, --seconds 0 or more")
     with zipfile.ZipFile(options.pack) as pack:
         about = json.loads(pack.read("about.json"))
         names = sorted(name for name in pack.namelist() if name.endswith(".onnx"))

@@ -16,10 +16,10 @@ from torch import nn
 from ..errors import PgnasError
 from ..formats import quick_onnx
 from ..graph import Graph
-from ..naming import no_runs
+from ..naming import MOST_TIMED, no_runs
 from ..progress import task, track
 from ..storage import MOST_BYTES, parse_json, read_bytes, write_with
-from ..timing import Forward, Sample, built_work
+from ..timing import LONGEST_STEP, SHORTEST, Forward, Sample, built_work
 from . import onnx_runs
 from .torch_times import Stopwatch
 
@@ -172,7 +172,7 @@ def runs_in(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("schema") != RUNS:
         raise wrong
     try:
-        kept = {
+        kept: dict[str, Any] = {
             "network": str(found["network"]), "device": str(found["device"])[:200],
             "batch": int(found["batch"]), "threads": int(found["threads"]),
             "networks": [
@@ -181,8 +181,20 @@ def runs_in(path: Path) -> dict[str, Any]:
                 for row in found["networks"]
             ],
         }  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise wrong from None
+    networks: list[Any] = kept["networks"]
+    times = [time for row in networks for time in (row["whole"], *row["steps"].values())]
+    sane = (
+        1 <= kept["batch"] <= MOST_TIMED
+        and 1 <= kept["threads"] <= MOST_TIMED
+        and isinstance(found["batch"], int)
+        and all(row["steps"] for row in networks)
+        and all(0 <= time < LONGEST_STEP for time in times)
+        and all(row["whole"] > SHORTEST for row in networks)
+    )
+    if not sane:
+        raise PgnasError(f"'{path}' is damaged: its times cannot be")
     return kept
 
 

@@ -146,6 +146,7 @@ def _table(
             runtime=forward.runtime, device=device, threads=forward.threads, batch=forward.batch,
             precision=forward.precision, input_shape=graph.input_shape, steps=steps, scale=scale,
             constant=constant, whole=whole.whole, network=fingerprint(network),
+            classes=graph.nodes[-1].channels,
         )  # fmt: skip
 
     unseen = list(range(0, len(timed), APART))
@@ -161,10 +162,7 @@ def table_of(network: nn.Module, forward: Forward, machine: Machine) -> TimeTabl
     path = _remembered(network, forward, machine.device)
     with contextlib.suppress(PgnasError):  # none there
         table = read_table(path)
-        note(
-            f"time of a forward ({described(forward)}): measured before, {table.whole:.3g} ms of"
-            f" the whole network; predictions are off by {percent(table.error)} (median)"
-        )
+        tell(table, "measured before")
         return table
     twin = placed(copy.deepcopy(network), machine.device)
     note(f"timing networks of random sizes on this device ({described(forward)})")
@@ -172,16 +170,22 @@ def table_of(network: nn.Module, forward: Forward, machine: Machine) -> TimeTabl
     if table.error < BELIEVED:
         with contextlib.suppress(PgnasError):  # a cache that cannot be written
             write_table(path, table)
+    tell(table, "measured now")
+    return table
+
+
+def tell(table: TimeTable, how: str) -> None:
+    """Say what a time table is of, and how far its predictions can be trusted."""
     note(
-        f"a forward of the whole network takes {table.whole:.3g} ms; predictions of other sizes"
-        f" are off by {percent(table.error)} (median; worst {percent(table.worst)})"
+        f"time of a forward ({described(table)}, {table.device}), {how}: {table.whole:.3g} ms of"
+        f" the whole network; predictions of other sizes are off by {percent(table.error)} (median;"
+        f" worst {percent(table.worst)})"
     )
     if table.error > UNSURE:
         note(
             "warning: time hardly follows from what a network of this kind keeps on this device;"
             " measure what comes out with pgnas evaluate, or name a size with `target_macs`"
         )
-    return table
 
 
 def forward_of(settings: FitSettings) -> Forward:

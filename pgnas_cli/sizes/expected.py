@@ -41,6 +41,7 @@ class ExpectedSize:
         rest = [n for n in self.graph.nodes if not n.cuttable]
         self.rest_macs = sum(whole_layer_macs(self.modules.get(n.layer), n) for n in rest)
         self.cut = self.graph.cut()
+        self.shared = self.graph.shared()
         table = time_table(network)
         self.clock = ExpectedTime(table, self.graph) if table else None
 
@@ -57,7 +58,8 @@ class ExpectedSize:
         """
         if self.group.device != drop_probability.device:
             self.group = self.group.to(drop_probability.device)
-        drop = drop_probability.double().clamp(LEAST, 1 - LEAST)[self.group]
+        # A p of 1 is exact: a rest of it would grow with the width of every layer in front.
+        drop = drop_probability.double().clamp(LEAST, 1)[self.group]
         kept = {layer: 1 - drop[first:last] for layer, (first, last) in self.spans.items()}
         varying = self._varying(kept, drop)
         unneeded = self._settled(self._unneeded(kept, varying, drop))
@@ -83,15 +85,21 @@ class ExpectedSize:
         always = like.new_ones(1)
         for node in nodes:
             given = [found[source] for source in node.inputs]
-            if not given or node.kind in ("output", "opaque"):
+            # Beside zero padding a constant is none; a module with several calls has one value.
+            anyhow = node.borders or (node.cuttable and node.layer in self.shared)
+            if node.kind == "parameter":
+                own = like.new_zeros(1)
+            elif not given or node.kind in ("output", "opaque"):
                 own = always
             elif node.kind == "mix":
-                share = kept.get(node.layer)
-                if share is None and len(given[0]) == 1:
-                    own = given[0]
+                share, source = kept.get(node.layer), always if anyhow else given[0]
+                if share is None and len(source) == 1:
+                    own = source
                 else:
-                    reads = given[0] if share is None else share * given[0]
+                    reads = source if share is None else share * source
                     own = -torch.expm1(torch.log1p(-reads.clamp(max=1 - LEAST)).sum())[None]
+            elif anyhow:
+                own = always
             elif node.kind == "switch":
                 own = given[0] * kept.get(node.layer, always)
             elif node.kind == "concatenate":
@@ -223,6 +231,7 @@ class ExpectedTime:
         names = (*COEFFICIENTS, "block")
         numbers = {name: [float(getattr(step, name)) for step in steps] for name in names}
         self.numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
+        self.never_pick = torch.tensor([not step.picks for step in steps])
         self.widest = max(node.channels for node in graph.nodes)
         self.most = torch.tensor([float(node.channels) for node in graph.nodes]).double()
         self.blocks = {  # and the steps with that block, where it is larger than all have
@@ -259,8 +268,8 @@ class ExpectedTime:
         some, any_ = always.clamp(0, 1), both.clamp(0, 1)
         reading = self._steps(terms(runs, there, rounded, runs * always, runs * some))
         picking = self._steps(terms(runs, read, rounded, runs * both, runs * any_))
-        steps = torch.minimum(reading, picking)
-        return self.table.constant + self.table.scale * steps.sum()
+        steps = torch.where(self.never_pick, reading, torch.minimum(reading, picking))
+        return (self.table.constant + self.table.scale * steps.sum()).clamp(min=0)
 
     def _inputs(
         self, at: int, widths: list[Tensor], kept: dict[str, Tensor], varying: list[Tensor]
@@ -308,4 +317,4 @@ class ExpectedTime:
         if self.numbers["fixed"].device != device:
             self.numbers = {k: v.to(device) for k, v in self.numbers.items()}
             self.blocks = {k: places.to(device) for k, places in self.blocks.items()}
-            self.most = self.most.to(device)
+            self.most, self.never_pick = self.most.to(device), self.never_pick.to(device)

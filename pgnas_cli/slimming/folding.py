@@ -8,6 +8,8 @@ from torch import nn
 from ..graph import Graph, plain_twin
 from .layers import Narrow, narrow_, parameter_like, replace_
 
+LIBRARIES, OWN = ("torch", "timm", "torchvision"), __name__.partition(".")[0]
+
 
 def store_applied_(network: nn.Module, graph: Graph) -> None:
     """Let convolutions that standardise their weights store them as they are applied."""
@@ -35,23 +37,32 @@ def fold_(network: nn.Module, graph: Graph) -> None:
             found = [writers(source, at) for source in node.inputs]
             return None if None in found else [w for some in found if some for w in some]
         mixes = node.kind in ("mix", "grouped") and isinstance(module, nn.Conv2d | nn.Linear)
-        return [module] if mixes else None
+        return [module] if mixes and module is not None and _as_known(module) else None
 
     for at, node in enumerate(graph.nodes):
         if node.kind != "norm" or node.layer in shared:
             continue
         norm: Any = modules[node.layer]
-        if not hasattr(norm, "running_var"):  # a constant, or folded
+        if not hasattr(norm, "running_var") or not _as_known(norm):  # a constant, or folded
             continue
         layers = writers(node.inputs[0], at)
         if layers is None or node.axis != graph.nodes[node.inputs[0]].axis:
             continue
-        activates = hasattr(norm, "act")  # timm's BatchNormAct2d
+        activates = hasattr(norm, "act") and hasattr(norm, "drop")  # timm's BatchNormAct2d
         rest = nn.Sequential(norm.drop, norm.act) if activates else nn.Identity()
         if (read := getattr(norm, "read", None)) is not None:
             narrow_(rest, read, norm.picks)
         _fold_into_(norm, layers)
         replace_(network, norm, rest.eval())
+
+
+def _as_known(module: nn.Module) -> bool:
+    """Whether a module does what layers of its kind do: the forward of a library, and no hooks."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    homes = (kind.__module__.partition(".")[0] for kind in type(module).__mro__
+             if "forward" in vars(kind))  # fmt: skip
+    return next(home for home in homes if home != OWN) in LIBRARIES  # ours call the next one
 
 
 def _fold_into_(norm: Any, layers: Sequence[Any]) -> None:

@@ -190,7 +190,8 @@ def _shrink_(module: nn.Module, cut: Cut) -> None:
             _resize_(layer, "bias", (cut.outputs,))
         layer.in_channels, layer.out_channels, layer.groups = cut.inputs, cut.outputs, cut.groups
     if cut.picks or cut.plane:
-        read = layer.weight.new_empty(cut.inputs - cut.plane, dtype=torch.int64)
+        numbers = layer.running_mean if cut.kind == "norm" else layer.weight
+        read = numbers.new_empty(cut.inputs - cut.plane, dtype=torch.int64)
         narrow_(layer, read, cut.picks, plane=cut.plane)
 
 

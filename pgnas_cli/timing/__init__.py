@@ -2,6 +2,8 @@
 
 from .table import (
     COEFFICIENTS,
+    LONGEST_STEP,
+    SHORTEST,
     Forward,
     StepTime,
     TimeTable,

@@ -33,6 +33,7 @@ from .work import WEIGHED, Sample, Work, planned_work
 COEFFICIENTS = ("fixed", "both", "inputs", "outputs", "picked", "picking")  # of a step
 BLOCKS = (8, 16, 32)  # outputs that kernels may compute at a time
 LONGEST_STEP = 1e9  # milliseconds
+SEEN = 1e-12  # milliseconds of picking that was timed and takes none: it may be counted on
 SHORTEST = 1e-5  # of a whole network
 UNLIKE = 4.0  # times the time that was measured, up to which a sum of steps is believed
 BETTER = 0.98  # of the residual with smaller blocks, below which larger ones are believed
@@ -50,6 +51,11 @@ class StepTime:
     picked: float = 0.0
     picking: float = 0.0
     block: int = 1
+
+    @property
+    def picks(self) -> bool:
+        """Whether its time with picked channels is known: no network that was timed did else."""
+        return self.picked > 0 or self.picking > 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class TimeTable:
     constant: float  # milliseconds; below 0, since each step is stopped on its own
     whole: float  # milliseconds of the whole network, measured
     network: str  # its `fingerprint`
+    classes: int = 0  # of the head that was timed; 0: not known
     error: float = 0.0  # median relative error on networks that the table was not fitted to
     worst: float = 0.0  # the largest of these errors
 
@@ -110,7 +117,10 @@ def milliseconds(table: TimeTable, wiring: Wiring) -> Tensor:
     """Milliseconds of the candidates of `wiring`, float64 (candidates,)."""
     works = planned_work(wiring)
     pairs = zip(table.steps, works, strict=True)
-    best = [torch.minimum(step_time(s, picks), step_time(s, reads)) for s, (picks, reads) in pairs]
+    best = [
+        torch.minimum(step_time(s, picks), step_time(s, reads)) if s.picks else step_time(s, reads)
+        for s, (picks, reads) in pairs
+    ]
     return (table.constant + table.scale * torch.stack(best).sum(0)).clamp(min=0)
 
 
@@ -171,7 +181,10 @@ def _solved(
     names = [name for name in rows[0] if name not in without]
     design = np.array([[float(row[name]) for name in names] for row in rows])
     found, residual = _nonnegative(design, np.array(times, dtype=float))
-    return dict(zip(names, found, strict=True)), residual
+    coefficients = dict(zip(names, found, strict=True))
+    if any(float(row["picked"]) for row in rows) and "picking" in coefficients:
+        coefficients["picking"] = max(coefficients["picking"], SEEN)
+    return coefficients, residual
 
 
 def _nonnegative(design: Any, wanted: Any) -> tuple[list[float], float]:
@@ -209,7 +222,9 @@ def _with_rest(
             step = replace(
                 step, fixed=fixed, inputs=inputs * read[at], outputs=outputs * written[at]
             )
-        found.append(replace(step, picked=picked * read[at], picking=picking))
+        if any(float(sample.work[at].picked) for sample in samples):
+            step = replace(step, picked=picked * read[at], picking=max(picking, SEEN))
+        found.append(step)
     return found
 
 
@@ -258,11 +273,14 @@ def timed_by(network: nn.Module, table: TimeTable | None) -> nn.Module:
             )
         everything = torch.ones(1, gates(network).count, dtype=torch.bool)
         whole = float(milliseconds(table, wire(network, everything)))
-        if not table.whole / UNLIKE <= whole <= table.whole * UNLIKE:
+        same = table.classes in (0, graph.nodes[-1].channels)
+        if same and not table.whole / UNLIKE <= whole <= table.whole * UNLIKE:
             raise PgnasError(
                 f"the time table contradicts itself: the whole network takes {table.whole:.3g} ms,"
                 f" its steps {whole:.3g}; measure again while nothing else runs"
             )
+        # Shares are of what the table says of this network: its head may have other classes.
+        table = replace(table, whole=max(whole, SHORTEST))
     network.__dict__["time_table"] = table
     return network
 
@@ -273,7 +291,7 @@ def check_table(table: TimeTable, path: Path) -> None:
     sane = (
         min(numbers, default=0) >= 0
         and max(numbers, default=0) < LONGEST_STEP
-        and all(1 <= step.block <= max(BLOCKS) for step in table.steps)
+        and all(step.block in (1, *BLOCKS) for step in table.steps)
         and SHORTEST < table.whole < LONGEST_STEP
         and min(table.batch, table.threads) >= 1
         and 0 <= table.error <= table.worst < LONGEST_STEP

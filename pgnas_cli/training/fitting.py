@@ -352,8 +352,14 @@ def _idle(loop: Loop, settings: FitSettings) -> list[str]:
             found.append(f"{names}: no effect without a target size")
     if settings.time_table and not settings.target_time:
         found.append("`time_table`: no effect without `target_time`")
-    if settings.time_batch != 1 and (settings.time_table or not settings.target_time):
-        found.append("`time_batch`: no effect; it is for a `target_time` that is measured here")
+    usual = FitSettings()
+    of_time = ("time_runtime", "time_batch", "time_threads", "time_precision")
+    if settings.time_table or not settings.target_time:
+        found += [
+            f"`{name}`: no effect; it is for a `target_time` that is measured here"
+            for name in of_time
+            if getattr(settings, name) != getattr(usual, name)
+        ]
     if settings.recipe.get("probe") and not recipe.probe:
         found.append("`probe`: no effect, there is no new head on trained weights")
     if recipe.cutout and data.fit.pixels is None:

@@ -14,7 +14,7 @@ from ..distributed import check_alike, first_here, of_first, rank, synchronised,
 from ..errors import PgnasError, one_line
 from ..gates import Prior, make_concrete_
 from ..machine import Machine
-from ..profiling import forward_of, read_table, table_in, table_of, text_of
+from ..profiling import forward_of, read_table, table_in, table_of, tell, text_of
 from ..registry import Backbone, Recipe, Start
 from ..registry.build import build_backbone
 from ..run import FitSettings, check_recipe
@@ -126,7 +126,9 @@ def prepared(settings: FitSettings, started: Posterior | None, machine: Machine)
 def _time_table(network: nn.Module, settings: FitSettings, machine: Machine) -> TimeTable:
     """What the candidates' time is told by: a file of another device, or this one's."""
     if settings.time_table:
-        return read_table(Path(settings.time_table))
+        table = read_table(Path(settings.time_table))
+        tell(table, f"from '{settings.time_table}'")
+        return table
     found = ""
     if rank() == 0:  # each would measure something else
         found = text_of(table_of(network, forward_of(settings), machine))

@@ -33,7 +33,7 @@ def table() -> float:
 
 
 def test_a_fit_aims_at_a_time_and_draws_keep_within_one(table: float) -> None:
-    assert run(*FIT, "--epochs", "4") == 0
+    assert run(*FIT, "--epochs", "4", "--groups", "layer") == 0
     network, posterior = posterior_of(Run(Path("r")))
     last = json.loads(Path("r/metrics.jsonl").read_text().splitlines()[-1])
     assert last["expected_time_share"] == pytest.approx(0.7, abs=0.01)
@@ -136,7 +136,7 @@ def test_a_profile_names_its_runtime_threads_and_batch(monkeypatch: pytest.Monke
 def test_predicted_times_are_told_from_the_draw_to_the_evaluation(
     table: float,
 ) -> None:
-    assert run(*FIT, "--epochs", "4") == 0
+    assert run(*FIT, "--epochs", "4", "--groups", "layer") == 0
     assert run("sample", "-n", "4", "--run", "r", "-q") == 0
     ranked = object_of("rank", "--run", "r", "--top", "1")
     assert ranked["top"][0]["predicted_ms"] == pytest.approx(0.7 * table, rel=0.1)

@@ -59,6 +59,43 @@ def test_grouped_convolutions_that_pick_their_inputs_are_arranged_exactly(
     _exact_at_random(make_concrete_(randomised(network), (3, 8, 8)), round_to)
 
 
+class Tripled(nn.Conv2d):
+    """Does more than its weights say."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 3 * super().forward(input)
+
+
+def _hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda module, given, made: 2 * made)
+    return layer
+
+
+def _with_act(layer: nn.Module) -> nn.Module:
+    layer.act = nn.ReLU()
+    return layer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"a": Tripled(16, 16, 1)}, {"a": _hooked(nn.Conv2d(16, 16, 1))},
+        {"bn": _hooked(nn.BatchNorm2d(16))}, {"bn": _with_act(nn.BatchNorm2d(16))},
+        {"bn": nn.BatchNorm2d(16, affine=False)},
+    ],
+    ids=["own forward", "hook", "hook of batch-norm", "act that is not used", "no affine"],
+)  # fmt: skip
+def test_layers_that_do_more_than_their_weights_say_are_arranged_exactly(
+    extra: dict[str, nn.Module],
+) -> None:
+    again = copy.deepcopy(extra)
+    network = Five(lambda m, x: (m.c(m.bn(y := m.a(x)).relu()) + m.b(y)).mean((2, 3)), **extra)
+    _exact_at_random(make_concrete_(randomised(network), (3, 8, 8)), 1)
+    network = Five(lambda m, x: (m.c(m.bn(m.a(x)).relu()) + m.b(x)).mean((2, 3)), **again)
+    _exact_at_random(make_concrete_(randomised(network), (3, 8, 8)), 1)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_flattened_and_pooled_features_side_by_side_are_arranged_exactly(round_to: int) -> None:

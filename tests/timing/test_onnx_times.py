@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pgnas_cli import PgnasError, profiling, slim
 from pgnas_cli.formats import OnnxNetwork, quick_onnx
 from pgnas_cli.gates import gates
 from pgnas_cli.profiling import onnx_runs, table_of_runs, write_pack
-from pgnas_cli.profiling.onnx_times import layers_of
+from pgnas_cli.profiling.onnx_times import RUNS, layers_of, runs_in
 from pgnas_cli.slimming import difference
 from pgnas_cli.timing import Forward, milliseconds, timed_by
 
@@ -123,3 +124,23 @@ def test_two_runtimes_have_tables_of_their_own(monkeypatch: pytest.MonkeyPatch) 
     keep = random_keep(network, 0.5)[None]
     for table in tables:
         assert float(milliseconds(table, profiling.tables.wire(network, keep))) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"whole": 0.0}, {"whole": float("nan")}, {"steps": {}}, {"steps": {"a": -1.0}},
+        {"steps": {"a": float("inf")}}, {"batch": -1}, {"batch": 10**9}, {"batch": 2.7},
+        {"threads": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_runs_that_cannot_be_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    row = {"whole": 1.0, "steps": {"a": 0.5}}
+    runs = {"schema": RUNS, "network": "n", "device": "d", "batch": 1, "threads": 1}
+    rows = [row, {**row, **{k: v for k, v in change.items() if k in row}}]
+    runs |= {k: v for k, v in change.items() if k in runs}
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({**runs, "networks": rows}), encoding="utf-8")
+    with pytest.raises(PgnasError, match=r"runs\.json"):
+        runs_in(path)

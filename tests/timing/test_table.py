@@ -10,6 +10,7 @@ import torch
 from pgnas_cli import PgnasError, slim
 from pgnas_cli.gates import gates
 from pgnas_cli.profiling import Stopwatch
+from pgnas_cli.sizes import ExpectedSize
 from pgnas_cli.slimming import wire
 from pgnas_cli.timing import (
     Sample,
@@ -20,6 +21,7 @@ from pgnas_cli.timing import (
     milliseconds,
     planned_work,
     step_time,
+    time_table,
     timed_by,
 )
 
@@ -145,3 +147,31 @@ def test_a_table_whose_steps_contradict_the_whole_is_refused(change: dict[str, f
     check_table(table, Path("t.json"))
     with pytest.raises(PgnasError, match="contradicts itself"):
         timed_by(tiny(), table)
+
+
+def test_picking_that_was_never_timed_is_not_counted_on() -> None:
+    """Where no network picked, a layer reads all that there is, predicted and expected."""
+    network = tiny(groups="channel")
+    table = made_up_times(network)
+    steps = tuple(dataclasses.replace(step, picked=0.0, picking=0.0) for step in table.steps)
+    network = timed_by(network, dataclasses.replace(table, steps=steps))
+    keep = random_keep(network, 0.4)
+    wiring = wire(network, keep[None])
+    reading = [
+        step_time(s, reads) for s, (_, reads) in zip(steps, planned_work(wiring), strict=True)
+    ]
+    found = milliseconds(dataclasses.replace(table, steps=steps), wiring)
+    assert float(found) == pytest.approx(0.05 + 1.1 * float(torch.stack(reading).sum()), rel=1e-12)
+    expected = ExpectedSize(network)((~keep).double())["time"] / 1e6
+    assert float(expected) == pytest.approx(float(found), rel=0.02)
+
+
+def test_shares_of_a_time_are_of_the_network_that_is_fitted() -> None:
+    """A head of other classes, or a whole network that was timed while something else ran."""
+    network = tiny()
+    table = dataclasses.replace(made_up_times(network), classes=1000)
+    whole = table.whole
+    found = timed_by(network, dataclasses.replace(table, whole=1.5 * whole))
+    own = time_table(found)
+    assert own is not None
+    assert own.whole == pytest.approx(whole)
