@@ -179,10 +179,10 @@ def answer(best: "NetworkInfo", found: "Sequence[Evaluation]") -> str:
     return f"{text}, the original network on {percent(rows['whole'].error)}{told}"
 
 
-# Of each stage a rough time, in that of the fit.
+# Of each stage a rough time, in that of the fit: of a search on 2,500 photos (docs/results.md).
 SHARES = {
-    "fit": 1.0, "sample": 0.02, "rank": 0.3, "export": 0.1, "original": 1.0, "evaluate": 0.15,
-    "report": 0.1,
+    "fit": 1.0, "sample": 0.01, "rank": 0.2, "export": 0.1, "original": 1.0, "evaluate": 0.15,
+    "report": 0.01,
 }  # fmt: skip
 
 
