@@ -56,7 +56,8 @@ def test_errors_are_those_of_a_plain_count_on_the_test_split(
     assert (row.name, row.data, row.params) == ("best", "digits", about.params)
     for latency, batch in ((row.one, 1), (row.many, 3)):
         assert (latency.batch, latency.layout in ("small", "fast")) == (batch, True)
-        assert latency.ratio == latency.slim / latency.whole
+        assert latency.low is not None and latency.high is not None
+        assert latency.low <= latency.ratio <= latency.high
 
 
 def test_answers_are_those_of_softmax_and_tables_hold_them(

@@ -139,9 +139,6 @@ class FitSettings:
             found = shortened(found, epochs)
         if self.targeted:  # p follows the size: no task for SGD
             found = dataclasses.replace(found, drop_opt="adam")
-            # With one p for a layer, layers open or close as a whole (docs/log.md).
-            if not (self.preset or "inflation" in backbone.options):
-                found = dataclasses.replace(found, groups="channel")
         if named.get("sched", "multistep") != "multistep":
             named.setdefault("decay_milestones", ())
         if named.get("decay_milestones"):

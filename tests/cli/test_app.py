@@ -72,8 +72,9 @@ warmup-lr weight-decay worker-seeding workers
 """
 # Compared one by one. --resume takes no file here: the run has it.
 ALIKE = """
-batch-size data-dir decay-milestones device epochs img-size initial-checkpoint lr lr-cycle-mul
-min-lr model momentum opt pretrained resume scale sched seed smoothing sync-bn weight-decay workers
+aa batch-size cutmix data-dir decay-milestones device epochs img-size initial-checkpoint layer-decay
+lr lr-cycle-mul min-lr mixup model model-ema model-ema-decay momentum opt pretrained reprob resume
+scale sched seed smoothing sync-bn warmup-epochs weight-decay workers
 """
 
 

@@ -118,7 +118,7 @@ def test_a_fit_prints_the_recipe_that_it_follows(
     given = ["--sched", "multistep", "--decay-milestones", "5", "--cutout", "2", "-b", "300"]
     assert command("fit", *given, *run) == 0
     text = capsys.readouterr().err
-    assert "  nesterov, multistep from 0.1, a tenth at 5; batch 300, cutout 2" in text
+    assert "  nesterov, multistep from 0.1, a tenth at 5; batch 300\n  cutout 2\n" in text
     assert "recipe: for digits, its 30 epochs stretched to 1" in text
     assert "note: --decay-milestones [5] lie behind the 1 epochs" in text
     assert "gates all, groups layer" in text
