@@ -3,6 +3,7 @@
 The only reader of the test split.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -114,8 +115,9 @@ def evaluate(
     scores, titles, by_class, answers = [], [], [], []
     remarks: list[str] = []
     guessing: list[str] = []
+    beside = {path: about for path, (_, about) in zip(paths, found, strict=True)}
     for path, (network, about) in zip(paths, found, strict=True):
-        name = data or _data_of(about, path, run)
+        name = data or _data_of(about, path, run, beside)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
         if precision != "float32" and isinstance(network, OnnxNetwork):
@@ -174,14 +176,23 @@ def _file_name(test: Part, folder: Path, image: int) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _data_of(about: NetworkInfo, path: Path, run: Run | None) -> str:
-    """The data set that a file names; where a folder lies is known to the run that it came from."""
+def _data_of(
+    about: NetworkInfo, path: Path, run: Run | None, beside: dict[Path, NetworkInfo]
+) -> str:
+    """The data set that a file names; where a folder lies is known to the run that it came from.
+
+    Else to that of another of the files: the original network has a fit of its own.
+    """
     known = about.supernet.data
     if not known.folder:
         return known.name
-    home = origin([path], {about.made_from}, run)
+    home = None
+    with contextlib.suppress(PgnasError):  # not of the run that is named
+        home = origin([path], {about.made_from}, run)
+    if home is None:
+        home = origin([*beside], {one.made_from for one in beside.values()}, run)
     folder = None if home is None else read_settings(home).data
-    if folder is None or not Path(folder).is_dir():
+    if folder is None or Path(folder).name != known.name or not Path(folder).is_dir():
         raise PgnasError(
             f"'{path}' was trained on a folder called '{known}'; say where it lies with `data`"
         )

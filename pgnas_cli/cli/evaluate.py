@@ -165,7 +165,7 @@ def show_latencies(terminal: "Terminal", found: "Sequence[Evaluation]") -> None:
                     f"{time.slim:.3g}", pace(time.throughput),
                     f"{time.ratio:.2f}", spread, "" if time.faster else "not faster",
                 ])  # fmt: skip
-    headings = ("<network", "<in, batch", "ms", "images/s", "/ whole", "half of turns", "<")
+    headings = ("<network", "<in, batch", "ms", "images/s", "ratio", "half of turns", "<")
     terminal.table("time, beside the whole network", headings, rows)
     for row in found:
         if row.predicted is not None:
