@@ -351,10 +351,7 @@ def _idle(loop: Loop, settings: FitSettings) -> list[str]:
             names = " and ".join(f"`{field}`" for field in named)
             found.append(f"{names}: no effect without a target size")
     elif recipe.groups == "layer" and not (settings.preset or "groups" in settings.recipe):
-        found.append(
-            "each layer has one p, and layers may close as a whole; with a target size `groups`"
-            " channel erred far less"
-        )
+        found.append("one p for each layer; with a target size `groups` channel erred far less")
     if settings.time_table and not settings.target_time:
         found.append("`time_table`: no effect without `target_time`")
     usual = FitSettings()
