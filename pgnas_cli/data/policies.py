@@ -51,8 +51,7 @@ def policy_of(text: str, preprocessing: Preprocessing) -> Policy | None:
     """The policy that timm calls `text`; None for ""."""
     if not text:
         return None
-    about = preprocessing
-    return Policy(text, about.size, about.mean, about.interpolation)
+    return Policy(text, preprocessing.size, preprocessing.mean, preprocessing.interpolation)
 
 
 def check_policy(text: str) -> None:

@@ -36,15 +36,12 @@ from ..slimming import (
 )
 from ..storage import file_digest, from_json, to_json
 from ..tensors import checked, read_header, read_values, restore_, versioned, write_tensors
-from ..timing import time_table
+from ..timing import LONGEST_STEP, time_table
 
 NETWORK = "pgnas.network/1"
 TOLERANCE = 1e-4  # of the largest logit: masked and slim network must agree to this
 WIDEST = 2  # times the whole network; rounding and planes of ones add channels
 FINGERPRINT_TOLERANCE = 1e-3  # of the largest logit: other machines round otherwise
-
-
-LONGEST = 1e9  # milliseconds of a forward
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class PredictedTime:
     @property
     def sane(self) -> bool:
         """Whether its numbers can be."""
-        times = 0 <= self.ms < LONGEST and 0 < self.whole_ms < LONGEST
+        times = 0 <= self.ms < LONGEST_STEP and 0 < self.whole_ms < LONGEST_STEP
         return times and min(self.batch, self.threads) >= 1
 
     @property

@@ -85,10 +85,14 @@ def subject(run: RunSummary) -> str:
     return f"{found.backbone} on {found.data}, {len(found.classes)} classes, images of {shape}."
 
 
+def _in_order(run: RunSummary) -> list[Evaluation]:
+    return sorted(run.evaluated_alike(), key=lambda row: ORDER.index(run.role(row)))
+
+
 def evaluated(run: RunSummary) -> Table | None:
     """Return the networks that were evaluated alike: best, original, random baselines last."""
     rows: list[list[Cell]] = []
-    found = sorted(run.evaluated_alike(), key=lambda row: ORDER.index(run.role(row)))
+    found = _in_order(run)
     top5 = any(row.top5_errors is not None for row in found)
     for row in found:
         role = run.role(row)
@@ -120,7 +124,7 @@ def evaluated(run: RunSummary) -> Table | None:
 
 def times(run: RunSummary) -> Table | None:
     """Return what a forward of those networks takes, in torch and ONNX Runtime."""
-    found = sorted(run.evaluated_alike(), key=lambda row: ORDER.index(run.role(row)))
+    found = _in_order(run)
     if not found:
         return None
     first, onnx = found[0], any(row.onnx_one for row in found)
@@ -148,7 +152,7 @@ def _time_cell(time: Latency | None) -> Cell:
 
 def by_class(run: RunSummary) -> Table | None:
     """Return the errors of each class, best and original first; the best's worst class first."""
-    found = sorted(run.evaluated_alike(), key=lambda row: ORDER.index(run.role(row)))
+    found = _in_order(run)
     found = [row for row in found if row.by_class]
     if not found:
         return None

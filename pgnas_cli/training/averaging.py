@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import PgnasError
 from ..slimming import Remainder
 from .checkpoint import State
+from .cutting import carried
 
 AVERAGE = "average."  # before the names of its tensors in a checkpoint
 
@@ -48,9 +49,8 @@ class Average:
         for name, now in _averaged(goal.network).items():
             part = goal.places[name]
             old = names[part.name]
-            filled = now.new_zeros(shapes[part.name])
-            source.places[old].write_(self.values[old], filled)
-            found[name] = torch.empty_like(now).copy_(part.part_of(filled))
+            value = carried(self.values[old], source.places[old], part, shapes[part.name])
+            found[name] = torch.empty_like(now).copy_(value)
         self.values = found
 
     def save(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:

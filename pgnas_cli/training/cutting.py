@@ -62,7 +62,7 @@ def carry_over_(
         if not isinstance(value, Tensor):
             moved.numbers[name] = value
         elif value.shape == parameters[int(index)].shape:
-            cut = _moved(value, place, part, shapes[place.name])
+            cut = carried(value, place, part, shapes[place.name])
             moved.tensors[name] = torch.empty_like(new_ones[new], dtype=cut.dtype).copy_(cut)
         else:
             moved.tensors[name] = value.clone()
@@ -80,7 +80,7 @@ def _names(network: nn.Module, parameters: Iterable[nn.Parameter]) -> list[str]:
     return [names[id(parameter)] for parameter in parameters]
 
 
-def _moved(value: Tensor, place: Place, part: Place, shape: torch.Size) -> Tensor:
+def carried(value: Tensor, place: Place, part: Place, shape: torch.Size) -> Tensor:
     """What is stored of `place`, for `part` of the same tensor; new entries are zero."""
     whole = value.new_zeros(shape)
     place.write_(value, whole)

@@ -148,7 +148,7 @@ def _fitted(
         compiled=settings.compile,
     )  # fmt: skip
     watch = EpochWatch(loop)
-    remarks = [*setup.remarks, *_idle(loop, settings)]
+    remarks = [*setup.remarks, *_on_options(loop, settings)]
     if unfinished is None:
         if first:  # training begins with its weights
             remarks += _probed(setup, settings.seed, machine)
@@ -342,8 +342,8 @@ def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) 
     )  # fmt: skip
 
 
-def _idle(loop: Loop, settings: FitSettings) -> list[str]:
-    """Options that have no effect here."""
+def _on_options(loop: Loop, settings: FitSettings) -> list[str]:
+    """Options that have no effect here, and a default that another value beats."""
     recipe, data, found = loop.recipe, loop.data, []
     if not settings.targeted:
         named = [f for f in ("size_ramp", "freeze", "sharpen") if f in settings.recipe]

@@ -143,13 +143,11 @@ class Loop:
             for parameter in parameters:
                 scale = self.scales[names[id(parameter)]]
                 found.setdefault((decay, scale), []).append(parameter)
-        # Of timm's schedules, which multiply by lr_scale; without one the rate is set here.
-        rate = 1.0 if self.recipe.sched != "none" else self.recipe.lr
-        return [
-            {"params": p, "weight_decay": d, "lr_scale": s}
-            | ({} if self.recipe.sched != "none" else {"lr": rate * s})
-            for (d, s), p in found.items()
-        ]
+        if self.recipe.sched == "none":
+            rate = self.recipe.lr
+            return [{"params": p, "weight_decay": d, "lr": rate * s} for (d, s), p in found.items()]
+        # timm's schedules multiply by lr_scale themselves.
+        return [{"params": p, "weight_decay": d, "lr_scale": s} for (d, s), p in found.items()]
 
     def _set_rates(self) -> None:
         place = self.round if self.step >= self.steps else self.step % self.round
