@@ -16,7 +16,7 @@ import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import PgnasError
 
@@ -107,7 +107,7 @@ def taken(name: str, hint: Any, value: Any) -> Any:
     Paths and numbers become text, text a path or number, "auto" None where a number may be None,
     "30,60" a tuple of whole numbers. Raises PgnasError for what has no such meaning.
     """
-    kinds = _kinds(hint)
+    kinds = kinds_of(hint)
     if _is_a(hint, value) and not (type(value) is int and float in kinds):  # 1 becomes 1.0
         return value
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -149,14 +149,15 @@ def checked_call(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a union allows; the type alone where it is none."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _is_a(hint: Any, value: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_is_a(kind, value) for kind in arguments)
+    if len(kinds := kinds_of(hint)) > 1:
+        return any(_is_a(kind, value) for kind in kinds)
     if origin is Literal:
         return isinstance(value, str) and value in arguments
     if origin is tuple:
@@ -182,7 +183,7 @@ _WORDS = {
 
 def _not_known(name: str, hint: Any, value: Any) -> PgnasError:
     words: list[str] = []
-    for kind in _kinds(hint):
+    for kind in kinds_of(hint):
         origin, arguments = get_origin(kind), get_args(kind)
         if origin is Literal:
             words += arguments
@@ -191,7 +192,7 @@ def _not_known(name: str, hint: Any, value: Any) -> PgnasError:
             several = f"{numbers}, say 30,60"
             words.append(several if ... in arguments else f"{len(arguments)} {numbers}")
         elif kind is type(None):
-            words.append("auto" if float in _kinds(hint) else "None")
+            words.append("auto" if float in kinds_of(hint) else "None")
         else:
             words.append(_WORDS.get(origin or kind) or kind.__name__)
     possible = ", or ".join([", ".join(words[:-1])] * (len(words) > 1) + words[-1:])

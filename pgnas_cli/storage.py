@@ -293,7 +293,7 @@ def typed(kind: Any, value: Any, name: str, path: Path) -> Any:
         if value is None:
             return None
         return typed(arguments[0], value, name, path)
-    elif arguments and value in arguments:  # Literal
+    elif value in arguments or (bool in arguments and type(value) is bool):  # Literal, or beside
         return value
     elif kind in (float, int, str, bool) and _within(kind, value):
         return float(value) if kind is float else value

@@ -26,7 +26,7 @@ from .export import export
 from .finetune import finetune
 from .fit import fit
 from .inflate import inflate
-from .options import typed
+from .options import Command, typed
 from .predict import predict
 from .profile import profile
 from .rank import rank
@@ -54,7 +54,7 @@ COMMANDS = (
     backbones, runs,
 )  # fmt: skip
 for one in COMMANDS:
-    app.command(help=_paragraphs(one))(one)
+    app.command(help=_paragraphs(one), cls=Command)(one)
 
 
 def _version(wanted: bool) -> None:

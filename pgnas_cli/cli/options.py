@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import sys
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import command
+from ..fields import kinds_of
 from ..naming import check_device_name
 from ..registry import Recipe, admit
 from ..run import Run, newest_run
@@ -72,6 +73,7 @@ Photos = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an unfinished fit.")]
 
+_AUTO = ["--pretrained", "auto"]
 RECIPE, ADVANCED = "Recipe (defaults: the backbone's; fit prints them)", "Advanced"
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())  # after the word pgnas
 
@@ -113,6 +115,21 @@ def loading(terminal: "Terminal") -> Iterator[None]:
     """Context of imports of torch. They take seconds, and a terminal says so at once."""
     with nullcontext() if "torch" in sys.modules else terminal.task("loading torch", None):
         yield
+
+
+class Command(TyperCommand):
+    """A command. Its flag `--pretrained`, where the data decide the default, also takes auto."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        by_data = any(one.name == "pretrained" and one.default is None for one in self.params)
+        words = [part for word in args for part in (_AUTO if word == "=".join(_AUTO) else [word])]
+        at = [place for place in range(len(words)) if words[place : place + 2] == _AUTO]
+        if by_data and at:
+            del words[at[-1] : at[-1] + 2]
+        rest = super().parse_args(ctx, words)
+        if by_data and at:
+            ctx.params["pretrained"] = "auto"
+        return rest
 
 
 # --- options from records --------------------------------------------------------------------
@@ -162,7 +179,8 @@ def _annotation(field: "dataclasses.Field[Any]", hint: Any, record: type) -> Any
     backbone has its own.
     """
     about, of_recipe = field.metadata, record is Recipe
-    told = of_recipe or "default:" in about["help"] or field.default is None or hint is bool
+    flag, said = bool in kinds_of(hint), "default:" in about["help"]
+    told = of_recipe or said or field.default is None or flag
     option = typer.Option(
         *about["flags"], help=about["help"],
         callback=_admitted if field.name == "backbone" else None,
@@ -174,7 +192,6 @@ def _annotation(field: "dataclasses.Field[Any]", hint: Any, record: type) -> Any
 
 def _simple(hint: Any) -> Any:
     """The type of a field on the command line; str for what is parsed here."""
-    arguments = [kind for kind in get_args(hint) if kind is not type(None)]
-    if isinstance(hint, types.UnionType):
-        return str if float in arguments else arguments[0]
-    return str if arguments else hint
+    kinds = [kind for kind in kinds_of(hint) if kind is not type(None)]
+    word = float in kinds and hint is not float  # auto
+    return str if word or get_args(kinds[0]) else kinds[0]

@@ -341,7 +341,8 @@ def _nearly(size: str, kind: str) -> str:
 
 def _folder(settings: FitSettings, kind: str, size: str, n: int) -> Path:
     """The run directory that follows from the options."""
-    same = dataclasses.replace(settings, skip_corrupt=False)  # goes on in the same folder
+    # What goes on in the same folder.
+    same = dataclasses.replace(settings, skip_corrupt=False, pretrained=settings.pretrained is True)
     text = json.dumps([to_json(same), kind, size, n], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
     return RUNS / f"search-{run_name(settings.backbone)}-{digest}"

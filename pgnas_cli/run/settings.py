@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..distributed import first_here, launched, of_first
 from ..errors import PgnasError
@@ -51,9 +51,9 @@ class FitSettings:
     )
     data_root: str = option("data", "Where named data sets live.", advanced=True)
     img_size: int | None = option(None, "Image size in pixels; default: as is, photos 224.")
-    pretrained: bool = option(
-        False, "Start from the weights of timm or torchvision, downloaded; default: for photos,"
-        " without --backbone, where they can be had.",
+    pretrained: bool | Literal["auto"] = option(
+        False, "Start from the weights of timm or torchvision, downloaded; --pretrained auto: where"
+        " they can be had, as by default for photos without --backbone.",
     )  # fmt: skip
     weights: str | None = option(
         None, "Start from a plain state dict, FILE.safetensors.",
@@ -212,28 +212,32 @@ def with_network(settings: FitSettings, given: Collection[str]) -> FitSettings:
 def with_weights(
     settings: FitSettings, given: Collection[str], run: Run | None = None
 ) -> FitSettings:
-    """`settings` of `with_network`, pretrained where that can be had and nothing else is named.
+    """`settings` of `with_network`, `pretrained` auto as True or False.
 
-    They are as in `run`, where that was begun. Weights that cannot be had are a warning.
+    It is auto for photos where no network or start is named. It is as in `run`, where that was
+    begun. Weights that cannot be had are a warning.
     """
-    if settings.backbone != PHOTOS or {"backbone", "pretrained", "weights"} & set(given):
+    named = {"backbone", "pretrained", "weights"} & set(given)
+    if settings.pretrained != "auto" and (named or settings.backbone != PHOTOS):
         return settings
+    if settings.weights:  # a start that is named
+        return dataclasses.replace(settings, pretrained=False)
     if run is not None and run.settings.exists():
         return dataclasses.replace(settings, pretrained=read_settings(run).pretrained)
     from ..registry.lookup import load_backbone
 
-    missing = ""
-    with first_here(), task(f"fetching the weights of {PHOTOS}"):
+    missing, backbone = "", settings.backbone
+    with first_here(), task(f"fetching the weights of {backbone}"):
         try:
-            load_backbone(PHOTOS, classes=2, start=Start(pretrained=True))
+            load_backbone(backbone, classes=2, start=Start(pretrained=True))
         except PgnasError as error:
             missing = str(error)
     missing = of_first(missing)
     if missing:
         note(f"warning: {missing}")
         note(
-            f"warning: {PHOTOS} starts from random weights, which needs far more images and epochs;"
-            " to start from a file: `weights` FILE.safetensors"
+            f"warning: {backbone} starts from random weights, which needs far more images and"
+            " epochs; to start from a file: `weights` FILE.safetensors"
         )
     return dataclasses.replace(settings, pretrained=not missing)
 
@@ -323,7 +327,8 @@ def run_to_fit(
         name = f"{run_name(asked.backbone)}-{datetime.now():%Y%m%d-%H%M%S}"
         return run or Run(_unused(RUNS / name)), asked
     stored = read_settings(run)
-    for key in (key for key in given if key != "skip_corrupt"):
+    auto = {"pretrained"} if asked.pretrained == "auto" else set()  # as it was decided then
+    for key in (key for key in given if key not in {"skip_corrupt", *auto}):
         if key in asked.recipe:  # one that was not named has the backbone's value: compared later
             value = as_read(asked.recipe[key])
             then = as_read(stored.recipe.get(key, value))

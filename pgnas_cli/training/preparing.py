@@ -55,13 +55,12 @@ def prepared(settings: FitSettings, started: Posterior | None, machine: Machine)
         source = find_data(
             settings.data, root=Path(settings.data_root), skip_corrupt=settings.skip_corrupt
         )
+    weights = None if settings.weights is None else Path(settings.weights)
+    pretrained = settings.pretrained is True
     backbone = build_backbone(
         settings.backbone, classes=len(source.classes), channels=source.channels,
         size=source.small if settings.img_size is None else settings.img_size,
-        start=Start(
-            settings.pretrained, None if settings.weights is None else Path(settings.weights),
-            settings.seed, settings.keep_original,
-        ),
+        start=Start(pretrained, weights, settings.seed, settings.keep_original),
     )  # fmt: skip
     channels, size, _ = backbone.input_shape
     if settings.img_size not in (None, size):

@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from pgnas_cli.cli.search import _folder
 from pgnas_cli.errors import PgnasError
 from pgnas_cli.registry import PHOTOS, SMALL_IMAGES, Start
 from pgnas_cli.registry.lookup import load_backbone
@@ -98,6 +99,39 @@ def test_without_weights_a_fit_says_so_and_starts_at_random(
     assert folder.name.startswith("timm-tf_efficientnet_lite0-")
     assert not json.loads((folder / "run.json").read_text())["pretrained"]
     assert "recipe: for random weights" in err
+
+
+@pytest.mark.usefixtures("cached")
+def test_auto_takes_what_the_cache_holds_of_any_network_and_warns_of_the_rest() -> None:
+    def started(backbone: str, **more: object) -> object:
+        given = {"backbone": backbone, "pretrained": "auto", "data": "digits", **more}
+        return with_weights(settings_of(given), given).pretrained
+
+    assert started(PHOTOS) is True
+    assert started("timm/resnet18") is False
+    assert started(SMALL_IMAGES) is False
+    assert started(PHOTOS, weights="w.safetensors") is False
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("words", [["--pretrained", "auto"], ["--pretrained=auto"]])
+def test_auto_can_be_typed_and_a_fit_that_goes_on_keeps_what_it_found(
+    words: list[str], photo_folder: Callable[..., Path]
+) -> None:
+    line = ["fit", "--data", str(photo_folder()), *QUICK, "--run", "r", *words]
+    assert said(*line)[0] == 0
+    assert json.loads(Path("r/run.json").read_text())["pretrained"] is True
+    status, _, err = said(*line, "--resume")
+    assert status == 0, err
+    assert "fitted already" in err
+
+
+def test_the_folder_of_a_search_is_the_same_with_auto() -> None:
+    folders = {
+        _folder(settings_of({"data": "digits", **more}), "params", "60%", 3)
+        for more in ({}, {"pretrained": "auto"})
+    }
+    assert len(folders) == 1
 
 
 def test_a_search_that_goes_on_keeps_the_start_that_it_began_with(tmp_path: Path) -> None:
