@@ -36,14 +36,14 @@ KINDS = "posterior,candidates,ranking,network,checkpoint,unfinished,weights,run.
 
 
 def test_damaged_files_of_every_kind_are_taken_or_refused_in_one_line(tmp_path: Path) -> None:
-    """400 of those that `bench.fuzz` makes: it ends with 1 where there is any other outcome."""
-    line = [sys.executable, "-m", "bench.fuzz", "--n", "400", "--kinds", KINDS]
+    """300 of those that `bench.fuzz` makes: it ends with 1 where there is any other outcome."""
+    line = [sys.executable, "-m", "bench.fuzz", "--n", "300", "--kinds", KINDS]
     done = subprocess.run(
         line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     total = next(row.split() for row in done.stdout.splitlines() if row.startswith("all "))
-    assert int(total[1]) == 400
+    assert int(total[1]) == 300
     assert 0 < int(total[2]) < int(total[3])  # some changes are harmless, most are not
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 def test_after_a_fault_at_any_write_the_same_line_goes_on_to_the_same_bytes() -> None:
     stages = ["fit", "rank"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.faults", "--every", "19", *stages],
+        [sys.executable, "-m", "bench.faults", "--every", "23", *stages],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     rows = [line.rsplit(maxsplit=7) for line in done.stdout.splitlines()[1:]]
