@@ -4,7 +4,6 @@ from .epoch import EpochRecord
 from .finetuning import FinetunedEpoch, finetune, finetune_events, finetuned_path
 from .fitting import (
     FitEvents,
-    FitPlan,
     FitSummary,
     fit,
     fit_events,
@@ -12,6 +11,7 @@ from .fitting import (
     with_fixed_rate,
 )
 from .history import epochs_of
+from .plan import FitPlan
 from .preparing import gated, prior_of
 from .saving import Saving
 from .scoring import BATCH, RESIDENT, Batches, Score, predictions, score

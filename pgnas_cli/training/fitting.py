@@ -41,12 +41,11 @@ from ..signals import StopRequest
 from ..sizes import Target, parameter_count
 from ..storage import differences, remove
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
-from .cutting import ELEMENTWISE
 from .drop_learning import DropLearning
 from .epoch import EpochRecord, EpochWatch, held_out_errors
 from .history import History, Row, epochs_of, rows_of
 from .loop import Loop, train
-from .memory import activation_bytes
+from .plan import FitPlan, on_options, plan_of
 from .preparing import Prepared, prepared, prior_of
 from .probe import probe_
 from .saving import seconds_of
@@ -55,30 +54,6 @@ from .saving import seconds_of
 NUMBERS = {
     "seen", "steps", "rate_steps", "newer_rate_steps", "price", "best_loss", "lost_epochs",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """What is known before the first step."""
-
-    params: int
-    gated_layers: int
-    gates: int
-    groups: int
-    fit_images: int
-    held_out_images: int
-    prior: Prior
-    divergence: float  # the prior's part of the loss at the start, nats per image
-    steps: int
-    classes: int
-    target: Target | None
-    recipe: Recipe
-    recipe_of: str  # where it comes from
-    drop_lr: float  # of the logits of p, as the recipe has it or by the rule
-    remarks: tuple[str, ...]
-    not_prunable: tuple[str, ...]  # steps of the forward that the analysis does not cut
-    activation_bytes: int | None = None  # kept of one image in a step, an estimate; None: not known
-    step_images: int = 0  # in memory at once
 
 
 @dataclass(frozen=True)
@@ -148,7 +123,7 @@ def _fitted(
         compiled=settings.compile,
     )  # fmt: skip
     watch = EpochWatch(loop)
-    remarks = [*setup.remarks, *_on_options(loop, settings)]
+    remarks = [*setup.remarks, *on_options(loop, settings)]
     if unfinished is None:
         if first:  # training begins with its weights
             remarks += _probed(setup, settings.seed, machine)
@@ -161,7 +136,7 @@ def _fitted(
         loop.restore(state)
         watch.restore(state)
         history = History(run, _saved_epochs(run)[: loop.step // loop.per_epoch])
-    yield _plan(loop, posterior, setup.recipe_of, remarks)
+    yield plan_of(loop, posterior, setup.recipe_of, remarks)
 
     def save(state: State) -> None:
         if not first:
@@ -323,61 +298,6 @@ def _probed(setup: Prepared, seed: int, machine: Machine) -> Iterator[str]:
         return
     for head in setup.new_heads:
         yield probe_(setup.network, head, setup.data, seed=seed, machine=machine)
-
-
-def _plan(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]) -> FitPlan:
-    bank, data, prior = gates(loop.network), loop.data, posterior.objective.prior
-    assert loop.drops is not None
-    with torch.no_grad():
-        divergence = float(prior.divergence(loop.network))
-    return FitPlan(
-        params=parameter_count(loop.network), gated_layers=len(bank.spans), gates=bank.count,
-        groups=len(bank.groups), fit_images=len(data.fit.readable()),
-        held_out_images=len(data.held_out), prior=prior, divergence=divergence, steps=loop.steps,
-        classes=len(data.classes), target=posterior.objective.target, recipe=loop.recipe,
-        recipe_of=recipe_of, drop_lr=loop.drops.rate, remarks=tuple(remarks),
-        not_prunable=tuple(bank.graph.opaque()),
-        activation_bytes=activation_bytes(loop.network, data.preprocessing.input_shape),
-        step_images=-(-loop.batch // (world_size() * loop.recipe.accumulate)),
-    )  # fmt: skip
-
-
-def _on_options(loop: Loop, settings: FitSettings) -> list[str]:
-    """Options that have no effect here, and a default that another value beats."""
-    recipe, data, found = loop.recipe, loop.data, []
-    if not settings.targeted:
-        named = [f for f in ("size_ramp", "freeze", "sharpen") if f in settings.recipe]
-        if named:
-            names = " and ".join(f"`{field}`" for field in named)
-            found.append(f"{names}: no effect without a target size")
-    elif recipe.groups == "layer" and not (settings.preset or "groups" in settings.recipe):
-        found.append("one p for each layer; with a target size `groups` channel erred far less")
-    if settings.time_table and not settings.target_time:
-        found.append("`time_table`: no effect without `target_time`")
-    usual = FitSettings()
-    of_time = ("time_runtime", "time_batch", "time_threads", "time_precision")
-    if settings.time_table or not settings.target_time:
-        found += [
-            f"`{name}`: no effect; it is for a `target_time` that is measured here"
-            for name in of_time
-            if getattr(settings, name) != getattr(usual, name)
-        ]
-    if settings.recipe.get("probe") and not recipe.probe:
-        found.append("`probe`: no effect, there is no new head on trained weights")
-    if recipe.cutout and data.fit.pixels is None:
-        found.append("`cutout`: no effect on photos, it is for small images")
-    if recipe.layer_decay is not None and loop.scales is None:
-        found.append("`layer_decay`: no effect, this network does not name its layers as timm's do")
-    if recipe.certain and recipe.opt not in ELEMENTWISE:
-        found.append(
-            f"a step of `opt` {recipe.opt} depends on whole layers: nothing is cut while training"
-        )
-    if settings.sync_bn and world_size() == 1:
-        found.append("`sync_bn`: no effect in one process")
-    late = [epoch for epoch in recipe.decay_milestones if epoch >= recipe.epochs]
-    if late:
-        found.append(f"`decay_milestones` {late} lie behind the {recipe.epochs} epochs")
-    return found
 
 
 def _hard_error(loop: Loop, history: History) -> float:
