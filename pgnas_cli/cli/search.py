@@ -109,16 +109,26 @@ def search(
         stages.begin("report", "write the report")
         write_report([home], home.report, photos=photos)
     if as_json:
-        paths = {name: str(path) for name, path in files.items()}
-        rows = evaluation_json(list(files.values()), found) if found else {}
-        networks = rows.get("networks", [rows] if rows else [])
-        terminal.json({"run": str(home.folder), "files": paths, "onnx": onnx and str(onnx),
-                       "networks": networks, "report": str(home.report)})  # fmt: skip
+        terminal.json(search_json(home, files, onnx, found))
         return
     show_search(terminal, home, made, onnx, found)
     terminal.result(f"{clock(stages.seconds())} in all: {answer(made['best'][1], found)}")
     if photo is not None:
         terminal.note(f"next: {command('predict', files['best'], photo)}")
+
+
+def search_json(
+    home: Run, files: dict[str, Path], onnx: Path | None, found: "Sequence[Evaluation]"
+) -> dict[str, Any]:
+    """What `search --json` prints: where everything is, and the errors of the networks."""
+    rows = evaluation_json(list(files.values()), found) if found else {}
+    return {
+        "run": str(home.folder),
+        "files": {name: str(path) for name, path in files.items()},
+        "onnx": onnx and str(onnx),
+        "networks": rows.get("networks", [rows] if rows else []),
+        "report": str(home.report),
+    }
 
 
 def show_search(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data import ImageData, cut_data, find_data, held_out_decoded, remarks_on
+from ..data import ImageData, Source, cut_data, find_data, held_out_decoded, remarks_on
 from ..data import digest as data_digest
 from ..distributed import check_alike, first_here, of_first, rank, synchronised, world_size
 from ..errors import PgnasError, one_line
@@ -62,16 +62,7 @@ def prepared(settings: FitSettings, started: Posterior | None, machine: Machine)
         size=source.small if settings.img_size is None else settings.img_size,
         start=Start(pretrained, weights, settings.seed, settings.keep_original),
     )  # fmt: skip
-    channels, size, _ = backbone.input_shape
-    if settings.img_size not in (None, size):
-        raise PgnasError(
-            f"backbone '{backbone.name}' takes images of {size}x{size} pixels only; leave out"
-            " `img_size`"
-        )
-    data = cut_data(
-        source, seed=settings.seed, held_out=settings.held_out,
-        preprocessing=backbone.images, size=size, channels=channels,
-    )  # fmt: skip
+    data = _cut(source, backbone, settings)
     named = SupernetSpec(
         backbone.name, _kept_options(backbone), "", "", data.classes, data.preprocessing,
         data.name,
@@ -92,12 +83,7 @@ def prepared(settings: FitSettings, started: Posterior | None, machine: Machine)
     if not backbone.new_heads:
         recipe = dataclasses.replace(recipe, probe=False)
     check_recipe(recipe, settings)
-    network = gated(backbone, recipe)
-    if settings.sync_bn:
-        network = synchronised(network, machine.device)
-    if settings.target_time:
-        table = _time_table(network, settings, machine) if started is None else started.times
-        network = timed_by(network, table)
+    network = _gated_for(settings, backbone, recipe, started, machine)
     target = target_of(
         network, params=settings.target_params, macs=settings.target_macs,
         time=settings.target_time,
@@ -120,6 +106,34 @@ def prepared(settings: FitSettings, started: Posterior | None, machine: Machine)
     shares = _shares(recipe, len(data.fit))
     remarks = (*backbone.remarks, *data.remarks, *remarks_on(data), *shares)
     return Prepared(network, data, posterior, backbone.new_heads, remarks, origin)
+
+
+def _cut(source: Source, backbone: Backbone, settings: FitSettings) -> ImageData:
+    """The images in the size of the backbone, some of them held out."""
+    channels, size, _ = backbone.input_shape
+    if settings.img_size not in (None, size):
+        raise PgnasError(
+            f"backbone '{backbone.name}' takes images of {size}x{size} pixels only; leave out"
+            " `img_size`"
+        )
+    return cut_data(
+        source, seed=settings.seed, held_out=settings.held_out,
+        preprocessing=backbone.images, size=size, channels=channels,
+    )  # fmt: skip
+
+
+def _gated_for(
+    settings: FitSettings, backbone: Backbone, recipe: Recipe, started: Posterior | None,
+    machine: Machine,
+) -> nn.Module:  # fmt: skip
+    """The gated network; for a target time it is timed here, unless the fit had begun."""
+    network = gated(backbone, recipe)
+    if settings.sync_bn:
+        network = synchronised(network, machine.device)
+    if not settings.target_time:
+        return network
+    table = _time_table(network, settings, machine) if started is None else started.times
+    return timed_by(network, table)
 
 
 def _time_table(network: nn.Module, settings: FitSettings, machine: Machine) -> TimeTable:
