@@ -15,8 +15,6 @@ import argparse
 import base64
 import copy
 import dataclasses
-import gzip
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +144,7 @@ def pruned(
     row = {kind: rivals.size_of(found, kind, example) / size for kind, size in whole.items()}
     row["held_out"] = score(found, data.held_out, data.preprocessing, machine=machine).error
     row |= outcome(found, data, machine) if options.final else {}
-    return {**row, "network": stored(found)}
+    return {**row, "shapes": shapes_of(found)}
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -159,19 +157,30 @@ def outcome(network: nn.Module, data: ImageData, machine: Machine) -> Row:
     return {"test": found.error, "wrong": packed(found.wrong, found.images)}
 
 
-def stored(network: nn.Module) -> str:
-    """A network without its weights: its time does not depend on them."""
-    blank, content = copy.deepcopy(network).cpu(), io.BytesIO()
-    for value in blank.state_dict().values():
-        value.zero_()
-    torch.save(blank, content)
-    return base64.b64encode(gzip.compress(content.getvalue())).decode()
+def shapes_of(network: nn.Module) -> dict[str, list[int]]:
+    """The shapes of the tensors of a network: its time depends on nothing else of it."""
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
 
 
-def restored(text: str) -> nn.Module:
-    content = io.BytesIO(gzip.decompress(base64.b64decode(text)))
-    network: nn.Module = torch.load(content, weights_only=False)  # a row of our own
-    return network
+def of_shapes(network: nn.Module, shapes: dict[str, list[int]]) -> nn.Module:
+    """A copy of `network` whose layers have tensors of other shapes, with random weights."""
+    found = copy.deepcopy(network)
+    for name, layer in found.named_modules():
+        shape = shapes.get(f"{name}.weight")
+        if isinstance(layer, nn.Conv2d) and shape is not None:
+            depthwise = layer.groups > 1  # one input for each output
+            layer.out_channels, layer.groups = shape[0], shape[0] if depthwise else 1
+            layer.in_channels = shape[1] * layer.groups
+        elif isinstance(layer, nn.BatchNorm2d) and shape is not None:
+            layer.num_features = shape[0]
+        elif isinstance(layer, nn.Linear) and shape is not None:
+            layer.out_features, layer.in_features = shape
+        for kind, tensors in (("parameter", layer._parameters), ("buffer", layer._buffers)):
+            for key, value in tensors.items():
+                if value is not None and value.dim():
+                    new = torch.ones(shapes[f"{name}.{key}"]).normal_(1.0, 0.1)
+                    tensors[key] = nn.Parameter(new) if kind == "parameter" else new
+    return found
 
 
 # --- times on this CPU ---------------------------------------------------------------------------
@@ -211,7 +220,8 @@ def times(options: argparse.Namespace) -> None:
                 keep = torch.from_numpy(bits[: gates(network).count].astype(bool))
                 smaller = slim(network, keep, layout)
             else:
-                plain = make_concrete_(restored(row["network"]), graph.input_shape)
+                without_gates = backbone_of(row["task"], 0, options).network
+                plain = make_concrete_(of_shapes(without_gates, row["shapes"]), graph.input_shape)
                 smaller = arranged(ungated_copy(plain).eval(), layout, gates(plain).graph)
             pair = [as_timed(one.eval(), forward, graph.input_shape) for one in (whole, smaller)]
             before, after = latencies(
