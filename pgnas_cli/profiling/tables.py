@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..data import placed
 from ..errors import PgnasError
+from ..fields import check_range
 from ..gates import gates, make_concrete_, masked
-from ..machine import Machine, device_name
+from ..machine import Machine, cores, device_name
 from ..naming import no_table
 from ..progress import note
 from ..registry.build import build_backbone
@@ -189,7 +190,8 @@ def tell(table: TimeTable, how: str) -> None:
 
 
 def forward_of(settings: FitSettings) -> Forward:
-    """The forward that the options of a fit name."""
+    """The forward that the options of a fit name, timed on this device."""
+    check_range("time_threads", settings.time_threads, 0, cores())
     return Forward(
         settings.time_runtime, settings.time_batch, settings.time_threads, settings.time_precision
     )

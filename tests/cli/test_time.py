@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -116,6 +117,15 @@ def test_a_profile_is_a_table_of_its_network_and_remembered(
         profiling.tables, "profiled", lambda *_, **__: pytest.fail("measured again")
     )
     assert profiling.table_of(network, Forward(), find_machine("cpu")) == first
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    cores = len(os.sched_getaffinity(0))
+    for line in (
+        ["profile", "multibranch-tiny", "-o", "t.json"],
+        ["fit", "--target-time", "60%", "--data", "digits"],
+    ):
+        assert refused(*line, "--time-threads", str(cores + 1)).endswith(f"possible: 0 to {cores}")
 
 
 def test_a_profile_names_its_runtime_threads_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
