@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .graph import OperationGate as OperationGate
     from .machine import find_machine as find_machine
     from .prediction import Prediction as Prediction
+    from .prediction import Unreadable as Unreadable
     from .prediction import predict as predict
     from .progress import listening as listening
     from .ranking import rank as rank
@@ -85,6 +86,7 @@ _HOMES = {
     "Recipe": "registry",
     "Start": "registry",
     "Target": "sizes",
+    "Unreadable": "prediction",
     "admit": "registry",
     "count": "sizes",
     "create_supernet": "registry.build",

@@ -5,6 +5,7 @@ The only reader of the test split.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from .formats import (
 from .interpretation import Answers, answers_of, matrix_of, sane
 from .latency import Latency, onnx_timings, timings
 from .machine import PRECISIONS, Machine, processor_name
-from .naming import MOST_TIMED
+from .naming import MOST_TIMED, float32_only
 from .progress import note, task
 from .ranking import like_guessing, paired_p
 from .run import Run, now, read_settings
@@ -70,6 +71,8 @@ class Evaluation:
     predicted: PredictedTime | None = None
     processor: str = ""  # what the times are of; older files: empty
     answers: Answers | None = None  # classes by their positions in `by_class`; older files: None
+    images_digest: str = ""  # of the test images, in order, and their labels; older files: empty
+    folder_digest: str = ""  # of the place of the data folder; empty where there is none
 
     @property
     def error(self) -> float:
@@ -111,8 +114,8 @@ def evaluate(
     check_range("batch_size", batch_size, 1, MOST_TIMED)
     check_choice("precision", precision, PRECISIONS)
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
-    found = [READERS.get(p.suffix, read_network)(p) for p in paths]
-    scores, titles, by_class, answers = [], [], [], []
+    found = [READERS.get(p.suffix.lower(), read_network)(p) for p in paths]
+    scores, tested, by_class, answers = [], [], [], []
     remarks: list[str] = []
     guessing: list[str] = []
     beside = {path: about for path, (_, about) in zip(paths, found, strict=True)}
@@ -121,17 +124,24 @@ def evaluate(
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
         if precision != "float32" and isinstance(network, OnnxNetwork):
-            raise PgnasError(f"'{path}' computes in float32; leave out `precision`")
+            raise float32_only(path)
         how = about.supernet.preprocessing
         scores.append(score(network, test, how, precision=precision, machine=machine))
         guessing.append(like_guessing(scores[-1].errors, test.labels))
-        titles.append(source.name.name)
+        place = Path(name)
+        tested.append(
+            {
+                "data": source.name.name,
+                "images_digest": digest_of(test, about.supernet.classes),
+                "folder_digest": folder_digest(place) if source.name.folder else "",
+            }
+        )
         remarks += source.remarks
         by_class.append(_by_class(about.supernet.classes, test.labels, scores[-1].wrong))
         answers.append(
             answers_of(
                 test.labels, scores[-1].said, scores[-1].confidence, len(by_class[-1]),
-                partial(_file_name, test, Path(name)),
+                partial(_file_name, test, place),
             )
         )  # fmt: skip
     for remark in dict.fromkeys(remarks if names is None else ()):  # a search has said them
@@ -148,16 +158,32 @@ def evaluate(
                 shown.update(len(measured))
     return [
         Evaluation(
-            name=name, at=now(), data=title, errors=score.errors, images=score.images,
+            name=name, at=now(), errors=score.errors, images=score.images,
             wrong=score.wrong, top5_errors=score.top5_errors, by_class=rows, one=one, many=many,
             device=str(machine.device), processor=processor_name(machine.device),
             precision=precision, onnx_one=onnx_one, onnx_many=onnx_many, answers=told,
-            **{field: getattr(about, field) for field in _FROM_FILE},
+            **images, **{field: getattr(about, field) for field in _FROM_FILE},
         )
-        for name, title, (_, about), score, rows, told, one, many, onnx_one, onnx_many in zip(
-            called, titles, found, scores, by_class, answers, *measured, strict=True
+        for name, images, (_, about), score, rows, told, one, many, onnx_one, onnx_many in zip(
+            called, tested, found, scores, by_class, answers, *measured, strict=True
         )
     ]  # fmt: skip
+
+
+def digest_of(test: Part, classes: Sequence[str]) -> str:
+    """Changes with the test images, their order and their classes; a file by its name and size."""
+    digest = hashlib.blake2b(digest_size=16)
+    if test.pixels is not None:
+        digest.update(test.pixels.numpy().tobytes())
+    for at, (key, label) in enumerate(zip(test.keys, test.labels.tolist(), strict=True)):
+        size = 0 if test.file is None else test.file(at).stat().st_size
+        digest.update(json.dumps([key, classes[label], size]).encode())
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Of the place of a folder on this machine, which a record does not tell."""
+    return hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=16).hexdigest()
 
 
 def _by_class(

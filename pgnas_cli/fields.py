@@ -88,9 +88,8 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     known = list(choices)
     if value not in known:
         near = difflib.get_close_matches(value, known, n=3) if len(known) > 8 else known
-        raise PgnasError(
-            f"`{name}` '{value}' is not known; possible: {', '.join(near) or known[0]}"
-        )
+        shown = near or [*known[:5], "..."]
+        raise PgnasError(f"`{name}` '{value}' is not known; possible: {', '.join(shown)}")
 
 
 # --- types -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ OPSETS = (18, 23)  # of an ONNX file, that torch's exporter can write
 ROUND_TO = (1, 1024)  # multiples of channel counts
 RUNTIMES = ("torch", "onnxruntime")  # that networks are timed in
 PRECISIONS = ("float32", "bfloat16")  # that layers compute in
+POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")  # of AutoAugment
 MOST_TIMED = 4096  # images of a forward that `evaluate` times
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -45,6 +46,27 @@ def check_forward(runtime: str, precision: str) -> None:
             "ONNX Runtime is timed in float32 only; leave out `time_precision`, or choose"
             " `time_runtime` torch"
         )
+
+
+def check_policy_name(text: str) -> None:
+    """Raise PgnasError for a policy of timm's AutoAugment that does not begin like one."""
+    if text and text.partition("-")[0] not in POLICIES:
+        raise no_policy(text)
+
+
+def no_policy(text: str) -> PgnasError:
+    return PgnasError(
+        f"`aa` '{text}' is not known; possible: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0 or"
+        " 3a, as for timm"
+    )
+
+
+def float32_only(path: Path) -> PgnasError:
+    return PgnasError(f"'{path}' computes in float32; leave out `precision`")
+
+
+def not_finite() -> PgnasError:
+    return PgnasError("the network computes logits that are not finite: NaN or infinity")
 
 
 def no_table(path: str | Path) -> PgnasError:

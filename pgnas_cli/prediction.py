@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .data import picture_batches, pictures_below, placed
-from .errors import PgnasError
 from .fields import check_choice, check_range
 from .formats import TOP, Classifier, NetworkInfo, likeliest, likelihoods, load
 from .machine import PRECISIONS, Machine
+from .naming import float32_only
 from .progress import task
 from .training import BATCH, predictions
 
@@ -52,8 +52,8 @@ def predict(
     named = [images] if isinstance(images, str | Path) else images
     paths = image_files([str(one) for one in named])
     network = load(file)
-    if precision != "float32" and Path(file).suffix == ".onnx":
-        raise PgnasError(f"'{file}' computes in float32; leave out `precision`")
+    if precision != "float32" and Path(file).suffix.lower() == ".onnx":
+        raise float32_only(Path(file))
     return _predicted(network, paths, top, precision, machine)
 
 

@@ -184,7 +184,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]
 
 def check_network_file(path: Path) -> None:
     """Raise PgnasError for a file that is missing, or that does not begin like a network's."""
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         safetensors_header(path)
     elif not path.exists():
         raise no_file(path)

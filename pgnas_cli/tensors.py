@@ -151,7 +151,9 @@ def parsed(path: Path, text: str | None, schema: str) -> dict[str, Any]:
             f"'{path}' was not written by pgnas: it has no readable metadata"
         ) from None
     if found_kind != kind:
-        raise PgnasError(f"'{path}' holds {found_kind}, wanted is {kind}")
+        of_run = found_kind in ("pgnas.posterior", "pgnas.candidates", "pgnas.ranking")
+        export = "; export a network first: pgnas export" if of_run else ""
+        raise PgnasError(f"'{path}' holds {found_kind}, wanted is {kind}{export}")
     if number > version:
         raise PgnasError(
             f"'{path}' has format {number} of {kind}, this pgnas ({__version__}) reads up to"

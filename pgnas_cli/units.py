@@ -20,6 +20,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def p_text(p: float) -> str:
+    """A p-value in three digits."""
+    return f"p = {p:.3f}" if p >= 0.0005 else "p < 0.001"
+
+
 def duration(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e6:.3g} ms"
 
@@ -54,9 +59,10 @@ _COUNTED = {"params": "parameters", "macs": "MACs"}
 
 
 def parsed_size(text: str, option: str, kind: str = "params") -> tuple[float, str]:
-    """Number and unit of a size, "%" or one of the kind's `UNITS`; 0.6 is 60 %.
+    """Number and unit of a size, "%" or one of the kind's `UNITS`.
 
-    Raises PgnasError, naming `option`, where `text` is not a size, and for 60, where 60% was meant.
+    Raises PgnasError, naming `option`, where `text` is not a size, and for 60 and 0.6, where 60%
+    was meant.
     """
     given, units = text.strip(), UNITS[kind]
     number = given.rstrip("%" + string.ascii_letters)
@@ -65,7 +71,7 @@ def parsed_size(text: str, option: str, kind: str = "params") -> tuple[float, st
     try:
         found = float(number)
         if not unit and 0 < found < 1:
-            return 100 * found, "%"
+            raise PgnasError(f"{option} {given} has no unit; did you mean {100 * found:g}%?")
         if unit != "%" and unit not in units:
             raise ValueError(unit)
         if not unit and 1 <= found <= 100:

@@ -71,19 +71,23 @@ def evaluate(
         files, data, run=named, data_root=data_root, skip_corrupt=skip_corrupt,
         batch_size=batch_size, precision=precision, machine=find_machine(device, workers),
     )  # fmt: skip
-    if as_json:
-        terminal.json(evaluation_json(files, found))
-    else:
-        show_evaluations(terminal, found)
-        show_latencies(terminal, found)
+    home = None
+    try:  # what is read from stdout may end it, and what cannot be written does not take the result
+        home = origin(files, {row.made_from for row in found}, named)
+        if home is not None:
+            write_evaluations(home, found)
+            remember(home, typed_line())
+        if tables is not None:
+            write_tables(tables, found)
+    finally:
+        if as_json:
+            terminal.json(evaluation_json(files, found))
+        else:
+            show_evaluations(terminal, found)
+            show_latencies(terminal, found)
     if tables is not None:
-        write_tables(tables, found)
         terminal.note(f"wrote confusion.csv and mistakes.csv into {tables}")
-    made_from = {row.made_from for row in found}
-    home = origin(files, made_from, named)  # whatever comes of it, the result is out
     if home is not None:
-        write_evaluations(home, found)
-        remember(home, typed_line())
         terminal.note(f"next: {command('report', '--run', home.folder)}")
     elif data is not None and Path(data).is_dir():
         terminal.note(f"next: {command('predict', files[0], data)}")
@@ -165,7 +169,7 @@ def show_latencies(terminal: "Terminal", found: "Sequence[Evaluation]") -> None:
                     f"{time.slim:.3g}", pace(time.throughput),
                     f"{time.ratio:.2f}", spread, "" if time.faster else "not faster",
                 ])  # fmt: skip
-    headings = ("<network", "<in, batch", "ms", "images/s", "ratio", "half of turns", "<")
+    headings = ("<network", "<in, batch", "ms", "images/s", "ratio", "middle half", "<")
     terminal.table("time, beside the whole network", headings, rows)
     for row in found:
         if row.predicted is not None:

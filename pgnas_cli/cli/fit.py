@@ -39,7 +39,7 @@ def fit(
 ) -> None:
     """Learn weights and drop probabilities at once."""
     terminal = terminal_of(quiet)
-    settings_of({name: value for name, value in given.items() if name != "fixed_drop"})
+    settings_of({**given, "fixed_drop": _rate(given.get("fixed_drop"))})
     if resume and run is None:
         newest_run()
     with loading(terminal):
@@ -60,13 +60,22 @@ def fit(
         first = rank() == 0
         events = with_tensorboard(tensorboard if first else None, where, events)
         line = typed_line() if first else ""
-        summary = show_fit(terminal, where, events, line=line, verbose=verbose)
+        plain = not {"groups", "preset"} & set(given)
+        summary = show_fit(terminal, where, events, line=line, verbose=verbose, plain=plain)
     if as_json:
         terminal.json({**dataclasses.asdict(summary), "run": str(summary.run)})
     else:
         for line in fit_summary_lines(summary):
             terminal.result(line)
     terminal.note(f"next: {command('sample', '--run', where.folder)}")
+
+
+def _rate(text: str | None) -> float | None:
+    """`--fixed-drop` as a number; None for a run, which is read later."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def show_fit(
@@ -76,6 +85,7 @@ def show_fit(
     *,
     line: str = "",  # the command line, kept in the run once the fit has begun
     verbose: bool = False,
+    plain: bool = False,  # the groups are those of the recipe
     after: float = 0.0,  # what follows, in the time of the fit
 ) -> "FitSummary":
     """Show what the fit yields, and return its summary."""
@@ -94,6 +104,11 @@ def show_fit(
                     remember(run, line)
                 for text in plan_lines(plan):
                     terminal.note(text)
+                if plain and plan.target is not None and plan.recipe.groups == "layer":
+                    terminal.note(
+                        "note: one p for each layer; with a target size --groups channel erred far"
+                        " less"
+                    )
                 for name in plan.not_prunable if verbose else ():
                     terminal.note(f"not prunable: {name}")
             elif isinstance(event, FitSummary):
@@ -105,7 +120,7 @@ def show_fit(
                 first, last = first or event, event
                 each = (time.monotonic() - began) / (event.epoch - first.epoch + 1)
                 left = each * ((1 + after) * event.epochs - event.epoch)
-                terminal.note(epoch_line(event, left, plan.target))
+                terminal.note(epoch_line(event, left, plan.target, plan.without_gates))
                 if event.waited_share > WAITING and not waited:
                     waited = True
                     terminal.note(waiting_line(event))
@@ -117,17 +132,26 @@ def show_fit(
 
 def plan_lines(plan: "FitPlan") -> list[str]:
     """What is about to be fitted, and whether the prior is within reason."""
+    if plan.without_gates:
+        return [
+            *(f"note: {remark}" for remark in plan.remarks),
+            f"network: {large(plan.params)} parameters, trained without gates",
+            *images_lines(plan),
+            *memory_lines(plan),
+            f"recipe: {plan.recipe_of}",
+            *recipe_lines(plan.recipe, None),
+        ]
     chance, prior = math.log(plan.classes), plan.prior
     decay = prior.weight_decay(plan.recipe.initial_drop)
     lines = [f"note: {remark}" for remark in plan.remarks]
     lines += [
         f"network: {large(plan.params)} parameters; {plan.gates} gates in {plan.groups} groups on"
         f" {plan.gated_layers} layers",
-        f"images: {plan.fit_images} for training, {plan.held_out_images} held out for ranking",
+        images_lines(plan)[0],
         f"prior: l2 {prior.l2:.4g} at N {prior.images:.4g}, at first a weight decay of {decay:.2g}",
         f"loss: the prior's part is {plan.divergence:.3g} nats per image at the start, chance level"
         f" {chance:.2f}",
-        f"fit: {plan.recipe.epochs} epochs, {plan.steps} steps",
+        images_lines(plan)[1],
         *memory_lines(plan),
         f"recipe: {plan.recipe_of}",
         *recipe_lines(plan.recipe, plan.drop_lr),
@@ -150,6 +174,14 @@ def plan_lines(plan: "FitPlan") -> list[str]:
     return lines
 
 
+def images_lines(plan: "FitPlan") -> list[str]:
+    """Images and steps of a fit."""
+    return [
+        f"images: {plan.fit_images} for training, {plan.held_out_images} held out for ranking",
+        f"fit: {plan.recipe.epochs} epochs, {plan.steps} steps",
+    ]
+
+
 def memory_lines(plan: "FitPlan") -> list[str]:
     """What the images of a step take, where it is known."""
     if not plan.activation_bytes:
@@ -162,8 +194,8 @@ def memory_lines(plan: "FitPlan") -> list[str]:
     ]
 
 
-def recipe_lines(recipe: Recipe, drop_lr: float) -> list[str]:
-    """The recipe that is followed."""
+def recipe_lines(recipe: Recipe, drop_lr: float | None) -> list[str]:
+    """The recipe that is followed; `drop_lr`: rate of p, None without gates."""
     rate = f"{recipe.sched} from {recipe.lr:g}"
     if recipe.cycle_epochs:
         rate += f" in cycles from {recipe.cycle_epochs:.3g} epochs"
@@ -176,12 +208,19 @@ def recipe_lines(recipe: Recipe, drop_lr: float) -> list[str]:
     if recipe.layer_decay is not None:
         rate += f", times {recipe.layer_decay:g} a layer from the end"
     learner = "Adam" if recipe.drop_opt == "adam" else recipe.opt
-    return [
+    lines = [
         f"  {recipe.opt}, {rate}; batch {recipe.batch_size}",
         *regularisation_lines(recipe),
-        f"  p from {recipe.initial_drop:g}, {learner} at {drop_lr:.2g}, temperature"
-        f" {recipe.temperature:g}; gates {recipe.gates}, groups {recipe.groups}",
     ]
+    return (
+        lines
+        if drop_lr is None
+        else [
+            *lines,
+            f"  p from {recipe.initial_drop:g}, {learner} at {drop_lr:.2g}, temperature"
+            f" {recipe.temperature:g}; gates {recipe.gates}, groups {recipe.groups}",
+        ]
+    )
 
 
 def regularisation_lines(recipe: Recipe) -> list[str]:
@@ -204,8 +243,15 @@ def expected_share(record: "EpochRecord", target: "Target | None") -> float:
     return record.expected_share if share is None else share
 
 
-def epoch_line(record: "EpochRecord", seconds_left: float, target: "Target | None") -> str:
+def epoch_line(
+    record: "EpochRecord", seconds_left: float, target: "Target | None", without_gates: bool = False
+) -> str:
     """One line per epoch, within 80 columns; the size is in the target's unit."""
+    if without_gates:
+        return (
+            f"{record.epoch:>4}/{record.epochs} loss {record.loss:.3f} held-out"
+            f" {100 * record.hard_error:.1f} % left {clock(seconds_left)}"
+        )
     moves = "p settled" if record.settled else f"p moves {record.drift:.3f}"
     if record.trained_share < 1:
         cut = f"cut to {100 * record.trained_share:.0f} %"
@@ -278,7 +324,8 @@ def closing_notes(last: "EpochRecord | None", plan: "FitPlan") -> list[str]:
 def fit_summary_lines(summary: "FitSummary") -> list[str]:
     """What a finished fit says of itself."""
     return [
-        f"trained for {summary.epochs} epochs in {clock(summary.seconds)}; mean held-out error of a"
-        f" candidate {percent(summary.held_out_error)}",
+        f"trained for {summary.epochs} epochs in {clock(summary.seconds)};"
+        f" {'' if summary.without_gates else 'mean '}held-out error"
+        f"{'' if summary.without_gates else ' of a candidate'} {percent(summary.held_out_error)}",
         f"posterior: {summary.run / 'posterior.safetensors'}",
     ]

@@ -67,7 +67,7 @@ SaveMinutes = Annotated[
 TensorBoard = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder; writes every epoch for TensorBoard.")
 ]
-Precision = Annotated[str, typer.Option(help="float32, or bfloat16, of which results differ.")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16; results differ slightly.")]
 Photos = Annotated[
     bool, typer.Option("--photos/--no-photos", help="Thumbnails of test images in the report.")
 ]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError
+from ..fields import check_choice, check_range
+from ..naming import PRECISIONS, float32_only
 from ..storage import check_network_file
 from ..units import percent
 from . import options
@@ -50,8 +52,14 @@ def predict(
     terminal = terminal_of(quiet)
     if as_csv and as_json:
         raise PgnasError("`csv` and `json` are mutually exclusive; give one")
-    places = [path for one in images for path in (_listed(terminal) if one == "-" else [one])]
+    check_range("top", top, 1)
+    check_choice("precision", precision, PRECISIONS)
+    if images.count("-") > 1:
+        raise PgnasError("'-' is there more than once, and stdin can be read once; leave one out")
     check_network_file(file)
+    if precision != "float32" and file.suffix.lower() == ".onnx":
+        raise float32_only(file)
+    places = [path for one in images for path in (_listed(terminal) if one == "-" else [one])]
     with loading(terminal):
         from ..machine import find_machine
         from ..prediction import Unreadable

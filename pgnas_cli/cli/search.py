@@ -194,6 +194,7 @@ SHARES = {
     "fit": 1.0, "sample": 0.01, "rank": 0.2, "export": 0.1, "original": 1.0, "evaluate": 0.15,
     "report": 0.01,
 }  # fmt: skip
+MEASURING = 30.0  # seconds that `evaluate` measures times, whatever the fit took
 
 
 class _Stages:
@@ -216,6 +217,7 @@ class _Stages:
         text = f"stage {self.names.index(name) + 1} of {len(self.names)}: {what}"
         if self.fit_seconds is not None:
             left = (SHARES[name] + self.after(name)) * self.fit_seconds
+            left += MEASURING * (name != "report")
             text += f"; {clock(self.seconds())} so far, about {clock(left)} left"
         self.terminal.note(text)
 

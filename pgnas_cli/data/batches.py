@@ -289,10 +289,9 @@ class _Photos(Dataset[Any]):
         _, index = place
         assert self.part.open is not None
         try:
-            image = self.part.open(index)
-        except PgnasError as error:
-            return error
-        return self.crop(image), int(self.part.labels[index])
+            return self.crop(self.part.open(index)), int(self.part.labels[index])
+        except Exception as error:
+            return _unusable(self.part, index, error)
 
 
 class _Files(Dataset[Any]):
@@ -325,11 +324,18 @@ class _Crops(Dataset[Any]):
             else:
                 assert self.part.open is not None
                 pixels = self.crops.of_image(self.part.open(index), dice)
-        except PgnasError as error:
-            return error
-        if self.policy is not None:
-            pixels = self.policy(pixels, derived_seed(self.seed, "policy", epoch, index))
+            if self.policy is not None:
+                pixels = self.policy(pixels, derived_seed(self.seed, "policy", epoch, index))
+        except Exception as error:
+            return _unusable(self.part, index, error)
         return pixels, int(self.part.labels[index])
+
+
+def _unusable(part: Part, index: int, error: Exception) -> PgnasError:
+    """Why an image cannot be read, cropped or changed, in one line."""
+    if isinstance(error, PgnasError):
+        return error
+    return PgnasError(f"'{part.keys[index]}' cannot be read ({reason_of(error)})")
 
 
 def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | PgnasError:
@@ -384,6 +390,10 @@ def _loaded(
             if isinstance(item, PgnasError):
                 raise item
             yield item
+    except PgnasError:
+        raise
+    except Exception as error:  # its traceback would keep the workers alive, and the end waits
+        raise (error.with_traceback(None) if workers else error) from None
     finally:
         del batches  # ends the workers, also when a traceback keeps this frame
 

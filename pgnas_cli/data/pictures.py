@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import PgnasError
+from ..storage import check_regular
 
 # Ghostscript would run; a video; and formats that Pillow recognises but does not decode.
 _NOT_READ = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
@@ -66,7 +67,8 @@ def thumbnail(path: Path, most: int) -> Image.Image:
 
 
 def opened(path: str | Path, read: Callable[[Image.Image], Read]) -> Read:
-    """The same; raises whatever Pillow raises."""
+    """The same; raises whatever Pillow raises, and OSError for a pipe, which might never end."""
+    check_regular(Path(path))
     endings()  # registers the plug-ins, in this process
     with silenced(), Image.open(path) as image:
         return read(image)

@@ -1,17 +1,18 @@
 """AutoAugment, RandAugment and AugMix of training images, by timm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from timm.data.auto_augment import AugmentOp
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
-from ..errors import PgnasError
+from ..naming import no_policy
 from ..seeds import seeded_globals
 from .dataset import IMAGENET_MEAN, Preprocessing
 
@@ -44,7 +45,26 @@ def _transform(policy: Policy) -> Callable[[Image.Image], Image.Image]:
         mean=tuple(policy.mean) * (3 // len(policy.mean)), separate=True,
     )  # fmt: skip
     change: Callable[[Image.Image], Image.Image] = parts[1]
+    for operation in _operations(change):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterised
     return change
+
+
+def _operations(part: Any) -> Iterator[AugmentOp]:
+    """timm's operations anywhere in a transform."""
+    if isinstance(part, AugmentOp):
+        yield part
+    elif isinstance(part, list | tuple):
+        for inner in part:
+            yield from _operations(inner)
+    elif hasattr(part, "__dict__"):
+        yield from _operations(list(vars(part).values()))
+
+
+def _posterised(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm asks for 0 bits at the highest magnitude, which Pillow refuses."""
+    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
 
 
 def policy_of(text: str, preprocessing: Preprocessing) -> Policy | None:
@@ -60,7 +80,4 @@ def check_policy(text: str) -> None:
     try:
         policy(torch.zeros(3, policy.size, policy.size, dtype=torch.uint8), 0)
     except (AssertionError, ValueError, KeyError, IndexError, TypeError):
-        raise PgnasError(
-            f"`aa` '{text}' is not known; possible: rand-m9-mstd0.5-inc1, augmix-m3-w3,"
-            " original, v0 or 3a, as for timm"
-        ) from None
+        raise no_policy(text) from None

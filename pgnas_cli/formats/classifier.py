@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..data import evaluation_image
 from ..errors import PgnasError
-from ..fields import check_range
+from ..fields import check_range, taken
 from ..graph import evaluating
-from ..naming import NETWORK_FILES
+from ..naming import NETWORK_FILES, not_finite
 from ..slimming import Layout
 from .network import NetworkInfo, read_network
 from .onnx import read_onnx
@@ -48,10 +48,16 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def predict(self, image: str | Path | Image.Image, top: int = TOP) -> list[tuple[str, float]]:
-        """The `top` likeliest classes and their probabilities in [0, 1], in evaluation mode."""
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        """The `top` likeliest classes and their probabilities in [0, 1], in evaluation mode.
+
+        Raises PgnasError for an image that does not decode, and without a classifier.
+        """
+        top = taken("top", int, top)
+        if not self.classes:
+            raise PgnasError("the network has no classifier; give it one with `reset_classifier`")
+        like = next(self.parameters(), torch.empty(0))
         with evaluating(self):
-            logits = self(self.preprocess(image).to(device))
+            logits = self(self.preprocess(image).to(like))
         ((classes, probabilities),) = likeliest(likelihoods(logits), self.classes, top)
         return list(zip(classes, probabilities, strict=True))
 
@@ -62,18 +68,21 @@ class _TimmClassifier(Classifier):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier with a new one, untrained; 0 classes: none, features come out."""
         network = cast(Any, self)
-        if global_pool is not None:
+        own = getattr(network, "global_pool", None)  # its name, or a layer that knows it
+        if global_pool not in (None, getattr(own, "pool_type", own)):
             raise PgnasError("a loaded network keeps its pooling; leave out `global_pool`")
+        check_range("num_classes", taken("num_classes", int, num_classes), 0)
         old = network.get_classifier()
         path = next((path for path, module in self.named_modules() if module is old), None)
         if path is None:  # two, for distillation
             raise PgnasError("a network with more than one classifier keeps them")
-        at = next(self.parameters()).device
+        like = next(self.parameters())
+        at: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         new: nn.Module = nn.Identity()
         if num_classes and isinstance(old, nn.Conv2d):
-            new = nn.Conv2d(network.head_hidden_size, num_classes, 1, device=at)
+            new = nn.Conv2d(network.head_hidden_size, num_classes, 1, **at)
         elif num_classes:
-            new = nn.Linear(network.head_hidden_size, num_classes, device=at)
+            new = nn.Linear(network.head_hidden_size, num_classes, **at)
         self.set_submodule(path, new)
         self.num_classes, self.classes = num_classes, tuple(map(str, range(num_classes)))
         self.pretrained_cfg = {**self.pretrained_cfg, "num_classes": num_classes}
@@ -89,9 +98,10 @@ def load(path: str | Path, layout: Layout = "small") -> Classifier:
     that it was written in; it runs on the CPU, in ONNX Runtime.
     """
     path = Path(path)
-    if path.suffix == ".onnx" and layout != "small":
+    onnx = path.suffix.lower() == ".onnx"
+    if onnx and layout != "small":
         raise PgnasError(f"'{path}' has its layout already; leave out `layout`")
-    network, info = read_onnx(path) if path.suffix == ".onnx" else read_network(path, layout)
+    network, info = read_onnx(path) if onnx else read_network(path, layout)
     return as_classifier(network, info)
 
 
@@ -116,7 +126,12 @@ def as_classifier(network: nn.Module, info: NetworkInfo) -> Classifier:
 
 
 def likelihoods(logits: Tensor) -> Tensor:
-    """Probabilities, float64 on the CPU, as `logits` in shape."""
+    """Probabilities, float64 on the CPU, as `logits` in shape.
+
+    Raises PgnasError where one is not finite.
+    """
+    if not logits.isfinite().all():
+        raise not_finite()
     return logits.cpu().double().softmax(1)
 
 
@@ -138,7 +153,7 @@ def likeliest(
 def _classifier_class(base: type[nn.Module]) -> type[nn.Module]:
     """`base` as a Classifier; one class for each."""
     mixed = _TimmClassifier if base.__module__.startswith("timm.models.") else Classifier
-    inner = {"__module__": __name__, "__annotations__": {}, "plain": base}  # TorchScript reads them
+    inner = {"__module__": __name__, "__annotations__": {}, "plain": base}
     return type(base.__name__, (mixed, base), inner)
 
 

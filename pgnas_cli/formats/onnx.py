@@ -10,6 +10,7 @@ values scaled to [0, 1]; `size` in pixels; `crop`, the share of the resized imag
 crop keeps. `interpolation` is its name, bilinear for one.
 """
 
+import copy
 import io
 import json
 import math
@@ -200,6 +201,14 @@ class OnnxNetwork(nn.Module):
         )
         self.input = self.session.get_inputs()[0].name
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxNetwork":
+        found = copy.copy(self)
+        found.__dict__ = {
+            key: value if key in ("session",) else copy.deepcopy(value, memo)
+            for key, value in self.__dict__.items()
+        }
+        return found
+
     def forward(self, images: Tensor) -> Tensor:
         given = {self.input: images.detach().cpu().contiguous().numpy()}
         return torch.from_numpy(self.session.run(None, given)[0])
@@ -210,7 +219,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, NetworkInfo]:
     try:
         content = read_bytes(path, MOST_CONTENT)
     except OSError as error:
-        raise PgnasError(f"'{path}' cannot be read: {error.strerror}") from None
+        raise PgnasError(f"'{path}' cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise _not_taken(path, error) from None
     _packages()

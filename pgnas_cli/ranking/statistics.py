@@ -39,7 +39,7 @@ def error_cells(errors: int, images: int) -> tuple[str, str]:
 
 
 def like_guessing(errors: int, labels: Tensor) -> str:
-    """A warning where the interval of an error contains what naming the largest class costs; or "".
+    """A warning where an error is no less than that of naming the largest class; or "".
 
     `labels`: int64 (images,), of the images that the errors are counted on.
     """
@@ -47,9 +47,10 @@ def like_guessing(errors: int, labels: Tensor) -> str:
     chance = 1 - int(labels.bincount().max()) / len(labels)
     if high < chance or chance == 0:
         return ""
+    where = "lies above" if low > chance else "contains"
     return (
-        f"its 95 % interval, {100 * low:.1f} to {percent(high)}, contains chance level,"
-        f" {percent(chance)}: more epochs, a larger size or more images may help"
+        f"its 95 % interval, {100 * low:.1f} to {percent(high)}, {where} the error of naming one"
+        f" class for all, {percent(chance)}: more epochs, a larger size or more images may help"
     )
 
 

@@ -152,6 +152,13 @@ def load_backbone(
     if start.weights is not None:
         replaced = load_weights_(backbone.network, start.weights, backbone.heads)
         backbone = with_replaced(backbone, replaced)
+    if start.pretrained and not all(
+        bool(value.isfinite().all()) for value in network.state_dict().values()
+    ):
+        raise PgnasError(
+            f"the pretrained weights of '{name}' are not finite; remove them from the cache of timm"
+            " or torchvision, or give `weights`, a file"
+        )
     layers = dict(network.named_modules())
     unknown = [head for head in backbone.new_heads if head not in layers]
     if unknown:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..data import thumbnail
 from ..errors import PgnasError
-from ..evaluation import Evaluation, confusion_of
+from ..evaluation import Evaluation, confusion_of, folder_digest
 from ..interpretation import Mistake, most_confused, neighbours, only_wrong
 from ..units import percent
 from .summary import RunSummary
@@ -75,9 +77,10 @@ class Gallery:
 class Album:
     """Thumbnails of the images of a run, as many as a number of bytes allows."""
 
-    def __init__(self, folder: Path | None, most: int) -> None:
+    def __init__(self, folder: Path | None, most: int, why_not: str = "") -> None:
         self.folder = folder  # of the data; None: no thumbnails
         self.left = most
+        self.why_not = why_not  # there are none, for the reader; "": none are expected
 
     def address(self, file: str) -> str:
         """The thumbnail of a file below the folder as a data URI; "" where there is none."""
@@ -101,9 +104,18 @@ class Album:
 
 def album_of(run: RunSummary, most: int) -> Album:
     """The photos of a run, where its data folder is still there, and is what was evaluated on."""
-    folder, data = Path(run.settings.data), run.posterior.supernet.data
-    same = {row.data for _, row in interpreted(run)} == {data.name}
-    return Album(folder if data.folder and same and folder.is_dir() else None, most)
+    folder, rows = Path(run.settings.data), interpreted(run)
+    if not (run.posterior.supernet.data.folder and rows and most):
+        return Album(None, most)
+    if {row.folder_digest for _, row in rows} != {folder_digest(folder)}:
+        return Album(
+            None,
+            most,
+            f"No photos: evaluated on '{rows[0][1].data}', not on the folder of the fit.",
+        )
+    if not folder.is_dir():
+        return Album(None, most, "No photos: the folder of the fit is no longer there.")
+    return Album(folder, most)
 
 
 def interpreted(run: RunSummary) -> list[tuple[str, Evaluation]]:
@@ -121,16 +133,24 @@ def interpreted(run: RunSummary) -> list[tuple[str, Evaluation]]:
     return [(latest.name, latest)] if latest.answers is not None else []
 
 
-def matrix(name: str, row: Evaluation) -> Matrix | None:
-    """The confusion matrix of a network, confused classes beside each other; None: too large.
+def order_of(rows: Sequence[tuple[str, Evaluation]]) -> list[int]:
+    """One order of the classes for all networks, those that any of them confuses together.
 
-    Classes without test images have no row; those that are never predicted either, no column.
+    Without classes that have no test images and are never predicted. Empty for too many.
     """
-    if len(row.by_class) > MANY_CLASSES:
-        return None
+    if not rows or len(rows[0][1].by_class) > MANY_CLASSES:
+        return []
+    counts = torch.stack([confusion_of(row) for _, row in rows]).sum(0)
+    return [i for i in neighbours(counts) if counts[i].any() or counts[:, i].any()]
+
+
+def matrix(name: str, row: Evaluation, used: Sequence[int]) -> Matrix | None:
+    """The confusion matrix of a network, its classes in the order of `used`; None: too large.
+
+    Classes without test images have no row.
+    """
     counts = confusion_of(row)
-    used = [i for i in neighbours(counts) if counts[i].any() or counts[:, i].any()]
-    if len(used) > FEW_CLASSES:
+    if not 0 < len(used) <= FEW_CLASSES:
         return None
     names = [name for name, *_ in row.by_class]
     rows = []
@@ -169,7 +189,7 @@ def pairs(rows: Sequence[tuple[str, Evaluation]]) -> Table | None:
     return Table(
         f"The {len(most)} most frequent confusions of {found[0][0]}: images, and their share of"
         " the class",
-        ("true", "predicted", "of", *(name.removeprefix("the ") for name, *_ in found)), lines,
+        ("true", "predicted", "images", *(name.removeprefix("the ") for name, *_ in found)), lines,
     )  # fmt: skip
 
 
@@ -191,13 +211,12 @@ def changed(rows: Sequence[tuple[str, Evaluation]], album: Album) -> list[Galler
     if len(rows) != 2:
         return []
     found = []
-    for (name, row), (other, beside) in (rows, rows[::-1]):
+    for (name, row), (_, beside) in (rows, rows[::-1]):
         assert row.answers is not None
         right = set(range(beside.images)) - set(beside.wrong)
         total = len(set(row.wrong) & right)
         shown = only_wrong(row.answers, right)[:CHANGED]
-        title = f"{name} wrong, {other} right"
-        found.append(_gallery(title[0].upper() + title[1:], total, row, shown, album))
+        found.append(_gallery(f"Only {name} is wrong", total, row, shown, album))
     return [gallery for gallery in found if gallery is not None]
 
 
@@ -213,6 +232,6 @@ def _gallery(
         )
         for one in mistakes
     ]  # fmt: skip
-    of_all = f"all {total}" if len(photos) == total else f"{len(photos)} of {total}"
-    caption = f"{of_all} images, the most confident first"
+    shown = f"{len(photos)} of " if len(photos) < total else ""
+    caption = f"{shown}{total} image{'s' * (total != 1)}, the most confident first"
     return Gallery(title, caption, photos) if photos else None

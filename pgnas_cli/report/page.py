@@ -50,6 +50,7 @@ def page_of(runs: Sequence[RunSummary], *, photos: bool = True) -> str:
         finalize=_shown, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["breakable"] = _breakable
+    environment.filters["path"] = _path
     environment.filters["unbroken"] = lambda words: words.replace(" %", "\u00a0%")
     several, most = len(runs) > 1, mistakes.PHOTO_BYTES // len(runs) if photos else 0
     return environment.get_template("page.html").render(
@@ -63,6 +64,11 @@ def page_of(runs: Sequence[RunSummary], *, photos: bool = True) -> str:
 def _breakable(name: str) -> Markup:
     """A name that may break after the marks that divide names."""
     return Markup("<wbr>").join(re.split(r"(?<=[_/.-])", visible(name)))
+
+
+def _path(name: str) -> Markup:
+    """A path that reads from left to right, whatever the direction of its names."""
+    return Markup("/<wbr>").join(Markup(f"<bdi>{_breakable(n)}</bdi>") for n in name.split("/"))
 
 
 def _shown(value: Any) -> Any:
@@ -105,16 +111,18 @@ def _contents(run: RunSummary, most: int) -> dict[str, Any]:
 def _errors(run: RunSummary, album: mistakes.Album) -> dict[str, Any]:
     """Return what the page says of the errors of the best and the original network."""
     rows = mistakes.interpreted(run)
-    matrices = [mistakes.matrix(*row) for row in rows]
+    order = mistakes.order_of(rows)
+    matrices = [mistakes.matrix(*row, order) for row in rows]
     many = bool(rows) and None in matrices
     drawn = rows if many and len(rows[0][1].by_class) <= mistakes.MANY_CLASSES else []
     worst = [mistakes.worst(*row, album) for row in rows]
     return {
         "matrices": [] if many else matrices,
-        "confusions": [plots.confusion(*row) for row in drawn],
+        "confusions": [plots.confusion(*row, order) for row in drawn],
         "pairs": mistakes.pairs(rows) if many else None,
         "reliability": plots.reliability(rows) if rows else None,
         "worst": [gallery for gallery in worst if gallery],
         "changed": mistakes.changed(rows, album),
         "answers": bool(rows),
+        "why_no_photos": album.why_not,
     }

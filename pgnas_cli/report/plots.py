@@ -2,25 +2,28 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from ..evaluation import Evaluation, confusion_of
-from ..interpretation import neighbours
 from ..ranking import Leaderboard
 from ..training import EpochRecord
 from ..units import duration, large, percent
 from .summary import GatedLayer, RunSummary, front, winner_of
-from .svg import INK, MARKERS, MUTED, SERIES, Picture, figure_of, picture_of, styled
+from .svg import INK, MARKERS, MUTED, SERIES, WIDE, Picture, figure_of, picture_of, styled
 
 REFERENCES = ("fixed", "twin", "whole")  # evaluated beside the candidates
 MOST_COLUMNS = 60  # epochs or layers; more are put together
 MOST_POINTS = 3000  # of one picture; more are thinned out
 MOST_CELLS = 2000  # of a confusion matrix off its diagonal
+MOST_NAMED = 150  # classes that a confusion matrix names on a wide page
+LONGEST_NAME = 18  # characters of it
 
 SHARES = (  # (p up to, words, colour, opacity)
     (0.05, "kept: p below 0.05", SERIES[0], 0.95),
@@ -279,22 +282,11 @@ def reliability(rows: Sequence[tuple[str, Evaluation]]) -> Picture:
 
 
 @styled
-def confusion(name: str, row: Evaluation) -> Picture:
-    """The confusion matrix of many classes."""
-    counts = confusion_of(row)
-    used = [i for i in neighbours(counts) if counts[i].any() or counts[:, i].any()]
-    counts = counts[used][:, used]
-    figure, axes = figure_of(4.6, "predicted class", "true class, in the same order")
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+def confusion(name: str, row: Evaluation, used: Sequence[int]) -> Picture:
+    """The confusion matrix of many classes, in the order of `used`; named on a wide page."""
+    counts = confusion_of(row)[used][:, used]
     right = torch.eye(len(used), dtype=torch.bool)
-    cells, size = int(((counts > 0) & ~right).sum()), (290 / len(used)) ** 2
-    for part, colour in ((right, SERIES[0]), (~right, SERIES[1])):
-        true, said = (part & (counts > 0)).nonzero(as_tuple=True)
-        first = shares[true, said].argsort(descending=True, stable=True)[:MOST_CELLS]
-        true, said = true[first], said[first]
-        axes.scatter(said, true, s=max(size, 1.5), marker="s", color=colour, linewidths=0,
-                     alpha=(0.25 + 0.75 * shares[true, said].sqrt()).numpy())  # fmt: skip
-    axes.set(xlim=(-1, len(used)), ylim=(len(used), -1), xticks=[], yticks=[])
+    cells = int(((counts > 0) & ~right).sum())
     text = (
         f"{len(used)} classes; those that are confused stand together. On the diagonal the right"
         f" answers, beside it {cells} pairs that are confused; stronger colours are larger shares"
@@ -302,7 +294,36 @@ def confusion(name: str, row: Evaluation) -> Picture:
     )
     if cells > MOST_CELLS:
         text += f" The {MOST_CELLS} largest shares are drawn."
-    return picture_of(figure, f"Confusion matrix of {name}", text)
+    title, named = f"Confusion matrix of {name}", len(used) <= MOST_NAMED
+    narrow = picture_of(_confusion(counts, 4.6), title, text)
+    if not named:
+        return narrow
+    figure = _confusion(counts, 9.0, [row.by_class[i][0] for i in used])
+    figure.set_size_inches(WIDE, 9.0)
+    return replace(narrow, wider=picture_of(figure, title, text).svg)
+
+
+def _confusion(counts: Tensor, height: float, names: Sequence[str] = ()) -> Figure:
+    """A matrix, its cells as squares, and the names of its rows and columns."""
+    figure, axes = figure_of(height, "predicted class", "true class, in the same order")
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    right, inches = torch.eye(len(counts), dtype=torch.bool), 0.85 * height
+    size = (0.9 * 72 * inches / len(counts)) ** 2
+    for part, colour in ((right, SERIES[0]), (~right, SERIES[1])):
+        true, said = (part & (counts > 0)).nonzero(as_tuple=True)
+        first = shares[true, said].argsort(descending=True, stable=True)[:MOST_CELLS]
+        true, said = true[first], said[first]
+        axes.scatter(said, true, s=max(size, 1.5), marker="s", color=colour, linewidths=0,
+                     alpha=(0.25 + 0.75 * shares[true, said].sqrt()).numpy())  # fmt: skip
+    axes.set(xlim=(-1, len(counts)), ylim=(len(counts), -1), xticks=[], yticks=[])
+    if names:
+        short = [n if len(n) <= LONGEST_NAME else f"{n[: LONGEST_NAME - 1]}…" for n in names]
+        font = min(8.0, 64 * inches / len(names))
+        axes.set_yticks(range(len(names)), short, fontsize=font)
+        axes.set_xticks(range(len(names)), short, fontsize=font, rotation=90)
+        axes.tick_params(length=0, pad=2)
+        axes.plot([-1, len(names)], [-1, len(names)], color=MUTED, alpha=0.3, linewidth=0.5)
+    return figure
 
 
 @styled

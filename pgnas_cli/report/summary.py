@@ -135,8 +135,12 @@ class RunSummary:
         return [r for r in self.evaluated if latest and _conditions(r) == _conditions(latest)]
 
 
-def _conditions(row: Evaluation) -> tuple[str, int, str, int]:
-    return row.data, row.images, row.device, row.many.batch
+def _conditions(row: Evaluation) -> tuple[object, ...]:
+    """What two networks must share for their errors and times to be compared."""
+    return (
+        row.data, row.images, row.images_digest, row.precision, row.device, row.processor,
+        row.many.batch,
+    )  # fmt: skip
 
 
 def run_summary(run: Run) -> RunSummary:

@@ -17,7 +17,7 @@ from ..ranking import (
 )
 from ..sampling import other_size
 from ..storage import to_json
-from ..units import clock, large, pace, percent
+from ..units import clock, large, p_text, pace, percent
 from .summary import GatedLayer, RunSummary, front
 
 ROLES = {
@@ -115,11 +115,15 @@ def evaluated(run: RunSummary) -> Table | None:
         return None
     first = found[0]
     return Table(
-        f"On the {first.images} test images of {first.data}",
+        f"On the {first.images} test images of {first.data}{_computed_in(first)}",
         ("network", "test error, 95 %", *(["top-5 error, 95 %"] if top5 else []), "held-out error",
          "parameters", "MACs"),
         rows,
     )  # fmt: skip
+
+
+def _computed_in(row: Evaluation) -> str:
+    return "" if row.precision == "float32" else f", computed in {row.precision}"
 
 
 def times(run: RunSummary) -> Table | None:
@@ -135,8 +139,8 @@ def times(run: RunSummary) -> Table | None:
     ]  # fmt: skip
     many = f"{first.many.batch} images"
     return Table(
-        f"Milliseconds of a forward on {first.processor or first.device}; below, the share of the"
-        " original network's time, in half of the turns",
+        f"Milliseconds per forward on {first.processor or first.device}; below, relative to the"
+        " original network's time (the middle half of the runs)",
         ("network", "torch, 1 image", f"torch, {many}",
          *(["ONNX Runtime, 1 image", f"ONNX Runtime, {many}"] if onnx else [])),
         rows,
@@ -146,8 +150,10 @@ def times(run: RunSummary) -> Table | None:
 def _time_cell(time: Latency | None) -> Cell:
     if time is None:
         return ""
-    share = f"{time.ratio:.2f}" if time.low is None else f"{time.low:.2f} to {time.high:.2f}"
-    return f"{time.slim:.3g}", f"{share} of {time.whole:.3g}"
+    share = f"{100 * time.ratio:.0f}"
+    if time.low is not None and time.high is not None:
+        share = f"{100 * time.low:.0f}-{100 * time.high:.0f}"
+    return f"{time.slim:.3g}", f"{share} % of {time.whole:.3g}"
 
 
 def by_class(run: RunSummary) -> Table | None:
@@ -201,10 +207,10 @@ def notes(run: RunSummary) -> list[str]:
         whole = run.evaluated_as("whole", like=best)
         found += [_verdict(best, whole)] if whole else []
         found.append(
-            "Beside the original network, timed in turns, the best takes"
-            f" {_share_of_time(best.one)} for one image and {_share_of_time(best.many)} for"
-            f" {best.many.batch}: {pace(best.one.throughput)} and {pace(best.many.throughput)}"
-            " images a second."
+            "Timed in turns with the original network, the best takes"
+            f" {_share_of_time(best.one)} for one image, {pace(best.one.throughput)} images a"
+            f" second, and {_share_of_time(best.many)} for {best.many.batch},"
+            f" {pace(best.many.throughput)} images a second."
         )
         if best.onnx_one is not None and best.onnx_many is not None:
             found.append(
@@ -221,7 +227,10 @@ def notes(run: RunSummary) -> list[str]:
     alike = run.evaluated_alike()
     others = ", ".join(row.name for row in run.evaluated if row not in alike)
     if others:
-        found.append(f"Left out, since evaluated on other images, devices or batches: {others}.")
+        found.append(
+            "Left out, since evaluated on other images, on another machine, or with another"
+            f" precision or batch size: {others}."
+        )
     return found
 
 
@@ -240,9 +249,9 @@ def _verdict(best: Evaluation, whole: Evaluation) -> str:
     p = paired_test(best, whole)
     told = "these images cannot tell the two apart" if p >= 0.05 else "that is more than chance"
     return (
-        f"Of the {best.images} test images the best errs on {only_best} that the original network"
-        f" gets right, and is right on {only_whole} where that errs: {told} (exact McNemar test,"
-        f" p = {p:.3f})."
+        f"Of the {best.images} test images the best gets {only_best} wrong that the original"
+        f" network gets right, and {only_whole} right that the original network gets wrong: {told}"
+        f" (exact McNemar test, {p_text(p)})."
     )
 
 

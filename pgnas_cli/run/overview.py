@@ -31,7 +31,10 @@ class RunOverview:
 
 def overviews(folder: Path = RUNS) -> list[RunOverview]:
     """The runs in `folder`, newest first."""
-    found = [_overview(Run(path.parent)) for path in folder.glob("*/run.json")]
+    found = []
+    for path in folder.glob("*/run.json"):
+        with contextlib.suppress(OSError):  # it is removed meanwhile
+            found += [_overview(Run(path.parent))] if path.is_file() else []
     return sorted(found, key=lambda one: (one.at, one.run), reverse=True)
 
 

@@ -99,6 +99,8 @@ MOST_NAMED = 1_000  # characters of a name
 MOST_CHANNELS = 256  # of an image
 MOST_ACTIVATIONS = 2**33  # bytes of all steps on one image
 SPARE, PER_WEIGHT = 2**29, 400  # bytes; and within that many, and so many times the weights
+SMALLEST_STD = 1e-6  # of a channel scaled to [0, 1]
+SMALLEST_CROP = 0.05  # share: an image is resized to its size by this
 MOST_MACS = 4 * 10**12  # on one image
 MOST_CUT = 100  # times the weights that are left: a fit that keeps fewer has collapsed
 HARMLESS = 10_000_000  # weights of a network that is built however little is left of it
@@ -122,9 +124,9 @@ def check_supernet(spec: SupernetSpec, path: Path | None) -> Measure | None:
         "size": not 1 <= images.size <= MOST_PIXELS,
         "mean and std": not len(images.mean) == len(images.std) == images.channels
         or not all(map(math.isfinite, numbers))
-        or min(images.std) <= 0
+        or min(images.std) < SMALLEST_STD
         or max(map(abs, numbers)) > 1e6,
-        "crop": not 0 < images.crop <= 1,
+        "crop": not SMALLEST_CROP <= images.crop <= 1,
         "interpolation": images.interpolation not in INTERPOLATIONS,
     }
     impossible = [name for name, is_wrong in wrong.items() if is_wrong]

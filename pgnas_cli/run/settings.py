@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,14 @@ from typing import Any, Literal
 from ..distributed import first_here, launched, of_first
 from ..errors import PgnasError
 from ..fields import check_choice, check_fields, one_given, option, parsed
-from ..naming import PRECISIONS, RUNTIMES, check_data_name, check_forward, no_table
+from ..naming import (
+    PRECISIONS,
+    RUNTIMES,
+    check_data_name,
+    check_forward,
+    check_policy_name,
+    no_table,
+)
 from ..progress import note, task
 from ..registry import (
     PHOTOS,
@@ -183,6 +191,10 @@ def _check_alone(settings: FitSettings) -> None:
     check_data_name(settings.data)
     check_fields(settings)
     check_fields(dataclasses.replace(Recipe(), **settings.recipe))
+    check_policy_name(settings.recipe.get("aa", ""))
+    _check_together(_otherwise_harmless(settings.recipe), settings)
+    if settings.weights and settings.pretrained is True:
+        raise PgnasError("`pretrained` and `weights` are mutually exclusive; give one")
     check_forward(settings.time_runtime, settings.time_precision)
     if settings.time_table and not Path(settings.time_table).exists():
         raise no_table(settings.time_table)
@@ -191,11 +203,42 @@ def _check_alone(settings: FitSettings) -> None:
         parsed_size(target[1], f"`target_{target[0]}`", target[0])
 
 
+def _otherwise_harmless(named: dict[str, Any]) -> Recipe:
+    """A recipe with the fields that are named, and others that contradict none of them."""
+    usual: dict[str, Any] = {
+        "epochs": named.get("max_epochs") or 10**9, "lr": math.inf, "drop_opt": "adam",
+        "size_ramp": 0.0, "freeze": 1.0,
+        "sched": "multistep" if named.get("decay_milestones") else "cosine",
+    }  # fmt: skip
+    found = {**usual, **named}
+    if found["sched"] == "multistep":
+        found.setdefault("decay_milestones", (1,))
+    return dataclasses.replace(Recipe(), **found)
+
+
+def check_with_timm(recipe: dict[str, Any]) -> None:
+    """Raise PgnasError for an optimizer or a policy, of the fields that are named, timm has not."""
+    from ..data import check_policy
+
+    if "opt" in recipe:
+        _check_optimizer(recipe["opt"])
+    if recipe.get("aa"):
+        check_policy(recipe["aa"])
+
+
+def _check_optimizer(name: str) -> None:
+    from timm.optim import list_optimizers
+
+    fit = [str(known) for known in list_optimizers() if str(known) not in _UNFIT_OPTIMIZERS]
+    check_choice("opt", name, fit)
+
+
 def with_network(settings: FitSettings, given: Collection[str]) -> FitSettings:
     """`settings` with the network of their images, where `given`, the options named, has none.
 
     `PHOTOS`, unless images are small, or made so.
     """
+    check_with_timm(settings.recipe)
     if "backbone" in given:
         return settings
     from ..data import SMALL, find_data
@@ -244,16 +287,40 @@ def with_weights(
 
 def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
     """Raise PgnasError for options out of range, and for those that contradict each other."""
-    from timm.optim import list_optimizers
-
-    from ..data import check_policy
-
     check_fields(settings)
     check_fields(recipe)
-    names = [str(name) for name in list_optimizers() if str(name) not in _UNFIT_OPTIMIZERS]
-    check_choice("opt", recipe.opt, names)
-    if recipe.aa:
-        check_policy(recipe.aa)
+    check_with_timm({"opt": recipe.opt, "aa": recipe.aa})
+    _check_together(recipe, settings)
+
+
+def _check_together(recipe: Recipe, settings: FitSettings) -> None:
+    """Raise PgnasError for options that contradict each other."""
+    _check_schedule(recipe)
+    if recipe.scale[0] > recipe.scale[1]:
+        raise PgnasError("`scale` is the least and the most share of a crop, say 0.35,1")
+    if recipe.until_settled and (settings.targeted or settings.fixed_drop is not None):
+        raise PgnasError(
+            "`until_settled` waits for p, which a target size freezes and a fixed rate never moves;"
+            " leave it out"
+        )
+    if not settings.targeted:
+        return
+    if settings.fixed_drop is not None:
+        raise PgnasError("`fixed_drop` sets the size; leave the target size out")
+    if recipe.drop_opt != "adam":
+        raise PgnasError(
+            f"`drop_opt` {recipe.drop_opt} cannot aim at a target size; leave it out, or choose"
+            " adam"
+        )
+    if recipe.size_ramp > recipe.freeze:
+        raise PgnasError(
+            f"`freeze` {recipe.freeze:g} comes before the size is met, `size_ramp`"
+            f" {recipe.size_ramp:g}; possible: {recipe.size_ramp:g} or more for `freeze`"
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    """Raise PgnasError for a schedule of the learning rate that cannot be."""
     if recipe.min_lr > recipe.lr:
         raise PgnasError(f"`min_lr` {recipe.min_lr:g} is above `lr` {recipe.lr:g}")
     milestones = recipe.decay_milestones
@@ -263,36 +330,20 @@ def check_recipe(recipe: Recipe, settings: FitSettings) -> None:
         raise PgnasError(
             "`sched` multistep and `decay_milestones` go together; give both or neither"
         )
-    targeted = settings.targeted
-    if recipe.until_settled and (targeted or settings.fixed_drop is not None):
-        raise PgnasError(
-            "`until_settled` waits for p, which a target size freezes and a fixed rate never moves;"
-            " leave it out"
-        )
     if recipe.max_epochs is not None and not recipe.epochs <= recipe.max_epochs:
         raise PgnasError(
             f"`max_epochs` {recipe.max_epochs} is below `epochs` {recipe.epochs}; possible:"
             f" {recipe.epochs} or more"
         )
-    if targeted and recipe.drop_opt != "adam":
-        raise PgnasError(
-            f"`drop_opt` {recipe.drop_opt} cannot aim at a target size; leave it out, or choose"
-            " adam"
-        )
-    if 0 < recipe.epochs <= recipe.warmup_epochs:
-        raise PgnasError(
-            f"`warmup_epochs` {recipe.warmup_epochs:g} leaves nothing of `epochs` {recipe.epochs};"
-            f" possible: below {recipe.epochs}"
-        )
+    for name in ("epochs", "cycle_epochs"):
+        length = getattr(recipe, name)
+        if 0 < length <= recipe.warmup_epochs:
+            raise PgnasError(
+                f"`warmup_epochs` {recipe.warmup_epochs:g} leaves nothing of `{name}` {length:g};"
+                f" possible: below {length:g}"
+            )
     if recipe.warmup_epochs and recipe.sched == "none":
         raise PgnasError("`warmup_epochs` needs a schedule; choose another `sched` than none")
-    if recipe.scale[0] > recipe.scale[1]:
-        raise PgnasError("`scale` is the least and the most share of a crop, say 0.35,1")
-    if targeted and recipe.size_ramp > recipe.freeze:
-        raise PgnasError(
-            f"`freeze` {recipe.freeze:g} comes before the size is met, `size_ramp`"
-            f" {recipe.size_ramp:g}; possible: {recipe.size_ramp:g} or more for `freeze`"
-        )
 
 
 def run_name(backbone: str) -> str:
@@ -336,13 +387,18 @@ def run_to_fit(
             then, value = getattr(stored, key), getattr(asked, key)
         if then != value:
             raise PgnasError(
-                f"'{run.folder}' was started with `{key}` {then}, not {value}; leave the option out"
-                " to resume, or start another run"
+                f"'{run.folder}' was started with `{key}` {_typed(then)}, not {_typed(value)};"
+                " leave the option out to resume, or choose another `run`"
             )
     return run, dataclasses.replace(
         stored, recipe={**asked.recipe, **stored.recipe},
         skip_corrupt=asked.skip_corrupt or stored.skip_corrupt,
     )  # fmt: skip
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed."""
+    return "auto" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _like(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Exponential moving average of a network's weights (EMA), as timm's `--model-ema`.
 
-What is judged and kept is the average; training goes on with the weights themselves.
+Evaluation and the posterior use the average; training continues with the weights themselves.
 """
 
 import torch

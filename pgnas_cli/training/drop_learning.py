@@ -5,6 +5,7 @@ weights moves it over the hundreds of thousands of steps of the paper, and hardl
 fit. There the drop logits have Adam, whose steps do not depend on the gradient's scale.
 """
 
+import dataclasses
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -59,7 +60,9 @@ class DropLearning:
         self.drop_logit.requires_grad_(fixed_drop is None)
         self.rate = drop_rate(recipe, self.phases, target)
         self.optimizer = optimizer_of(self.drop_logit, recipe, self.rate)
-        self.schedule = schedule_of(self.optimizer, recipe, per_epoch=per_epoch, least=0.0)
+        # The warm-up is of the weights' rate: p has phases of its own.
+        at_once = dataclasses.replace(recipe, warmup_epochs=0.0)
+        self.schedule = schedule_of(self.optimizer, at_once, per_epoch=per_epoch, least=0.0)
         self.size = ExpectedSize(network)
         self.control: SizeControl | None = None
         if target is not None:

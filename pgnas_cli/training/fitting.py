@@ -26,6 +26,7 @@ from ..distributed import (
     world_size,
 )
 from ..errors import PgnasError, command
+from ..fields import parsed
 from ..gates import Prior, gates
 from ..machine import Machine, computes_bfloat16
 from ..progress import note
@@ -39,7 +40,7 @@ from ..run.posterior import (
 from ..sampling import fixed_rate
 from ..signals import StopRequest
 from ..sizes import Target, parameter_count
-from ..storage import differences, remove
+from ..storage import as_read, differences, remove
 from .checkpoint import State, fits, read_checkpoint, write_checkpoint
 from .drop_learning import DropLearning
 from .epoch import EpochRecord, EpochWatch, held_out_errors
@@ -67,6 +68,7 @@ class FitSummary:
     params: int
     groups: int
     gates: int
+    without_gates: bool = False  # none of them ever dropped: the original network
 
 
 FitEvents = Generator[FitPlan | EpochRecord | FitSummary, None, None]
@@ -96,6 +98,7 @@ def fit_events(
             f"'{run.folder}' must lie on a file system that all machines share",
         )
         if finished:
+            _refuse_other_options(run, settings)
             if rank() == 0:
                 keep_skipping(run, settings)
             yield _finished(run)
@@ -167,6 +170,7 @@ def _fitted(
     yield FitSummary(
         run.folder, loop.steps // loop.per_epoch, time.perf_counter() - began,
         _hard_error(loop, history), parameter_count(network), len(bank.groups), bank.count,
+        settings.fixed_drop == 0,
     )  # fmt: skip
 
 
@@ -177,9 +181,24 @@ def _resume_with(run: Run) -> str:
     return f"torchrun ... -m pgnas_cli -- {line.removeprefix('pgnas ')}"
 
 
+def _refuse_other_options(run: Run, settings: FitSettings) -> None:
+    """Raise PgnasError where a finished fit followed another recipe than the fields that are named.
+
+    `probe` is left out where there is nothing to probe.
+    """
+    then = posterior_of(run)[1].recipe
+    for key, value in settings.recipe.items():
+        before = getattr(then, key)
+        if key != "probe" and as_read(before) != as_read(parsed(Recipe, key, value)):
+            raise PgnasError(
+                f"'{run.folder}' was fitted with `{key}` {before}, not {value}; leave the option"
+                " out, or choose another `run`"
+            )
+
+
 def _finished(run: Run) -> FitSummary:
     """What a fit that is finished says again."""
-    network, _ = posterior_of(run)
+    network, posterior = posterior_of(run)
     try:
         records = epochs_of(run)
         last = records[-1]
@@ -192,7 +211,7 @@ def _finished(run: Run) -> FitSummary:
     seconds = sum(record.seconds for record in records)
     return FitSummary(
         run.folder, last.epoch, seconds, last.hard_error, parameter_count(network),
-        len(gates(network).groups), gates(network).count,
+        len(gates(network).groups), gates(network).count, posterior.objective.fixed_drop == 0,
     )  # fmt: skip
 
 

@@ -201,7 +201,7 @@ class Loop:
         self._set_rates()
 
     def end_epoch(self) -> None:
-        """Have the network judged by the average of its weights, where there is one, and kept."""
+        """Put the average of the weights, where there is one, into the network, and save it."""
         broadcast_(self.network)  # batch-norm statistics differ
         if self.average is not None:
             self.average.swap_(self.network)

@@ -35,6 +35,7 @@ class FitPlan:
     drop_lr: float  # of the logits of p, as the recipe has it or by the rule
     remarks: tuple[str, ...]
     not_prunable: tuple[str, ...]  # steps of the forward that the analysis does not cut
+    without_gates: bool = False  # none of them ever drops: the original network
     activation_bytes: int | None = None  # kept of one image in a step, an estimate; None: not known
     step_images: int = 0  # in memory at once
 
@@ -52,6 +53,7 @@ def plan_of(loop: Loop, posterior: Posterior, recipe_of: str, remarks: list[str]
         classes=len(data.classes), target=posterior.objective.target, recipe=loop.recipe,
         recipe_of=recipe_of, drop_lr=loop.drops.rate, remarks=tuple(remarks),
         not_prunable=tuple(bank.graph.opaque()),
+        without_gates=posterior.objective.fixed_drop == 0,
         activation_bytes=activation_bytes(loop.network, data.preprocessing.input_shape),
         step_images=-(-loop.batch // (world_size() * loop.recipe.accumulate)),
     )  # fmt: skip
@@ -65,8 +67,11 @@ def on_options(loop: Loop, settings: FitSettings) -> list[str]:
         if named:
             names = " and ".join(f"`{field}`" for field in named)
             found.append(f"{names}: no effect without a target size")
-    elif recipe.groups == "layer" and not (settings.preset or "groups" in settings.recipe):
-        found.append("one p for each layer; with a target size `groups` channel erred far less")
+    elif recipe.warmup_epochs > recipe.freeze * recipe.epochs:
+        found.append(
+            f"`warmup_epochs` {recipe.warmup_epochs:g} last longer than p learns, to epoch"
+            f" {recipe.freeze * recipe.epochs:.3g}"
+        )
     if settings.time_table and not settings.target_time:
         found.append("`time_table`: no effect without `target_time`")
     usual = FitSettings()
@@ -89,6 +94,15 @@ def on_options(loop: Loop, settings: FitSettings) -> list[str]:
         )
     if settings.sync_bn and world_size() == 1:
         found.append("`sync_bn`: no effect in one process")
+    return found + _on_schedule(recipe)
+
+
+def _on_schedule(recipe: Recipe) -> list[str]:
+    """Milestones that have no effect."""
+    found = []
+    early = [epoch for epoch in recipe.decay_milestones if epoch < recipe.warmup_epochs]
+    if early:
+        found.append(f"`decay_milestones` {early} lie within the warm-up: `lr` is never reached")
     late = [epoch for epoch in recipe.decay_milestones if epoch >= recipe.epochs]
     if late:
         found.append(f"`decay_milestones` {late} lie behind the {recipe.epochs} epochs")

@@ -3,6 +3,9 @@
 Randomness is a function of seed, step and process. A process of several mixes its own images.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from timm.data.random_erasing import RandomErasing
 from timm.optim import param_groups_layer_decay
@@ -25,7 +28,7 @@ def perturbed(
 ) -> tuple[Tensor, Tensor]:
     """A batch with parts erased and images mixed; mixed labels are float (batch, classes)."""
     mixes = [
-        make(alpha=alpha, num_classes=classes)
+        make(alpha=float(alpha), num_classes=classes)
         for make, alpha in ((MixUp, recipe.mixup), (CutMix, recipe.cutmix))
         if alpha
     ]
@@ -54,6 +57,13 @@ def layer_scales(network: nn.Module, decay: float) -> dict[str, float] | None:
     """
     if not hasattr(network, "group_matcher"):
         return None
-    groups = param_groups_layer_decay(network, layer_decay=decay)
+    # timm's matcher would take the gates for a layer.
+    without_gates: Any = SimpleNamespace(
+        group_matcher=network.group_matcher,
+        named_parameters=lambda: (
+            (name, p) for name, p in network.named_parameters() if not name.startswith("gates.")
+        ),
+    )
+    groups = param_groups_layer_decay(without_gates, layer_decay=decay)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     return {name: scale.get(id(p), 1.0) for name, p in network.named_parameters()}

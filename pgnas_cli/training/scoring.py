@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data import Part, Preprocessing, evaluation_images, placed
 from ..machine import Machine, computing
+from ..naming import not_finite
 from ..progress import track
 
 BATCH = 64  # images in each forward of one network
@@ -40,13 +41,19 @@ class Batches:
 def predictions(
     network: nn.Module, batches: Iterable[Tensor], images: int, precision: str = "float32"
 ) -> Tensor:
-    """Logits of the first `images` images in `batches`, float (images, classes)."""
+    """Logits of the first `images` images in `batches`, float (images, classes).
+
+    Raises PgnasError where one is not finite.
+    """
     assert not network.training
     logits = []
     for batch in batches:
         with computing(batch.device, precision):
             logits.append(network(batch).float().cpu())
-    return torch.cat(logits)[:images]
+    found = torch.cat(logits)[:images]
+    if not found.isfinite().all():
+        raise not_finite()
+    return found
 
 
 @dataclass(frozen=True)

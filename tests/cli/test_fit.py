@@ -28,7 +28,7 @@ def test_json_has_its_fixed_keys_and_a_named_option_is_recorded_with_run_and_pos
 ) -> None:
     found = object_of("fit", *QUICK, "--label-smoothing", "0.1", "--run", "new")
     assert set(found) == {
-        "run", "epochs", "seconds", "held_out_error", "params", "groups", "gates",
+        "run", "epochs", "seconds", "held_out_error", "params", "groups", "gates", "without_gates",
     }  # fmt: skip
     assert (found["epochs"], found["groups"], found["gates"]) == (2, 17, 512)
     named = {"epochs": 2, "batch_size": 128, "label_smoothing": 0.1}
@@ -175,6 +175,20 @@ def test_the_seed_decides_every_byte_and_another_gives_another_posterior(fitted:
     assert run(*FITTED[0], "--seed", "1", "--run", "other", "-q") == 0
     a, b = (load_file(f"{r}/posterior.safetensors")["drop_logit"] for r in ("run", "other"))
     assert not torch.equal(a, b)
+
+
+def test_a_finished_fit_is_resumed_with_its_own_options_alone(fitted: Run) -> None:
+    assert said("fit", "--resume", *HERE, "--epochs", "3")[0] == 0
+    told = refused("fit", "--resume", *HERE, "--momentum", "0.5")
+    assert "was fitted with --momentum 0.9, not 0.5; leave the option out" in told
+
+
+def test_a_network_without_gates_is_not_told_of_gates() -> None:
+    _, out, err = said("fit", *QUICK, "--fixed-drop", "0", "--run", "whole")
+    assert "parameters, trained without gates" in err
+    for word in ("prior", "p from", "p moves", "candidate", "size 100"):
+        assert word not in err + out, word
+    assert "held-out error " in out
 
 
 def test_a_finished_fit_is_not_overwritten_without_force(fitted: Run) -> None:

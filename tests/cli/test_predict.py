@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -77,6 +78,13 @@ def typed_in(content: bytes | None, *more: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
+def test_a_pipe_is_no_image() -> None:
+    os.mkfifo("pipe.jpg")
+    status, _, err = said("predict", "a.safetensors", "pipe.jpg", RED, "-j", "0")
+    assert status == 1
+    assert err.splitlines()[0] == "unreadable: 'pipe.jpg' (it is no regular file)"
+
+
 def test_paths_are_read_from_stdin_whatever_their_bytes() -> None:
     odd = b"photos/\xff \xe4.jpg"
     Path("photos", odd[7:].decode("utf-8", "surrogateescape")).write_bytes(Path(RED).read_bytes())
@@ -120,11 +128,16 @@ def test_a_reader_that_leaves_or_never_was_ends_it_quietly() -> None:
         (["none.onnx", RED], "no file 'none.onnx'"),
         (["a.safetensors", "empty"], "no images in 'empty'; read are .jpg and"),
         (["a.safetensors", RED, "--csv", "--json"], "--csv and --json are mutually exclusive"),
+        (["a.safetensors", "-", "-"], "'-' is there more than once"),
+        (["A.ONNX", RED], "'A.ONNX' is not an ONNX file"),
+        (["empty.onnx", RED], "'empty.onnx' cannot be read: it is no regular file"),
         (["a.safetensors", RED, "--top", "0"], "--top 0 is out of range; possible: 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str) -> None:
     Path("empty").mkdir()
+    Path("empty.onnx").mkdir()
+    Path("A.ONNX").write_text("none")
     assert message in refused("predict", *words)
 
 

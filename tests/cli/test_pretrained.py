@@ -126,6 +126,17 @@ def test_auto_can_be_typed_and_a_fit_that_goes_on_keeps_what_it_found(
     assert "fitted already" in err
 
 
+def test_weights_of_the_cache_that_are_not_finite_are_not_taken(
+    cached: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached["conv_stem.weight"][0] = torch.nan
+    (file,) = (tmp_path / "hub").rglob("model.safetensors")
+    save_file(cached, file)
+    with pytest.raises(PgnasError, match="are not finite; remove them from the cache"):
+        load_backbone(PHOTOS, classes=3, start=Start(pretrained=True))
+    assert not with_weights(settings_of({"backbone": PHOTOS, "data": "digits"}), []).pretrained
+
+
 def test_the_folder_of_a_search_is_the_same_with_auto() -> None:
     folders = {
         _folder(settings_of({"data": "digits", **more}), "params", "60%", 3)

@@ -69,5 +69,14 @@ def test_a_list_of_runs_needs_neither_torch_nor_numpy(fitted: Run) -> None:
     assert [one.run for one in overviews(Path())] == [fitted.folder.name]
 
 
+def test_a_folder_that_is_no_run_does_not_hide_the_runs(fitted: Run) -> None:
+    Path("odd/run.json").mkdir(parents=True)
+    Path("gone").mkdir()
+    Path("gone/run.json").symlink_to("nowhere")
+    status, out, _ = said("runs", ".")
+    assert status == 0
+    assert fitted.folder.name in out and "odd" not in out
+
+
 def test_where_there_are_no_runs_it_says_how_to_start_one() -> None:
     assert said("runs") == (0, "", "no runs in 'runs'; start one with pgnas search, or pgnas fit\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.startup import MISTAKES, seconds
+from pgnas_cli.run import settings_of
 
 from .test_terminal import in_a_terminal
 
@@ -22,6 +23,35 @@ def test_a_common_mistake_is_answered_without_torch(line: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() in (["1", "False", "False"], ["2", "False", "False"])
     assert done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fit --aa nonsense",
+        "fit --epochs 30 --warmup-epochs 40",
+        "fit --scale 1,0.3",
+        "fit --pretrained --weights x",
+        "fit --target-params 50% --until-settled",
+        "fit --target-params 50% --fixed-drop 0.3",
+        "fit --sched none --warmup-epochs 1",
+        "fit --max-epochs 3 --epochs 4",
+        "search --max-params 0.6",
+        "predict there.safetensors x.jpg --top 0",
+        "predict there.safetensors x.jpg --precision int8",
+        "predict there.safetensors - -",
+    ],
+)
+def test_options_that_contradict_each_other_are_answered_without_torch(line: str) -> None:
+    test_a_common_mistake_is_answered_without_torch(line)
+
+
+def test_options_that_fit_each_other_are_not_refused_early() -> None:
+    for given in (
+        {"max_epochs": 3}, {"decay_milestones": (1, 2)}, {"sched": "multistep"}, {"min_lr": 0.5},
+        {"size_ramp": 0.9, "target_params": "50%"}, {"warmup_epochs": 9.0},
+    ):  # fmt: skip
+        settings_of(given)
 
 
 def test_a_command_that_loads_torch_says_so_and_leaves_at_once(tmp_path: Path) -> None:

@@ -43,12 +43,14 @@ def test_every_command_says_that_its_output_is_lost_and_keeps_its_files(fitted: 
         ["sample", "-n", "3", "--force"],
         ["rank"],
         ["export", "a.safetensors"],
+        ["evaluate", "a.safetensors", "--csv", "tables"],
         ["report"],
     ):
         with redirect_stdout(_Full()):
             line = refused_into_full(*words, "--run", str(fitted.folder))
         assert line.startswith("error: the output cannot be written: No space left")
     assert fitted.report.exists() and Path("a.safetensors").exists()
+    assert fitted.evaluation.exists() and Path("tables/confusion.csv").exists()
 
 
 def refused_into_full(*words: str) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +52,30 @@ def test_evaluation_images_equal_resize_and_centre_crop_by_hand(photo_folder: Fo
     left, top = round((scaled.width - 56) / 2), 4
     by_hand = np.asarray(scaled)[top : top + 56, left : left + 56].transpose(2, 0, 1)
     assert np.abs(found[place].numpy().astype(int) - by_hand).max() <= 1
+
+
+def test_an_image_that_cannot_be_changed_is_one_line_and_the_process_ends(
+    photo_folder: Folder, tmp_path: Path
+) -> None:
+    """Also from a worker, whose end nobody waits for."""
+    code = (
+        "import sys\nfrom pgnas_cli.data import policies\nfrom pgnas_cli.cli import main\n"
+        "def broken(self, pixels, seed): raise ValueError('bits must be more')\n"
+        "policies.Policy.__call__ = broken\n"
+        "policies.check_policy.__code__ = (lambda text: None).__code__\n"
+        "main(sys.argv[1:])"
+    )
+    line = ["fit", "--data", str(photo_folder()), "--img-size", "24", "-b", "4", "--epochs", "1",
+            "--backbone", "multibranch-tiny", "--aa", "v0", "--run", "r", "-j", "1",
+            "-q"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line], cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line_of_it,) = done.stderr.splitlines()
+    assert line_of_it.startswith("error: '")
+    assert line_of_it.endswith("cannot be read (bits must be more)")
 
 
 def data_and_batch(photo_folder: Folder, source: str) -> tuple[ImageData, int]:

@@ -1,6 +1,7 @@
 """A loaded network: an ordinary module of its class that also knows its classes and images."""
 
 import copy
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,40 @@ def test_features_and_a_new_classifier_are_had_as_from_timm(name: str, made: Pat
         assert torch.equal(network(images).flatten(1), hidden.flatten(1))
     with pytest.raises(PgnasError, match="keeps its pooling; leave out `global_pool`"):
         network.reset_classifier(3, "max")
+
+
+def test_a_new_classifier_is_trained_predicts_and_may_be_none(made: Path) -> None:
+    network: Any = load(made / "a.safetensors").bfloat16()
+    path = next((made / "val").rglob("*.jpg"))
+    assert len(network.predict(path)) == 3
+    network.reset_classifier(2, network.global_pool.pool_type)
+    assert [name for name, _ in sorted(network.predict(path))] == ["0", "1"]
+    network.reset_classifier(0)
+    with pytest.raises(PgnasError, match="has no classifier; give it one with `reset_classifier`"):
+        network.predict(path)
+    for classes, told in ((-1, "`num_classes` -1 is out of range"), ("3", "is not known")):
+        with pytest.raises(PgnasError, match=told):
+            network.reset_classifier(classes)
+    with pytest.raises(PgnasError, match=r"^`top` '2\.5' is not known"):
+        network.predict(path, top=2.5)
+
+
+def test_a_network_of_onnx_runtime_is_copied(made: Path) -> None:
+    network = load(made / "a.onnx")
+    path = next((made / "val").rglob("*.jpg"))
+    assert copy.deepcopy(network).predict(path) == network.predict(path)
+
+
+@pytest.mark.parametrize("file", ["a.safetensors", "a.onnx"])
+def test_logits_that_are_not_finite_are_no_answer(file: str, made: Path) -> None:
+    network = load(made / file)
+    path = next((made / "val").rglob("*.jpg"))
+    images = network.info.supernet.preprocessing
+    odd = dataclasses.replace(images, mean=(float("nan"),) * 3)
+    spec = dataclasses.replace(network.info.supernet, preprocessing=odd)
+    network.info = dataclasses.replace(network.info, supernet=spec)
+    with pytest.raises(PgnasError, match="logits that are not finite"):
+        network.predict(path)
 
 
 def test_a_network_with_such_names_of_its_own_keeps_them(made: Path) -> None:

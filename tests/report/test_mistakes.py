@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import html
 import io
 import json
 import shutil
@@ -23,10 +24,11 @@ from pgnas_cli.report.mistakes import (
     changed,
     interpreted,
     matrix,
+    order_of,
     pairs,
     worst,
 )
-from pgnas_cli.report.page import page_of
+from pgnas_cli.report.page import _path, page_of
 from pgnas_cli.report.plots import confusion, reliability
 from pgnas_cli.report.summary import run_summary
 from pgnas_cli.run import Run
@@ -68,10 +70,12 @@ def many_classes(row: Evaluation, classes: int, images: int = 4000) -> Evaluatio
 def test_the_matrix_holds_the_counts_and_shares_of_every_pair_of_classes(searched: Run) -> None:
     rows = interpreted(run_summary(searched))
     assert [name for name, _ in rows] == ["the best", "the original network"]
+    order = order_of(rows)
     for name, row in rows:
         counts = confusion_of(row)
-        found = matrix(name, row)
+        found = matrix(name, row, order)
         assert found is not None
+        assert [*found.classes] == [str(i) for i in order]  # the same for both
         assert sorted(found.classes) == [str(i) for i in range(10)]
         for true, cells in found.rows:
             for said_class, cell in zip(found.classes, cells, strict=True):
@@ -83,7 +87,7 @@ def test_the_matrix_holds_the_counts_and_shares_of_every_pair_of_classes(searche
     assert "Confusion matrix of the best: rows are true classes" in text_of(page)
     best = confusion_of(rows[0][1])
     assert page.count('<td class="right"') + page.count('<td class="wrong"') == sum(
-        int((confusion_of(row) > 0).sum()) for _, row in rows
+        int(((confusion_of(row) > 0) | torch.eye(10).bool()).sum()) for _, row in rows
     )
     assert int(best.sum()) == rows[0][1].images
 
@@ -93,12 +97,17 @@ def test_beyond_twenty_classes_the_matrix_is_a_picture_beside_the_most_confused_
 ) -> None:
     summary = run_summary(searched)
     first = summary.evaluated[0]
-    assert matrix("it", many_classes(first, FEW_CLASSES)) is not None
+    few = many_classes(first, FEW_CLASSES)
+    assert matrix("it", few, order_of([("it", few)])) is not None
     for classes in (100, 1000):
         row = many_classes(first, classes)
-        assert matrix("it", row) is None
-        picture = confusion("it", row)
+        order = order_of([("it", row)])
+        assert matrix("it", row, order) is None
+        picture = confusion("it", row, order)
         assert f"{classes} classes" in picture.text
+        named = [f"class {i}<" in picture.wider for i in range(classes)]
+        assert all(named) if classes == 100 else not any(named)
+        assert "class 1<" not in picture.svg
         assert len(picture.svg) < 900_000
         assert sum(name == "href" for name, _ in attributes_of(picture.svg)) > 500
         table = pairs([("it", row), ("that", row)])
@@ -155,13 +164,13 @@ def test_what_changed_is_the_images_that_one_alone_gets_wrong(searched: Run) -> 
     found = changed(rows, NO_PHOTOS)
     only = [set(best.wrong) - set(whole.wrong), set(whole.wrong) - set(best.wrong)]
     assert [gallery.title for gallery in found] == [
-        "The best wrong, the original network right", "The original network wrong, the best right",
+        "Only the best is wrong", "Only the original network is wrong",
     ]  # fmt: skip
     for gallery, row, images in zip(found, (best, whole), only, strict=True):
         assert row.answers is not None
         names = [one.file for one in row.answers.mistakes if one.image in images]
         assert [photo.file for photo in gallery.photos] == names[:12]
-        total = f"all {len(images)}" if len(images) <= 12 else f"12 of {len(images)}"
+        total = f"{len(images)}" if len(images) <= 12 else f"12 of {len(images)}"
         assert gallery.caption.startswith(f"{total} images")
 
 
@@ -216,13 +225,47 @@ def test_photos_are_left_out_on_request_and_where_they_are_gone(photo_run: Run) 
     (Path("photos") / name).write_bytes(b"no image")
     assert command("report", "--run", "r", "-q") == 0
     assert len(thumbnails(written(photo_run))) == min(WORST, row.errors) - 1
-    change_evaluations(photo_run, lambda row: row.update(data="others"))
-    assert command("report", "--run", "r", "-q") == 0
-    assert not thumbnails(written(photo_run))
-    change_evaluations(photo_run, lambda row: row.update(data="photos"))
     shutil.move("photos", "elsewhere")
     assert command("report", "--run", "r", "-q") == 0
-    assert written(photo_run) == page
+    page = written(photo_run)
+    assert not thumbnails(page) and name in text_of(page)
+    assert "No photos: the folder of the fit is no longer there." in text_of(page)
+
+
+def test_images_of_another_folder_are_neither_shown_nor_compared(photo_run: Run) -> None:
+    """Of the same name, with as many images of the same names."""
+    Path("other").mkdir()
+    shutil.copytree("photos", "other/photos")
+    for file in Path("other/photos/val").rglob("*.jpg"):
+        Image.new("RGB", (64, 48), "grey").save(file)
+    (before,) = evaluations_of(photo_run)
+    shutil.copy("whole.safetensors", "again.safetensors")
+    line = ["evaluate", "again.safetensors", "--run", "r", "-j", "0", "-q"]
+    assert command(*line, "--data", "other/photos") == 0
+    _, after = evaluations_of(photo_run)
+    assert (before.data, before.images) == (after.data, after.images)
+    assert before.images_digest != after.images_digest
+    assert command("report", "--run", "r", "-q") == 0
+    page = written(photo_run)
+    assert not thumbnails(page)
+    words = html.unescape(text_of(page))
+    assert "No photos: evaluated on 'photos', not on the folder of the fit." in words
+    assert "another machine, or with another precision or batch size: whole." in words
+
+
+def test_a_label_that_changes_makes_other_images(photo_run: Run) -> None:
+    (before,) = evaluations_of(photo_run)
+    shutil.move("photos/val/red/00.jpg", "photos/val/blue/zz.jpg")
+    assert command("evaluate", "whole.safetensors", "--run", "r", "-j", "0", "-q") == 0
+    (after,) = evaluations_of(photo_run)
+    assert before.images == after.images
+    assert before.images_digest != after.images_digest
+
+
+def test_names_from_right_to_left_do_not_move_what_stands_beside_them() -> None:
+    path = _path("val/\u05e2\u05d1/0.jpg")
+    assert path == "<bdi>val</bdi>/<wbr><bdi>\u05e2\u05d1</bdi>/<wbr><bdi>0.<wbr>jpg</bdi>"
+    assert _path("a/<b>") == "<bdi>a</bdi>/<wbr><bdi>&lt;b&gt;</bdi>"
 
 
 def test_no_file_outside_the_data_folder_is_shown(photo_run: Run) -> None:

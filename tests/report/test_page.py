@@ -35,6 +35,7 @@ from pgnas_cli.report.text import by_class, evaluated, times
 from pgnas_cli.run import Run, commands_of
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
+from pgnas_cli.units import p_text
 
 from ..conftest import object_of, refused
 from ..conftest import run as command
@@ -575,9 +576,29 @@ def test_the_verdict_is_the_paired_test_on_the_test_images(searched: Run) -> Non
     only = [int((wrong[a] & ~wrong[b]).sum()) for a, b in (("best", "whole"), ("whole", "best"))]
     p = binomtest(only[0], sum(only), 0.5).pvalue if sum(only) else 1.0
     words = text_of(written(searched))
-    assert f"errs on {only[0]} that the original network gets right" in words
-    assert f"is right on {only[1]} where that errs" in words
+    assert f"gets {only[0]} wrong that the original network gets right" in words
+    assert f"and {only[1]} right that the original network gets wrong" in words
     assert f"p = {p:.3f}" in words
+
+
+def test_a_small_p_is_not_zero() -> None:
+    assert [p_text(p) for p in (1.0, 0.0123, 0.0006, 1e-56)] == [
+        "p = 1.000", "p = 0.012", "p = 0.001", "p < 0.001",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"processor": "another, 32 threads"}, {"precision": "bfloat16"}, {"images_digest": "0"}],
+)
+def test_networks_of_another_machine_precision_or_images_are_not_compared(
+    searched: Run, change: dict[str, str]
+) -> None:
+    before = words_of(searched)
+    change_evaluations(searched, lambda row: row["name"] == "whole" and row.update(change))
+    words = words_of(searched)
+    assert "(original network" in before and "(original network" not in words
+    assert "precision or batch size: whole." in words
 
 
 def test_rows_of_other_conditions_are_left_out_and_named(searched: Run) -> None:
@@ -585,7 +606,7 @@ def test_rows_of_other_conditions_are_left_out_and_named(searched: Run) -> None:
     done(searched, "evaluate", str(searched.folder / "best.safetensors"), "-b", "3")
     words = words_of(searched)
     assert "torch, 3 images" in words
-    assert "Left out, since evaluated on other images, devices or batches: twin, whole." in words
+    assert "with another precision or batch size: twin, whole." in words
     assert "(original network" not in words
 
 

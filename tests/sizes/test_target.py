@@ -15,7 +15,7 @@ from ..networks import tiny
 @pytest.mark.parametrize(
     ("text", "number", "unit"),
     [("60%", 60, "%"), (" 7.5 % ", 7.5, "%"), ("250000", 250_000, ""), ("1e5", 1e5, ""),
-     ("10M", 10, "M"), ("1.5k", 1.5, "K"), ("2 G", 2, "G"), ("0.6", 60, "%")],
+     ("10M", 10, "M"), ("1.5k", 1.5, "K"), ("2 G", 2, "G")],
 )  # fmt: skip
 def test_a_size_is_a_number_and_a_unit(text: str, number: float, unit: str) -> None:
     assert parsed_size(text, "`size`") == (number, unit)
@@ -25,6 +25,11 @@ def test_a_size_is_a_number_and_a_unit(text: str, number: float, unit: str) -> N
 def test_what_is_no_size_is_named_with_its_option(text: str) -> None:
     with pytest.raises(PgnasError, match=r"^`max_macs` '.*' is not a size; possible: a share"):
         parsed_size(text, "`max_macs`")
+
+
+def test_a_share_without_a_unit_is_asked_about() -> None:
+    with pytest.raises(PgnasError, match=r"^`size` 0\.6 has no unit; did you mean 60%\?"):
+        parsed_size("0.6", "`size`")
 
 
 @pytest.mark.parametrize("text", ["60", "1", "99.5", "100"])

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from pgnas_cli.data import ImageData
@@ -105,6 +107,19 @@ def test_layers_learn_slower_the_further_they_are_from_the_end() -> None:
     assert layer_scales(create_supernet("multibranch-tiny", 10), 0.5) is None
 
 
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "inception_v3"])
+def test_gates_are_no_layer_of_their_own(name: str) -> None:
+    """Of inception_v3, timm's matcher is a function, to which every name is a layer."""
+    size = 96 if name == "inception_v3" else 64
+    found = layer_scales(create_supernet(f"timm/{name}", 10, input_shape=(3, size, size)), 0.5)
+    plain = timm.create_model(name, num_classes=10)
+    names = {id(p): key for key, p in plain.named_parameters()}
+    groups = param_groups_layer_decay(plain, layer_decay=0.5)
+    expected = {names[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
+    assert found is not None
+    assert {key: found[key] for key in expected} == expected
+
+
 def test_the_average_is_that_of_a_plain_loop() -> None:
     network = nn.Linear(3, 2)
     average, expected = Average(network, 0.9), network.weight.detach().clone()
@@ -146,9 +161,24 @@ def test_a_policy_is_a_function_of_its_seed_and_keeps_the_shape() -> None:
         assert any(not torch.equal(one, image) for one in found)
 
 
+@pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "rand-m10-inc1", "v0", "augmix-m3-w3"])
+def test_a_policy_never_fails_at_its_highest_magnitude(text: str) -> None:
+    """timm posterises to 0 bits there, which Pillow refuses."""
+    policy = Policy(text, 8, (0.5,) * 3, "bilinear")
+    image = torch.full((3, 8, 8), 200, dtype=torch.uint8)
+    assert all(policy(image, seed).shape == image.shape for seed in range(600))
+
+
+def test_numbers_may_be_whole() -> None:
+    for name in ("mixup", "cutmix"):
+        one, other = mixed(**{name: 1}), mixed(**{name: 1.0})
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"warmup_epochs": 2.0, "cycle_epochs": 2.0}, "leaves nothing of `cycle_epochs` 2"),
         ({"aa": "rnd-m9"}, "`aa` 'rnd-m9' is not known"),
         ({"warmup_epochs": 5.0, "epochs": 5}, "`warmup_epochs` 5 leaves nothing of `epochs` 5"),
         ({"warmup_epochs": 1.0, "sched": "none"}, "needs a schedule"),

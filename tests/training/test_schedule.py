@@ -47,6 +47,25 @@ def test_cosines_restart_where_the_recipe_says(fields: dict[str, float], cycles:
         assert rate == pytest.approx(low + 0.5 * (0.05 - low) * (1 + math.cos(math.pi * done)))
 
 
+def test_a_warm_up_is_of_the_weights_and_leaves_the_rate_of_p() -> None:
+    data = load_data("digits", seed=0)
+    rates = []
+    for warmup in (0.0, 2.0):
+        backbone = build_backbone("multibranch-tiny", classes=10, channels=1, size=8)
+        recipe = replace(backbone.recipe, epochs=3, warmup_epochs=warmup)
+        loop = supernet_loop(
+            gated(backbone, recipe), data, recipe, prior_of(recipe, 1000), seed=0,
+            device=torch.device("cpu"),
+        )  # fmt: skip
+        assert loop.drops is not None
+        found = []
+        for step in range(3 * loop.per_epoch):
+            loop.drops.schedule.step_update(step)
+            found.append(loop.drops.optimizer.param_groups[0]["lr"])
+        rates.append(found)
+    assert rates[0] == rates[1]
+
+
 def test_milestones_divide_the_rate_by_ten_and_no_schedule_leaves_it() -> None:
     rates = learning_rates(epochs=6, sched="multistep", decay_milestones=(2, 4))
     assert rates == pytest.approx([0.05] * 6 + [0.005] * 6 + [0.0005] * 6)
