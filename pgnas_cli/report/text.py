@@ -140,7 +140,7 @@ def times(run: RunSummary) -> Table | None:
     many = f"{first.many.batch} images"
     return Table(
         f"Milliseconds per forward on {first.processor or first.device}; below, relative to the"
-        " original network's time (the middle half of the runs)",
+        " original network's time (the middle half of the forwards)",
         ("network", "torch, 1 image", f"torch, {many}",
          *(["ONNX Runtime, 1 image", f"ONNX Runtime, {many}"] if onnx else [])),
         rows,
