@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import timm
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
@@ -70,6 +70,11 @@ def build(
     except Exception as error:  # the hub behind timm fails in many ways
         if not pretrained:
             raise
+        if damaged := _cached(model):
+            raise PgnasError(
+                f"the file of the pretrained weights of '{model}' does not load"
+                f" ({one_line(error)}); remove '{damaged}', to download it again"
+            ) from None
         raise PgnasError(
             f"timm cannot fetch the pretrained weights of '{model}' ({one_line(error)}); download"
             " them where there is a network and give the file with `weights`"
@@ -119,6 +124,16 @@ def _fetched(model: str, **options: Any) -> nn.Module:
         constants.HF_HUB_OFFLINE = offline
     note(f"downloading the pretrained weights of timm/{model}")
     return timm.create_model(model, pretrained=True, **options)
+
+
+def _cached(model: str) -> str:
+    """The file of a network's weights in the cache; "" where it is not there."""
+    config = get_pretrained_cfg(model)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        found = config and config.hf_hub_id and try_to_load_from_cache(config.hf_hub_id, name)
+        if isinstance(found, str):
+            return found
+    return ""
 
 
 def _answers(address: str) -> bool:

@@ -126,6 +126,15 @@ def test_auto_can_be_typed_and_a_fit_that_goes_on_keeps_what_it_found(
     assert "fitted already" in err
 
 
+@pytest.mark.usefixtures("cached")
+def test_a_file_of_the_cache_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    (file,) = (tmp_path / "hub").rglob("model.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(PgnasError) as raised:
+        load_backbone(PHOTOS, classes=3, start=Start(pretrained=True))
+    assert str(raised.value).endswith(f"remove '{file}', to download it again")
+
+
 def test_weights_of_the_cache_that_are_not_finite_are_not_taken(
     cached: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
