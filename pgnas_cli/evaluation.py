@@ -218,7 +218,7 @@ def _data_of(
     if home is None:
         home = origin([*beside], {one.made_from for one in beside.values()}, run)
     folder = None if home is None else read_settings(home).data
-    if folder is None or Path(folder).name != known.name or not Path(folder).is_dir():
+    if folder is None or not Path(folder).is_dir():
         raise PgnasError(
             f"'{path}' was trained on a folder called '{known}'; say where it lies with `data`"
         )

@@ -27,7 +27,7 @@ from ..storage import from_json, to_json, with_digest
 from ..tensors import checked, read_header, read_values, restore_, shapes, write_tensors
 from ..timing import TimeTable, check_table, timed_by
 from .directory import Run
-from .settings import read_settings
+from .settings import keep_data, read_settings
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,8 @@ def held_out_of(
 ) -> ImageData:
     """The data of a run with its held-out part decoded, split as for the fit.
 
-    Raises PgnasError where they are not there, or not the same by their digest.
+    Where they lie now is kept. Raises PgnasError where they are not there, or not the same by
+    their digest.
     """
     settings = read_settings(run)
     name = moved or settings.data
@@ -291,4 +292,6 @@ def held_out_of(
             f"the images of '{name}' are not those of the fit: bring back the data, or name it with"
             " `data`"
         )
+    if moved is not None and Path(moved).is_dir():
+        keep_data(run, Path(moved))
     return held_out_decoded(data, workers)

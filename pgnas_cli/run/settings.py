@@ -428,6 +428,13 @@ def keep_skipping(run: Run, settings: FitSettings) -> None:
         write_settings(run, dataclasses.replace(read_settings(run), skip_corrupt=True))
 
 
+def keep_data(run: Run, folder: Path) -> None:
+    """Later stages find the images of a fit in `folder`, where they no longer lie in their own."""
+    stored = read_settings(run)
+    if not Path(stored.data).is_dir() and launched().rank == 0:
+        write_settings(run, dataclasses.replace(stored, data=str(folder.resolve())))
+
+
 def read_settings(run: Run) -> FitSettings:
     """The options that a run was started with."""
     try:

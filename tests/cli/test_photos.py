@@ -81,11 +81,16 @@ def test_photos_that_were_moved_are_named_to_every_later_stage_and_known_by_thei
     moved = str(folder.rename(home / "moved"))
     stages = {"rank": [], "export": ["a.safetensors"],
               "finetune": ["a.safetensors", "--epochs", "1"]}  # fmt: skip
+    before = Path("r/run.json").read_bytes()
     for stage, given in stages.items():
+        Path("r/run.json").write_bytes(before)
         line = refused(stage, *given, "--run", "r")
         assert f"no folder '{folder}' with the images of the fit; name it with --data" in line
         status, _, err = said(stage, *given, "--run", "r", "--data", moved, "-j", "0")
         assert status == 0, err
+    assert object_of("evaluate", "a.safetensors", "--run", "r", "-j", "0")["images"] == 12  # kept
+    Path("r/run.json").write_bytes(before)
+    assert "say where it lies with --data" in refused("evaluate", "a.safetensors", "--run", "r")
     assert object_of("evaluate", "a.safetensors", "--data", moved, "-j", "0")["images"] == 12
     other = Path(shutil.copytree(moved, home / "other"))
     for path in sorted((other / "train" / "red").iterdir())[2:]:
