@@ -132,26 +132,29 @@ def show_fit(
 
 def plan_lines(plan: "FitPlan") -> list[str]:
     """What is about to be fitted, and whether the prior is within reason."""
+    lines = [f"note: {remark}" for remark in plan.remarks]
+    images = f"images: {plan.fit_images} for training, {plan.held_out_images} held out for ranking"
+    steps = f"fit: {plan.recipe.epochs} epochs, {plan.steps} steps"
     if plan.without_gates:
         return [
-            *(f"note: {remark}" for remark in plan.remarks),
+            *lines,
             f"network: {large(plan.params)} parameters, trained without gates",
-            *images_lines(plan),
+            images,
+            steps,
             *memory_lines(plan),
             f"recipe: {plan.recipe_of}",
             *recipe_lines(plan.recipe, None),
         ]
     chance, prior = math.log(plan.classes), plan.prior
     decay = prior.weight_decay(plan.recipe.initial_drop)
-    lines = [f"note: {remark}" for remark in plan.remarks]
     lines += [
         f"network: {large(plan.params)} parameters; {plan.gates} gates in {plan.groups} groups on"
         f" {plan.gated_layers} layers",
-        images_lines(plan)[0],
+        images,
         f"prior: l2 {prior.l2:.4g} at N {prior.images:.4g}, at first a weight decay of {decay:.2g}",
         f"loss: the prior's part is {plan.divergence:.3g} nats per image at the start, chance level"
         f" {chance:.2f}",
-        images_lines(plan)[1],
+        steps,
         *memory_lines(plan),
         f"recipe: {plan.recipe_of}",
         *recipe_lines(plan.recipe, plan.drop_lr),
@@ -172,14 +175,6 @@ def plan_lines(plan: "FitPlan") -> list[str]:
     elif plan.divergence < -chance:
         lines.append("warning: the entropy of p outweighs the data; raise --kl-images")
     return lines
-
-
-def images_lines(plan: "FitPlan") -> list[str]:
-    """Images and steps of a fit."""
-    return [
-        f"images: {plan.fit_images} for training, {plan.held_out_images} held out for ranking",
-        f"fit: {plan.recipe.epochs} epochs, {plan.steps} steps",
-    ]
 
 
 def memory_lines(plan: "FitPlan") -> list[str]:
@@ -208,19 +203,13 @@ def recipe_lines(recipe: Recipe, drop_lr: float | None) -> list[str]:
     if recipe.layer_decay is not None:
         rate += f", times {recipe.layer_decay:g} a layer from the end"
     learner = "Adam" if recipe.drop_opt == "adam" else recipe.opt
-    lines = [
-        f"  {recipe.opt}, {rate}; batch {recipe.batch_size}",
-        *regularisation_lines(recipe),
-    ]
-    return (
-        lines
-        if drop_lr is None
-        else [
-            *lines,
+    lines = [f"  {recipe.opt}, {rate}; batch {recipe.batch_size}", *regularisation_lines(recipe)]
+    if drop_lr is not None:
+        lines.append(
             f"  p from {recipe.initial_drop:g}, {learner} at {drop_lr:.2g}, temperature"
-            f" {recipe.temperature:g}; gates {recipe.gates}, groups {recipe.groups}",
-        ]
-    )
+            f" {recipe.temperature:g}; gates {recipe.gates}, groups {recipe.groups}"
+        )
+    return lines
 
 
 def regularisation_lines(recipe: Recipe) -> list[str]:
@@ -323,9 +312,9 @@ def closing_notes(last: "EpochRecord | None", plan: "FitPlan") -> list[str]:
 
 def fit_summary_lines(summary: "FitSummary") -> list[str]:
     """What a finished fit says of itself."""
+    error = "held-out error" if summary.without_gates else "mean held-out error of a candidate"
     return [
-        f"trained for {summary.epochs} epochs in {clock(summary.seconds)};"
-        f" {'' if summary.without_gates else 'mean '}held-out error"
-        f"{'' if summary.without_gates else ' of a candidate'} {percent(summary.held_out_error)}",
+        f"trained for {summary.epochs} epochs in {clock(summary.seconds)}; {error}"
+        f" {percent(summary.held_out_error)}",
         f"posterior: {summary.run / 'posterior.safetensors'}",
     ]
