@@ -1,4 +1,4 @@
-"""Time from Enter to an answer: of ten common mistakes, and of commands that need torch or not.
+"""Time from Enter to an answer: of common mistakes, and of commands that need torch or not.
 
     python -m bench.startup [--repeats 5]
 
@@ -31,6 +31,9 @@ MISTAKES = {
     "bad size": "sample --max-params 60",
     "no run yet": "rank",
     "file of another kind": "evaluate there.safetensors",
+    "contradicting options": "fit --epochs 30 --warmup-epochs 40",
+    "policy that timm has not": "fit --aa nonsense",
+    "share without a unit": "search --max-params 0.6",
 }
 COMMANDS = {
     "help": "fit -h",

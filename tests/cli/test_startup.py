@@ -28,15 +28,12 @@ def test_a_common_mistake_is_answered_without_torch(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "fit --aa nonsense",
-        "fit --epochs 30 --warmup-epochs 40",
         "fit --scale 1,0.3",
         "fit --pretrained --weights x",
         "fit --target-params 50% --until-settled",
         "fit --target-params 50% --fixed-drop 0.3",
         "fit --sched none --warmup-epochs 1",
         "fit --max-epochs 3 --epochs 4",
-        "search --max-params 0.6",
         "predict there.safetensors x.jpg --top 0",
         "predict there.safetensors x.jpg --precision int8",
         "predict there.safetensors - -",
