@@ -16,7 +16,7 @@ import typer
 
 from ..errors import PgnasError, command
 from ..fields import check_range, one_given
-from ..registry import Recipe
+from ..registry import SMALL_IMAGES, Recipe
 from ..run import (
     MOST_CANDIDATES,
     RUNS,
@@ -94,7 +94,7 @@ def search(
         from ..machine import find_machine
         from ..report import write_report
 
-    settings = with_network(settings, given)
+    settings = _with_groups(with_network(settings, given), given)
     home = Run(run or _folder(settings, kind, size, n))
     settings = with_weights(settings, given, home)
     stages = _Stages(terminal, compare)
@@ -349,6 +349,17 @@ def _nearly(size: str, kind: str) -> str:
     if not 0 < number < (100 if unit == "%" else math.inf):
         raise PgnasError(f"{option} {size} is out of range; possible: above 0, below 100%")
     return f"{AIM * number:g}{unit}"
+
+
+def _with_groups(settings: FitSettings, given: dict[str, Any]) -> FitSettings:
+    """One p for each channel, where nothing is named: for the one size of a search it errs less.
+
+    Of networks whose operations are searched, each operation keeps its own (docs/log.md).
+    """
+    plain = settings.backbone.startswith((SMALL_IMAGES, "timm/", "torchvision/"))
+    if "groups" in given or not plain:
+        return settings
+    return dataclasses.replace(settings, recipe={**settings.recipe, "groups": "channel"})
 
 
 def _folder(settings: FitSettings, kind: str, size: str, n: int) -> Path:

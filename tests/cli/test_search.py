@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import pgnas_cli
+from pgnas_cli.cli.search import _with_groups
 from pgnas_cli.cli.terminal import _Line
 from pgnas_cli.evaluation import evaluations_of
-from pgnas_cli.run import Run
+from pgnas_cli.run import Run, settings_of
 from pgnas_cli.run.posterior import posterior_of
 from pgnas_cli.sampling import read_candidates
 
@@ -46,6 +47,22 @@ def stopped_after(step: int) -> Iterator[None]:
 def _without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes as long as the fit."""
     monkeypatch.setattr("pgnas_cli.report.write_report", lambda runs, path, photos: [])
+
+
+@pytest.mark.parametrize(
+    ("given", "groups"),
+    [
+        ({"backbone": "multibranch-tiny"}, "channel"),
+        ({"backbone": "timm/resnet18"}, "channel"),
+        ({"backbone": "multibranch-tiny", "groups": "layer"}, "layer"),
+        ({"backbone": "enas-e"}, None),
+        ({"backbone": "densenet121-inflated"}, None),
+    ],
+)
+def test_a_search_of_one_size_has_a_p_for_each_channel(
+    given: dict[str, str], groups: str | None
+) -> None:
+    assert _with_groups(settings_of(given), given).recipe.get("groups") == groups
 
 
 def test_a_search_ends_in_networks_within_the_size_and_does_nothing_twice(searched: Run) -> None:
