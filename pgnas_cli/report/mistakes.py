@@ -149,9 +149,9 @@ def matrix(name: str, row: Evaluation, used: Sequence[int]) -> Matrix | None:
 
     Classes without test images have no row.
     """
-    counts = confusion_of(row)
     if not 0 < len(used) <= FEW_CLASSES:
         return None
+    counts = confusion_of(row)
     names = [name for name, *_ in row.by_class]
     rows = []
     for true in used:

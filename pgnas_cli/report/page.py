@@ -114,7 +114,7 @@ def _errors(run: RunSummary, album: mistakes.Album) -> dict[str, Any]:
     order = mistakes.order_of(rows)
     matrices = [mistakes.matrix(*row, order) for row in rows]
     many = bool(rows) and None in matrices
-    drawn = rows if many and len(rows[0][1].by_class) <= mistakes.MANY_CLASSES else []
+    drawn = rows if many and order else []
     worst = [mistakes.worst(*row, album) for row in rows]
     return {
         "matrices": [] if many else matrices,

@@ -131,7 +131,11 @@ def test_the_page_stays_below_five_million_bytes_with_a_thousand_classes(searche
     assert "most frequent confusions of the best" in text_of(page)
 
 
-def test_more_classes_than_a_picture_holds_are_listed_alone(searched: Run) -> None:
+def test_more_classes_than_a_picture_holds_are_listed_alone(
+    searched: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their matrix, of 80 GB for 100,000 classes, is not made."""
+    monkeypatch.delattr("pgnas_cli.report.mistakes.confusion_of")
     summary = run_summary(searched)
     rows = tuple(many_classes(row, 2002) for row in summary.evaluated[:1])
     words = text_of(page_of([dataclasses.replace(summary, evaluated=rows)], photos=False))
