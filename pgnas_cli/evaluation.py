@@ -23,7 +23,6 @@ from .fields import check_choice, check_range
 from .formats import (
     READERS,
     NetworkInfo,
-    OnnxNetwork,
     PredictedTime,
     origin,
     read_network,
@@ -31,7 +30,7 @@ from .formats import (
 from .interpretation import Answers, answers_of, matrix_of, sane
 from .latency import Latency, onnx_timings, timings
 from .machine import PRECISIONS, Machine, processor_name
-from .naming import MOST_TIMED, float32_only
+from .naming import MOST_TIMED, check_precision
 from .progress import note, task
 from .ranking import like_guessing, paired_p
 from .run import Run, now, read_settings
@@ -123,8 +122,7 @@ def evaluate(
         name = data or _data_of(about, path, run, beside)
         source = find_data(name, root=data_root, skip_corrupt=skip_corrupt, reads=("test",))
         test = _test_images(source, name, about, path)
-        if precision != "float32" and isinstance(network, OnnxNetwork):
-            raise float32_only(path)
+        check_precision(precision, path)
         how = about.supernet.preprocessing
         scores.append(score(network, test, how, precision=precision, machine=machine))
         guessing.append(like_guessing(scores[-1].errors, test.labels))

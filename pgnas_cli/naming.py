@@ -61,12 +61,15 @@ def no_policy(text: str) -> PgnasError:
     )
 
 
-def float32_only(path: Path) -> PgnasError:
-    return PgnasError(f"'{path}' computes in float32; leave out `precision`")
+def is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"
 
 
-def not_finite() -> PgnasError:
-    return PgnasError("the network computes logits that are not finite: NaN or infinity")
+def check_precision(precision: str, path: Path) -> None:
+    """Raise PgnasError for what layers do not compute in; an ONNX file knows float32 alone."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision != "float32" and is_onnx(path):
+        raise PgnasError(f"'{path}' computes in float32; leave out `precision`")
 
 
 def no_table(path: str | Path) -> PgnasError:

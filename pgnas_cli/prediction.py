@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .data import picture_batches, pictures_below, placed
-from .fields import check_choice, check_range
+from .fields import check_range
 from .formats import TOP, Classifier, NetworkInfo, likeliest, likelihoods, load
-from .machine import PRECISIONS, Machine
-from .naming import float32_only
+from .machine import Machine
+from .naming import check_precision
 from .progress import task
 from .training import BATCH, predictions
 
@@ -48,12 +48,10 @@ def predict(
     Raises PgnasError for a folder without images.
     """
     check_range("top", top, 1)
-    check_choice("precision", precision, PRECISIONS)
+    check_precision(precision, Path(file))
     named = [images] if isinstance(images, str | Path) else images
     paths = image_files([str(one) for one in named])
     network = load(file)
-    if precision != "float32" and Path(file).suffix.lower() == ".onnx":
-        raise float32_only(Path(file))
     return _predicted(network, paths, top, precision, machine)
 
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import safetensors
 
 from .errors import PgnasError, one_line, visible
+from .naming import is_onnx
 
 Found = TypeVar("Found")
 
@@ -184,7 +185,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]
 
 def check_network_file(path: Path) -> None:
     """Raise PgnasError for a file that is missing, or that does not begin like a network's."""
-    if path.suffix.lower() != ".onnx":
+    if not is_onnx(path):
         safetensors_header(path)
     elif not path.exists():
         raise no_file(path)

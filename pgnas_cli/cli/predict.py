@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PgnasError
-from ..fields import check_choice, check_range
-from ..naming import PRECISIONS, float32_only
+from ..fields import check_range
+from ..naming import check_precision
 from ..storage import check_network_file
 from ..units import percent
 from . import options
@@ -53,12 +53,10 @@ def predict(
     if as_csv and as_json:
         raise PgnasError("`csv` and `json` are mutually exclusive; give one")
     check_range("top", top, 1)
-    check_choice("precision", precision, PRECISIONS)
     if images.count("-") > 1:
         raise PgnasError("'-' is there more than once, and stdin can be read once; leave one out")
+    check_precision(precision, file)
     check_network_file(file)
-    if precision != "float32" and file.suffix.lower() == ".onnx":
-        raise float32_only(file)
     places = [path for one in images for path in (_listed(terminal) if one == "-" else [one])]
     with loading(terminal):
         from ..machine import find_machine

@@ -390,10 +390,10 @@ def _loaded(
             if isinstance(item, PgnasError):
                 raise item
             yield item
-    except PgnasError:
+    except Exception as error:
+        if workers:  # a traceback would keep them alive, and the end of the process waits
+            raise error.with_traceback(None) from None
         raise
-    except Exception as error:  # its traceback would keep the workers alive, and the end waits
-        raise (error.with_traceback(None) if workers else error) from None
     finally:
         del batches  # ends the workers, also when a traceback keeps this frame
 

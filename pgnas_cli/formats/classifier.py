@@ -12,7 +12,7 @@ from ..data import evaluation_image
 from ..errors import PgnasError
 from ..fields import check_range, taken
 from ..graph import evaluating
-from ..naming import NETWORK_FILES, not_finite
+from ..naming import NETWORK_FILES, is_onnx
 from ..slimming import Layout
 from .network import NetworkInfo, read_network
 from .onnx import read_onnx
@@ -98,10 +98,9 @@ def load(path: str | Path, layout: Layout = "small") -> Classifier:
     that it was written in; it runs on the CPU, in ONNX Runtime.
     """
     path = Path(path)
-    onnx = path.suffix.lower() == ".onnx"
-    if onnx and layout != "small":
+    if is_onnx(path) and layout != "small":
         raise PgnasError(f"'{path}' has its layout already; leave out `layout`")
-    network, info = read_onnx(path) if onnx else read_network(path, layout)
+    network, info = read_onnx(path) if is_onnx(path) else read_network(path, layout)
     return as_classifier(network, info)
 
 
@@ -131,7 +130,7 @@ def likelihoods(logits: Tensor) -> Tensor:
     Raises PgnasError where one is not finite.
     """
     if not logits.isfinite().all():
-        raise not_finite()
+        raise PgnasError("the network computes logits that are not finite: NaN or infinity")
     return logits.cpu().double().softmax(1)
 
 
@@ -153,7 +152,7 @@ def likeliest(
 def _classifier_class(base: type[nn.Module]) -> type[nn.Module]:
     """`base` as a Classifier; one class for each."""
     mixed = _TimmClassifier if base.__module__.startswith("timm.models.") else Classifier
-    inner = {"__module__": __name__, "__annotations__": {}, "plain": base}
+    inner = {"__module__": __name__, "__annotations__": {}, "plain": base}  # torch.jit reads them
     return type(base.__name__, (mixed, base), inner)
 
 

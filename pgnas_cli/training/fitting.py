@@ -98,10 +98,11 @@ def fit_events(
             f"'{run.folder}' must lie on a file system that all machines share",
         )
         if finished:
-            _refuse_other_options(run, settings)
+            network, posterior = posterior_of(run)
+            _refuse_other_options(run, posterior, settings)
             if rank() == 0:
                 keep_skipping(run, settings)
-            yield _finished(run)
+            yield _finished(run, network, posterior)
         else:
             yield from _fitted(run, settings, unfinished, save_minutes, machine, resume_with)
 
@@ -181,14 +182,13 @@ def _resume_with(run: Run) -> str:
     return f"torchrun ... -m pgnas_cli -- {line.removeprefix('pgnas ')}"
 
 
-def _refuse_other_options(run: Run, settings: FitSettings) -> None:
+def _refuse_other_options(run: Run, posterior: Posterior, settings: FitSettings) -> None:
     """Raise PgnasError where a finished fit followed another recipe than the fields that are named.
 
     `probe` is left out where there is nothing to probe.
     """
-    then = posterior_of(run)[1].recipe
     for key, value in settings.recipe.items():
-        before = getattr(then, key)
+        before = getattr(posterior.recipe, key)
         if key != "probe" and as_read(before) != as_read(parsed(Recipe, key, value)):
             raise PgnasError(
                 f"'{run.folder}' was fitted with `{key}` {before}, not {value}; leave the option"
@@ -196,9 +196,8 @@ def _refuse_other_options(run: Run, settings: FitSettings) -> None:
             )
 
 
-def _finished(run: Run) -> FitSummary:
+def _finished(run: Run, network: nn.Module, posterior: Posterior) -> FitSummary:
     """What a fit that is finished says again."""
-    network, posterior = posterior_of(run)
     try:
         records = epochs_of(run)
         last = records[-1]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Part, Preprocessing, evaluation_images, placed
+from ..formats import likelihoods
 from ..machine import Machine, computing
-from ..naming import not_finite
 from ..progress import track
 
 BATCH = 64  # images in each forward of one network
@@ -41,19 +41,13 @@ class Batches:
 def predictions(
     network: nn.Module, batches: Iterable[Tensor], images: int, precision: str = "float32"
 ) -> Tensor:
-    """Logits of the first `images` images in `batches`, float (images, classes).
-
-    Raises PgnasError where one is not finite.
-    """
+    """Logits of the first `images` images in `batches`, float (images, classes)."""
     assert not network.training
     logits = []
     for batch in batches:
         with computing(batch.device, precision):
             logits.append(network(batch).float().cpu())
-    found = torch.cat(logits)[:images]
-    if not found.isfinite().all():
-        raise not_finite()
-    return found
+    return torch.cat(logits)[:images]
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,10 @@ def score(
     precision: str = "float32",  # or bfloat16
     machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> Score:
-    """Errors of `network` on a part of the data."""
+    """Errors of `network` on a part of the data.
+
+    Raises PgnasError for logits that are not finite.
+    """
     placed(network, machine.device).eval()
     images = evaluation_images(part, preprocessing, batch=BATCH, workers=machine.workers)
     labels = part.labels.split(BATCH)
@@ -96,7 +93,7 @@ def score(
                 network, Batches(pixels, preprocessing, machine.device), len(pixels), precision
             )
             said = logits.argmax(1)
-            own = logits.double().softmax(1).gather(1, said[:, None])[:, 0]
+            own = likelihoods(logits).gather(1, said[:, None])[:, 0]
             answers.append((said, own))
             missed = said != labels[place]
             wrong += (missed.nonzero().flatten() + place * BATCH).tolist()
